@@ -1,0 +1,2 @@
+//! `occyctl`: the command line.
+fn main() {}

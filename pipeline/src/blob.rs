@@ -1,0 +1,191 @@
+//! Content that can be opened as often as asked, and the streams of bytes that come out of it.
+//!
+//! A [`Blob`] is an opener, never a one-shot stream: any retry can start again. Bytes travel in bounded chunks
+//! ([`CHUNK`]), and the end of what a pipeline produces is explicit ([`LayerStream`]): a dropped producer is never an end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use crate::digest::Digest;
+use crate::registry::RegistryError;
+
+/// The size of the chunks that our own readers and writers pass on, in bytes.
+pub const CHUNK: usize = 256 * 1024;
+
+/// Bytes in order; the first error ends the stream.
+pub type ByteStream = BoxStream<'static, Result<Bytes, BlobError>>;
+
+/// Content that can be opened again.
+#[async_trait::async_trait]
+pub trait Blob: Send + Sync + fmt::Debug {
+    /// Starts to read from the first byte.
+    ///
+    /// The stream ends without an error only after all bytes were delivered and, where the blob knows them, its size and
+    /// digest were found right.
+    async fn open(&self) -> Result<ByteStream, BlobError>;
+
+    /// The size of the stored bytes, where it is known before they are read.
+    fn size(&self) -> Option<u64>;
+
+    /// A name under which two blobs of one source are equal exactly when their bytes are.
+    fn identity(&self) -> String;
+}
+
+/// A shared opener.
+pub type BlobRef = Arc<dyn Blob>;
+
+/// Why content could not be read or stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlobError {
+    /// The registry or the way to it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A file or a spool.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done to which file.
+        what: String,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The bytes are not those that were asked for.
+    #[error("digest mismatch: expected {expected}, computed {computed} over {size} bytes")]
+    Digest {
+        /// What the descriptor says.
+        expected: Digest,
+        /// What the bytes hash to.
+        computed: Digest,
+        /// How many bytes were hashed.
+        size: u64,
+    },
+    /// More or fewer bytes than the descriptor says.
+    #[error("size mismatch: expected {expected} bytes, got {actual}")]
+    Size {
+        /// What the descriptor says.
+        expected: u64,
+        /// What came, at least.
+        actual: u64,
+    },
+    /// The side that produces the bytes stopped before their end; its own error says why.
+    #[error("the producer stopped before the end of the layer")]
+    Interrupted,
+}
+
+/// The digest and size of bytes that have all passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobSummary {
+    /// Of the bytes as stored.
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// Bytes of a layer as a pipeline produces them, whose digest is known only once they have all passed.
+#[derive(Debug)]
+pub struct LayerStream {
+    pieces: mpsc::Receiver<Piece>,
+}
+
+/// The producing side of a [`LayerStream`]. Dropped without [`LayerWriter::finish`], the stream fails.
+#[derive(Debug)]
+pub struct LayerWriter {
+    pieces: mpsc::Sender<Piece>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Data(Bytes),
+    End(BlobSummary),
+}
+
+/// What a [`LayerStream`] yields.
+#[derive(Debug)]
+pub enum LayerPiece {
+    /// The next bytes.
+    Data(Bytes),
+    /// All bytes have passed; this was their sum. Nothing follows.
+    End(BlobSummary),
+}
+
+/// The consumer of a [`LayerStream`] is gone; its own error says why.
+#[derive(Debug, thiserror::Error)]
+#[error("the consumer of the layer's bytes stopped")]
+pub struct ConsumerGone;
+
+impl LayerStream {
+    /// A stream that holds at most `chunks` chunks between its two sides.
+    pub fn channel(chunks: usize) -> (LayerWriter, Self) {
+        let (sender, receiver) = mpsc::channel(chunks);
+        (LayerWriter { pieces: sender }, Self { pieces: receiver })
+    }
+
+    /// The next piece.
+    ///
+    /// # Cancel safety
+    /// Cancelled before it returns, it has taken nothing.
+    pub async fn next(&mut self) -> Result<LayerPiece, BlobError> {
+        Self::piece(self.pieces.recv().await)
+    }
+
+    /// The next piece, on a blocking thread.
+    pub fn blocking_next(&mut self) -> Result<LayerPiece, BlobError> {
+        Self::piece(self.pieces.blocking_recv())
+    }
+
+    fn piece(piece: Option<Piece>) -> Result<LayerPiece, BlobError> {
+        match piece {
+            Some(Piece::Data(bytes)) => Ok(LayerPiece::Data(bytes)),
+            Some(Piece::End(summary)) => Ok(LayerPiece::End(summary)),
+            None => Err(BlobError::Interrupted),
+        }
+    }
+}
+
+impl LayerWriter {
+    /// Hands over the next bytes, waiting for room.
+    pub async fn send(&self, bytes: Bytes) -> Result<(), ConsumerGone> {
+        self.pieces.send(Piece::Data(bytes)).await.map_err(|_| ConsumerGone)
+    }
+
+    /// [`send`](Self::send), on a blocking thread.
+    pub fn blocking_send(&self, bytes: Bytes) -> Result<(), ConsumerGone> {
+        self.pieces.blocking_send(Piece::Data(bytes)).map_err(|_| ConsumerGone)
+    }
+
+    /// Says that all bytes have passed.
+    pub async fn finish(self, summary: BlobSummary) -> Result<(), ConsumerGone> {
+        self.pieces.send(Piece::End(summary)).await.map_err(|_| ConsumerGone)
+    }
+
+    /// [`finish`](Self::finish), on a blocking thread.
+    pub fn blocking_finish(self, summary: BlobSummary) -> Result<(), ConsumerGone> {
+        self.pieces.blocking_send(Piece::End(summary)).map_err(|_| ConsumerGone)
+    }
+}
+
+/// A count of bytes that one side adds to and another reads for its progress display.
+#[derive(Clone, Debug, Default)]
+pub struct ByteCount(Arc<AtomicU64>);
+
+impl ByteCount {
+    /// Adds bytes that have passed.
+    pub fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes back bytes of an attempt that has to start again.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,1 @@
+//! The servers, images and tools that the end-to-end tests share.
