@@ -3,4 +3,5 @@
 pub mod blob;
 pub mod compression;
 pub mod digest;
+pub mod reference;
 pub mod registry;
