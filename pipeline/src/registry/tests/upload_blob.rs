@@ -167,9 +167,9 @@ async fn a_registry_that_takes_no_whole_blobs_gets_pieces() {
             _ => takes_chunks(seen, &committed),
         })
         .await;
-        let (bytes, _) = content(SIZE);
+        let (bytes, _) = content(1_000_000);
         let blob = Content::new(bytes.clone());
-        upload(&server, &blob, Options { upload_chunk: 1_000_000, ..options() }).await.unwrap();
+        upload(&server, &blob, Options { upload_chunk: 300_000, ..options() }).await.unwrap();
         let patched: Vec<u8> = server
             .seen()
             .into_iter()
