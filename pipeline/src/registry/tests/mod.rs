@@ -4,7 +4,7 @@ mod auth;
 mod blob_read;
 mod manifest;
 mod mount;
-mod server;
+pub(super) mod server;
 mod transport;
 mod upload_blob;
 mod upload_stream;
