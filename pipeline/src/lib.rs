@@ -1,6 +1,7 @@
 //! The pipeline: reads container images from a source, passes their elements through filters, writes them to an output.
 
 pub mod blob;
+pub mod codec;
 pub mod compression;
 pub mod digest;
 pub mod registry;
