@@ -2,5 +2,9 @@
 
 pub mod blob;
 pub mod compression;
+pub mod config;
 pub mod digest;
+pub mod manifest;
+pub mod platform;
 pub mod registry;
+pub mod schema1;
