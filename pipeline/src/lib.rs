@@ -3,5 +3,9 @@
 pub mod blob;
 pub mod codec;
 pub mod compression;
+pub mod config;
 pub mod digest;
+pub mod manifest;
+pub mod platform;
 pub mod registry;
+pub mod schema1;
