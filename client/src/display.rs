@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle as BarStyle};
 use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
 
-use crate::options::ProgressStyle;
+use crate::options::{Global, ProgressStyle};
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const BARS_EVERY: Duration = Duration::from_millis(100);
@@ -17,8 +17,9 @@ pub(crate) struct Display(Option<tokio::task::JoinHandle<()>>);
 
 impl Display {
     /// Begins to show `progress`.
-    pub(crate) fn start(style: ProgressStyle, progress: Progress) -> Self {
-        let bars = match style {
+    pub(crate) fn start(global: &Global, progress: Progress) -> Self {
+        let bars = match global.progress {
+            _ if global.quiet => return Self(None),
             ProgressStyle::None => return Self(None),
             ProgressStyle::Bars => true,
             ProgressStyle::Plain => false,

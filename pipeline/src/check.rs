@@ -162,7 +162,13 @@ async fn check_layer(
         state.set(LayerState::Done);
         return Ok(Checked { read: true, found });
     }
-    let (_, format) = plan.observe_layer(layer, state).await?;
+    let (summary, format) = plan.observe(layer, None, state).await?;
+    if let Some(expected) = &layer.diff_id
+        && *expected != summary.input.digest
+    {
+        let error = Error::DiffId { expected: expected.clone(), computed: summary.input.digest };
+        found.push(Finding::image(Severity::Error, error.to_string()));
+    }
     state.set(LayerState::Done);
     let stated = layer.descriptor.as_ref().and_then(|descriptor| descriptor.layer_type());
     match (&layer.descriptor, stated) {

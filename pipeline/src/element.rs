@@ -5,6 +5,8 @@
 use bytes::Bytes;
 
 use crate::blob::BlobRef;
+use crate::compression::Format;
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::filter::Report;
 use crate::manifest::{Descriptor, Family, ImageManifest};
@@ -15,6 +17,8 @@ use crate::registry::Repository;
 pub struct Image {
     /// What it is called.
     pub name: ImageName,
+    /// Its other names, in a saved tar.
+    pub aliases: Vec<String>,
     /// The manifest, where the source has one; a saved tar of docker's has none.
     pub manifest: Option<SourceManifest>,
     /// Whose media types it speaks.
@@ -23,8 +27,13 @@ pub struct Image {
     pub config: ConfigFile,
     /// Every IMAGE_LAYER, lowest first.
     pub layers: Vec<Layer>,
+}
+
+impl Image {
     /// False for an artifact: its config is not an image's, and its layers have neither diff_id nor history.
-    pub is_image: bool,
+    pub fn is_image(&self) -> bool {
+        self.config.document.is_some()
+    }
 }
 
 /// What an image is called: in `RepoTags`, in a search's results, in what `inspect` writes.
@@ -58,15 +67,22 @@ pub struct SourceManifest {
     pub parsed: ImageManifest,
 }
 
-/// CONFIG_FILE: an image's configuration, byte for byte.
+/// CONFIG_FILE: an image's configuration.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// The exact bytes.
-    pub bytes: Bytes,
-    /// Their digest.
-    pub digest: Digest,
+    /// The exact bytes. None for docker's schema 1, whose history becomes a config here, once the layers are read.
+    pub original: Option<Bytes>,
     /// Their media type.
     pub media_type: String,
+    /// What they say; None for an artifact's.
+    pub document: Option<ImageConfig>,
+}
+
+impl ConfigFile {
+    /// The digest of the source's bytes.
+    pub fn digest(&self) -> Option<Digest> {
+        self.original.as_ref().map(Digest::sha256)
+    }
 }
 
 /// IMAGE_LAYER: one layer, not yet read.
@@ -78,6 +94,8 @@ pub struct Layer {
     pub blob: BlobRef,
     /// Media type, digest and size of the stored bytes, where the source knows them.
     pub descriptor: Option<Descriptor>,
+    /// What the stored bytes are compressed with, as their media type says, or as they show where they lie at hand.
+    pub format: Format,
     /// The digest of its uncompressed tar, where the config says it.
     pub diff_id: Option<Digest>,
     /// The repository that it can be mounted from.
@@ -95,6 +113,11 @@ impl Layer {
             (None, Some(diff_id)) => diff_id.to_string(),
             (None, None) => self.blob.identity(),
         }
+    }
+
+    /// Whether it has to be read to learn its diff_id, which no config has told.
+    pub fn lacks_diff_id(&self) -> bool {
+        self.diff_id.is_none() && self.descriptor.is_none()
     }
 
     /// A non-distributable layer, whose bytes stay where its `urls` say.
@@ -130,6 +153,6 @@ pub enum StoredLayer {
         /// In bytes.
         size: u64,
         /// What they are compressed with.
-        format: crate::compression::Format,
+        format: Format,
     },
 }

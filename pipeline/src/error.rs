@@ -8,7 +8,7 @@ use crate::layer::LayerError;
 use crate::manifest::{BuildError, ManifestError};
 use crate::output::OutputError;
 use crate::platform::NoSuchPlatform;
-use crate::reference::ReferenceError;
+use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
 use crate::source::saved_tar::SavedTarError;
 use crate::uri::UriError;
@@ -22,7 +22,7 @@ pub enum Error {
     Uri(#[from] UriError),
     /// An image's name is.
     #[error(transparent)]
-    Reference(#[from] ReferenceError),
+    Reference(#[from] InvalidReference),
     /// A filter is, or could not do its work.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -50,12 +50,22 @@ pub enum Error {
     #[error("{0}: indexes are nested more than {MAX_INDEX_DEPTH} deep")]
     IndexDepth(String),
     /// A config that cannot be understood.
-    #[error("image config {digest}: {source}")]
+    #[error("config of {image}: {source}")]
     Config {
-        /// Which.
-        digest: Digest,
+        /// Whose.
+        image: String,
         /// What is wrong with it.
         source: ConfigError,
+    },
+    /// Manifest and config do not agree.
+    #[error("{image}: the manifest has {layers} layers, the config {diff_ids} diff_ids")]
+    LayerCount {
+        /// Whose.
+        image: String,
+        /// In the manifest.
+        layers: usize,
+        /// In the config.
+        diff_ids: usize,
     },
     /// A saved tar that is none.
     #[error(transparent)]
@@ -133,11 +143,12 @@ impl Error {
             Self::Manifest { .. }
             | Self::IndexDepth(_)
             | Self::Config { .. }
+            | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
             Self::SavedTar(error) => if error.is_io() { Blame::Machine } else { Blame::Image },
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
-                OutputError::NotAnImage { .. } | OutputError::ByDigest { .. } => Blame::Caller,
+                OutputError::NotAnImage { .. } | OutputError::ZstdInDocker | OutputError::ByDigest { .. } => Blame::Caller,
             },
             Self::LayerContent(error) => match error.blob_error() {
                 Some(error) => blob(error),
@@ -145,6 +156,30 @@ impl Error {
             },
             Self::Layer { source, .. } => source.blame(),
         }
+    }
+
+    /// An error of the layer at `index`, of `total`.
+    pub(crate) fn in_layer(action: &'static str, index: usize, total: usize, label: String, error: Self) -> Self {
+        Self::Layer { action, number: index + 1, total, label, source: Box::new(error) }
+    }
+
+    /// Whether it only says that another part of the same work stopped, whose own error tells why.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        match self {
+            Self::Blob(error) => matches!(error, BlobError::Interrupted),
+            Self::LayerContent(error) => matches!(error.blob_error(), Some(BlobError::Interrupted)),
+            _ => false,
+        }
+    }
+
+    /// Whether a registry says that it does not have a blob that the manifest names.
+    pub(crate) fn is_missing_blob(&self) -> bool {
+        let error = match self {
+            Self::Blob(error) => Some(error),
+            Self::LayerContent(error) => error.blob_error(),
+            _ => None,
+        };
+        matches!(error, Some(BlobError::Registry(error)) if error.is_not_found())
     }
 
     /// Whether the same request may succeed when it is made again.

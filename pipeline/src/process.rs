@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use tokio::task::JoinSet;
 
 use crate::config::ConfigError;
@@ -149,8 +148,10 @@ fn place(
 
 /// The config with the diff_ids as they are now and the filters' own edits; the source's bytes where that changes nothing.
 fn final_config(image: &Image, plan: &LayerPlan, layers: &[WrittenLayer]) -> Result<Bytes, Error> {
-    let (Some(document), original) = (&image.config.document, &image.config.original) else {
-        return Ok(image.config.original.clone().unwrap_or_default());
+    let original = &image.config.original;
+    let Some(document) = &image.config.document else {
+        // An artifact's config is copied as it is.
+        return Ok(original.clone().unwrap_or_default());
     };
     let fail = |source: ConfigError| Error::Config { image: image.name.to_string(), source };
     let mut config = document.clone();
@@ -161,7 +162,7 @@ fn final_config(image: &Image, plan: &LayerPlan, layers: &[WrittenLayer]) -> Res
     }
     plan.chain.edit_config(&mut config);
     match original {
-        Some(original) if config.raw() == document.raw() => Ok(original.clone()),
+        Some(original) if config == *document => Ok(original.clone()),
         _ => config.to_bytes().map_err(fail),
     }
 }

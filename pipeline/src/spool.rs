@@ -15,6 +15,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use crate::blob::{Blob, BlobError, ByteStream, CHUNK};
+use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Where temporary files go, and how many bytes of them there may be at once.
 #[derive(Clone, Debug)]
@@ -129,17 +130,20 @@ pub struct FileRegion {
     name: String,
     offset: u64,
     size: u64,
+    /// What the bytes have to hash to, where somebody said it.
+    digest: Option<Digest>,
 }
 
 impl FileRegion {
     /// `size` bytes of `file` from `offset`; `name` is for messages and must tell this content from any other of its source.
     pub fn new(file: Arc<File>, name: String, offset: u64, size: u64) -> Self {
-        Self { file, _spool: None, name, offset, size }
+        Self { file, _spool: None, name, offset, size, digest: None }
     }
 
     /// A part of a finished spool.
     pub fn of_spool(spool: Arc<Spool>, name: String, offset: u64, size: u64) -> io::Result<Self> {
-        Ok(Self { file: Arc::new(spool.file.try_clone()?), _spool: Some(spool), name, offset, size })
+        let file = Arc::new(spool.file.try_clone()?);
+        Ok(Self { file, _spool: Some(spool), name, offset, size, digest: None })
     }
 
     /// The bytes from `offset` of the region on, at most `length` of them. For small documents only: it is read at once.
@@ -155,6 +159,26 @@ impl FileRegion {
         Ok(bytes)
     }
 
+    /// The same bytes, whose readers find out at their end whether they are the promised ones.
+    #[must_use]
+    pub fn verified(self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self }
+    }
+
+    /// The digest of the bytes, all of which are read for it.
+    pub fn hash(&self) -> io::Result<Digest> {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut buffer = vec![0; CHUNK];
+        let mut position = 0;
+        while position < self.size {
+            let length = CHUNK.min(usize::try_from(self.size - position).unwrap_or(CHUNK));
+            self.file.read_exact_at(&mut buffer[..length], self.offset + position)?;
+            hasher.update(&buffer[..length]);
+            position += length as u64;
+        }
+        Ok(hasher.finish())
+    }
+
     /// The first bytes, as many as there are up to `buffer`'s length.
     pub fn peek<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
         let length = buffer.len().min(usize::try_from(self.size).unwrap_or(usize::MAX));
@@ -166,23 +190,10 @@ impl FileRegion {
 #[async_trait::async_trait]
 impl Blob for FileRegion {
     async fn open(&self) -> Result<ByteStream, BlobError> {
-        let region = self.clone();
-        Ok(stream::try_unfold((region, 0), |(region, position)| async move {
-            if position == region.size {
-                return Ok(None);
-            }
-            let length = CHUNK.min(usize::try_from(region.size - position).unwrap_or(CHUNK));
-            let (region, bytes) = tokio::task::spawn_blocking(move || {
-                let mut bytes = vec![0; length];
-                let result = region.file.read_exact_at(&mut bytes, region.offset + position);
-                (region, result.map(|()| Bytes::from(bytes)))
-            })
-            .await
-            .expect("reading a file does not panic");
-            match bytes {
-                Ok(bytes) => Ok(Some((bytes, (region, position + length as u64)))),
-                Err(source) => Err(BlobError::Io { what: format!("failed to read {}", region.name), source }),
-            }
+        let hasher = self.digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
+        let reading = Reading { region: self.clone(), position: 0, hasher };
+        Ok(stream::try_unfold(reading, |reading| async move {
+            tokio::task::spawn_blocking(move || reading.next()).await.expect("reading a file does not panic")
         })
         .boxed())
     }
@@ -193,6 +204,38 @@ impl Blob for FileRegion {
 
     fn identity(&self) -> String {
         format!("{}@{}+{}", self.name, self.offset, self.size)
+    }
+}
+
+/// A region that is being read.
+struct Reading {
+    region: FileRegion,
+    position: u64,
+    hasher: Option<Hasher>,
+}
+
+impl Reading {
+    fn next(mut self) -> Result<Option<(Bytes, Self)>, BlobError> {
+        let region = &self.region;
+        if self.position == region.size {
+            return match (self.hasher.map(Hasher::finish), &region.digest) {
+                (Some(computed), Some(expected)) if computed != *expected => {
+                    Err(BlobError::Digest { expected: expected.clone(), computed, size: region.size })
+                }
+                _ => Ok(None),
+            };
+        }
+        let length = CHUNK.min(usize::try_from(region.size - self.position).unwrap_or(CHUNK));
+        let mut bytes = vec![0; length];
+        region
+            .file
+            .read_exact_at(&mut bytes, region.offset + self.position)
+            .map_err(|source| BlobError::Io { what: format!("failed to read {}", region.name), source })?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        self.position += length as u64;
+        Ok(Some((bytes.into(), self)))
     }
 }
 

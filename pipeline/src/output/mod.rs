@@ -5,7 +5,7 @@ pub mod registry;
 pub mod tar;
 
 use crate::blob::{ByteCount, LayerStream};
-use crate::compression::Compression;
+use crate::compression::{Compression, Format};
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 
@@ -37,6 +37,17 @@ pub enum LayerForm {
     },
     /// No bytes at all: the layers are only looked at.
     Nothing,
+}
+
+impl LayerForm {
+    /// What is done to a layer that goes there, for messages: "failed to … layer".
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::Tar => "write",
+            Self::Stored { .. } => "push",
+            Self::Nothing => "read",
+        }
+    }
 }
 
 /// The final state of an image, when every layer is stored.
@@ -81,6 +92,9 @@ pub enum OutputError {
         /// Where it was to go.
         destination: String,
     },
+    /// Docker schema2 has no media type for zstd.
+    #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
+    ZstdInDocker,
     /// A destination that names a digest gets exactly that manifest or nothing.
     #[error("the destination asks for {expected}, and the image is {actual}")]
     ByDigest {
@@ -108,9 +122,15 @@ pub trait ImageOutput: Send + Sync {
     /// Whether the output holds this layer's blob already, or can be given it without moving its bytes.
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;
 
-    /// Stores a layer from a stream of its bytes in the output's form. May be called again for the same index when an
+    /// Stores a layer from a stream of its bytes, which have that format. May be called again for the same index when an
     /// attempt failed; the last success counts.
-    async fn write_layer(&self, index: usize, stream: LayerStream, progress: &ByteCount) -> Result<StoredLayer, Error>;
+    async fn write_layer(
+        &self,
+        index: usize,
+        stream: LayerStream,
+        format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error>;
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;

@@ -100,7 +100,7 @@ fn manifest_layer<'a>(image: &'a Image, written: &WrittenLayer) -> ManifestLayer
         },
         // Without a manifest of the source's, the descriptor is one of ours, in no family yet.
         (StoredLayer::Original, Some(descriptor)) if image.manifest.is_none() => ManifestLayer::Written {
-            format: layer.format(),
+            format: layer.format,
             blob: BlobSummary { digest: descriptor.digest.clone(), size: descriptor.size },
         },
         (StoredLayer::Original, Some(descriptor)) => ManifestLayer::Kept(descriptor),

@@ -43,6 +43,8 @@ pub struct TarOutput {
 #[derive(Debug)]
 struct Assembly {
     target: Target,
+    /// Where layers wait.
+    spools: SpoolDir,
     /// Where the next member's header goes.
     position: u64,
     /// Layers that are not in the tar yet, in its order.
@@ -108,12 +110,13 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, written: &[usize]) -> Result<(), Error> {
-        if !image.is_image {
+        if !image.is_image() {
             return Err(OutputError::NotAnImage { destination: format!("tar://{}", self.path.display()) }.into());
         }
-        let (target, _) = self.open()?;
+        let (target, spools) = self.open()?;
         *lock(&self.assembly) = Some(Assembly {
             target,
+            spools,
             position: 0,
             pending: written.iter().copied().collect(),
             direct: None,
@@ -135,16 +138,13 @@ impl super::ImageOutput for TarOutput {
         &self,
         index: usize,
         mut stream: LayerStream,
+        _format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
         let assembly = Arc::clone(&self.assembly);
         let progress = progress.clone();
-        let spools = match &self.path {
-            path if path == Path::new("-") => self.spools.clone(),
-            path => self.spools.beside(path),
-        };
         let task = move || -> Result<BlobSummary, WriteError> {
-            let mut place = begun(&mut lock(&assembly)).claim(index, &spools)?;
+            let mut place = begun(&mut lock(&assembly)).claim(index)?;
             let summary = place.fill(&mut stream, &progress)?;
             begun(&mut lock(&assembly)).settle(index, place, summary.clone())?;
             Ok(summary)
@@ -164,10 +164,12 @@ impl super::ImageOutput for TarOutput {
         let config = finished.config.clone();
         let config_name = format!("{}.json", Digest::sha256(&config).hex());
         let layers: Vec<String> = finished.layers.iter().map(|layer| member_name(stored_digest(&layer.stored))).collect();
-        let name = &finished.image.name;
+        let image = finished.image;
+        let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
+        repo_tags.extend(image.aliases.iter().cloned());
         let manifest = serde_json::json!([{
             "Config": config_name,
-            "RepoTags": name.tag.as_ref().map(|_| vec![name.to_string()]),
+            "RepoTags": repo_tags,
             "Layers": layers,
         }]);
         let task = move || -> io::Result<()> {
@@ -239,7 +241,7 @@ impl Place {
 }
 
 impl Assembly {
-    fn claim(&mut self, index: usize, spools: &SpoolDir) -> io::Result<Place> {
+    fn claim(&mut self, index: usize) -> io::Result<Place> {
         if let Target::File(file) = &self.target {
             let is_next = self.pending.front() == Some(&index);
             if is_next && self.direct.is_none_or(|direct| direct == index) {
@@ -247,7 +249,7 @@ impl Assembly {
                 return Ok(Place::Direct { file: file.file().try_clone()?, offset: self.position + BLOCK });
             }
         }
-        Ok(Place::Spool(spools.create()?))
+        Ok(Place::Spool(self.spools.create()?))
     }
 
     /// Takes a whole layer, and puts into the tar all whose turn it is now.

@@ -4,15 +4,16 @@ use futures_util::TryStreamExt;
 
 use super::SourceKind;
 use crate::blob::{Blob, BlobRef};
-use crate::config::Config;
+use crate::compression::Format;
+use crate::config::{ConfigError, ImageConfig};
 use crate::digest::Digest;
 use crate::element::{ConfigFile, Image, ImageName, Layer, SourceManifest};
 use crate::error::{Error, MAX_INDEX_DEPTH};
 use crate::manifest::{self, Family, ImageManifest, MAX_DOCUMENT, ParsedManifest, media_type};
 use crate::platform::{self, PlatformChoice};
-use crate::reference::Reference;
-use crate::registry::{Client, FetchedManifest, ManifestRef, Repository};
-use crate::schema1::Schema1;
+use crate::reference::{ManifestRef, Reference, Tag};
+use crate::registry::{Client, FetchedManifest, Repository};
+use crate::schema1::Schema1Manifest;
 
 /// This source's line in the table.
 pub const KIND: SourceKind = SourceKind {
@@ -38,7 +39,7 @@ impl RegistrySource {
 
     /// The manifest of one image, having followed indexes to it.
     async fn resolve(&self) -> Result<(FetchedManifest, ParsedManifest), Error> {
-        let mut wanted = ManifestRef::from(&self.reference);
+        let mut wanted = self.reference.manifest();
         for _ in 0..=MAX_INDEX_DEPTH {
             let fetched = self.repository.manifest(&wanted).await?;
             let parsed = manifest::parse(&fetched.bytes, Some(&fetched.media_type))
@@ -58,21 +59,26 @@ impl RegistrySource {
         let descriptor = &manifest.config;
         let blob = self.repository.blob(&descriptor.digest, Some(descriptor.size));
         let bytes = read_document(&blob, descriptor.size).await?;
-        Ok(ConfigFile {
-            bytes: bytes.into(),
-            digest: descriptor.digest.clone(),
-            media_type: descriptor.media_type.clone(),
-        })
+        let document = match manifest.is_artifact() {
+            true => None,
+            false => Some(ImageConfig::parse(&bytes).map_err(|source| self.config_error(source))?),
+        };
+        Ok(ConfigFile { original: Some(bytes.into()), media_type: descriptor.media_type.clone(), document })
     }
 
-    fn layers(&self, manifest: &ImageManifest, diff_ids: &[Digest]) -> Vec<Layer> {
+    fn config_error(&self, source: ConfigError) -> Error {
+        Error::Config { image: self.reference.to_string(), source }
+    }
+
+    fn layers(&self, manifest: &ImageManifest, diff_ids: &[Option<Digest>]) -> Vec<Layer> {
         let layers = manifest.layers.iter().enumerate();
         layers
             .map(|(index, descriptor)| Layer {
                 index,
                 blob: self.repository.blob(&descriptor.digest, Some(descriptor.size)),
                 descriptor: Some(descriptor.clone()),
-                diff_id: diff_ids.get(index).cloned(),
+                format: descriptor.layer_type().map_or(Format::None, |layer_type| layer_type.format),
+                diff_id: diff_ids.get(index).cloned().flatten(),
                 origin: Some(self.repository.clone()),
                 keep_stored: true,
             })
@@ -80,25 +86,22 @@ impl RegistrySource {
     }
 
     fn name(&self) -> ImageName {
-        ImageName { repository: self.reference.name(), tag: self.reference.tag().map(str::to_owned) }
+        ImageName { repository: self.reference.name(), tag: self.reference.tag().map(Tag::to_string) }
     }
 
     async fn from_manifest(&self, fetched: FetchedManifest, parsed: ImageManifest) -> Result<Image, Error> {
         let config = self.config_file(&parsed).await?;
-        let is_image = !parsed.is_artifact();
-        let mut diff_ids = Vec::new();
-        if is_image {
-            let fail = |source| Error::Config { digest: config.digest.clone(), source };
-            let document = Config::parse(&config.bytes).map_err(fail)?;
-            diff_ids = document.diff_ids().map_err(fail)?;
-            document.check_layer_count(parsed.layers.len()).map_err(fail)?;
+        let diff_ids = config.document.as_ref().map(ImageConfig::diff_ids).unwrap_or_default();
+        if config.document.is_some() && diff_ids.len() != parsed.layers.len() {
+            let (diff_ids, layers) = (diff_ids.len(), parsed.layers.len());
+            return Err(Error::LayerCount { image: self.reference.to_string(), diff_ids, layers });
         }
         Ok(Image {
             name: self.name(),
+            aliases: Vec::new(),
             family: parsed.family,
-            layers: self.layers(&parsed, &diff_ids),
+            layers: self.layers(&parsed, diff_ids),
             config,
-            is_image,
             manifest: Some(SourceManifest {
                 bytes: fetched.bytes,
                 media_type: fetched.media_type,
@@ -108,27 +111,27 @@ impl RegistrySource {
         })
     }
 
-    fn from_schema1(&self, schema1: &Schema1) -> Image {
-        let bytes = bytes::Bytes::from(schema1.config.clone());
+    fn from_schema1(&self, schema1: Schema1Manifest) -> Image {
         let layers = schema1.layers.iter().enumerate().map(|(index, digest)| Layer {
             index,
             blob: self.repository.blob(digest, None),
             descriptor: None,
+            format: Format::Gzip,
             diff_id: None,
             origin: Some(self.repository.clone()),
             keep_stored: true,
         });
         Image {
             name: self.name(),
+            aliases: Vec::new(),
             manifest: None,
             family: Family::Docker,
             layers: layers.collect(),
             config: ConfigFile {
-                digest: Digest::sha256(&bytes),
-                bytes,
+                original: None,
                 media_type: media_type::DOCKER_CONFIG.to_owned(),
+                document: Some(schema1.config),
             },
-            is_image: true,
         }
     }
 }
@@ -139,7 +142,7 @@ impl super::ImageSource for RegistrySource {
         let (fetched, parsed) = self.resolve().await?;
         match parsed {
             ParsedManifest::Image(parsed) => self.from_manifest(fetched, parsed).await,
-            ParsedManifest::Schema1(schema1) => Ok(self.from_schema1(&schema1)),
+            ParsedManifest::Schema1(schema1) => Ok(self.from_schema1(schema1)),
             ParsedManifest::Index(_) => unreachable!("resolve follows every index"),
         }
     }

@@ -14,14 +14,14 @@ use self::contents::Contents;
 use super::SourceKind;
 use crate::blob::Blob;
 use crate::compression::Format;
-use crate::config::{Config, ConfigError};
+use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::element::{ConfigFile, Image, ImageName, Layer, SourceManifest};
 use crate::error::{Error, MAX_INDEX_DEPTH};
 use crate::manifest::{
     self, Descriptor, Family, ImageManifest, LayerType, MAX_DOCUMENT, ParsedManifest, media_type,
 };
-use crate::reference::Reference;
+use crate::reference::{Reference, Tag};
 use crate::spool::{FileRegion, SpoolDir};
 
 /// This source's line in the table.
@@ -166,13 +166,19 @@ impl SavedTarSource {
             .ok_or_else(|| SavedTarError::Missing { path: self.path(), member: member.to_owned() })
     }
 
-    fn config(&self, contents: &Contents, member: &str) -> Result<ConfigFile, SavedTarError> {
+    fn config(&self, contents: &Contents, member: &str) -> Result<ConfigFile, Error> {
         let bytes = self.read(contents, member)?;
         let digest = Digest::sha256(&bytes);
         if named_digest(member).is_some_and(|named| named != digest) {
-            return Err(SavedTarError::Damaged { path: self.path(), member: member.to_owned(), computed: digest });
+            let (path, member) = (self.path(), member.to_owned());
+            return Err(SavedTarError::Damaged { path, member, computed: digest }.into());
         }
-        Ok(ConfigFile { bytes: bytes.into(), digest, media_type: media_type::DOCKER_CONFIG.to_owned() })
+        let fail = |source| Error::Config { image: self.path(), source };
+        Ok(ConfigFile {
+            document: Some(ImageConfig::parse(&bytes).map_err(fail)?),
+            original: Some(bytes.into()),
+            media_type: media_type::DOCKER_CONFIG.to_owned(),
+        })
     }
 
     fn layer(
@@ -180,7 +186,7 @@ impl SavedTarSource {
         contents: &Contents,
         index: usize,
         member: &str,
-        diff_id: &Digest,
+        diff_id: Option<&Digest>,
     ) -> Result<Layer, SavedTarError> {
         let fail = |source| SavedTarError::Io { path: self.path(), source };
         let region = self.region(contents, member)?;
@@ -201,7 +207,8 @@ impl SavedTarSource {
             index,
             blob: std::sync::Arc::new(blob),
             descriptor,
-            diff_id: Some(diff_id.clone()),
+            format,
+            diff_id: diff_id.cloned(),
             origin: None,
             keep_stored: format != Format::None,
         })
@@ -246,19 +253,19 @@ impl SavedTarSource {
             .map_err(|error| bad(error.to_string()))?;
         let (saved, tag) = self.choose(images)?;
         let mut config = self.config(contents, &saved.config)?;
-        let fail = |source: ConfigError| Error::Config { digest: config.digest.clone(), source };
-        let diff_ids = Config::parse(&config.bytes).map_err(fail)?.diff_ids().map_err(fail)?;
+        let diff_ids = config.document.as_ref().map(ImageConfig::diff_ids).unwrap_or_default();
         let members = saved.layers.as_deref().unwrap_or_default();
         if members.len() != diff_ids.len() {
             let reason = format!("{} layers, but the config has {} diff_ids", members.len(), diff_ids.len());
             return Err(bad(reason).into());
         }
         let mut layers = Vec::with_capacity(members.len());
-        for (index, (member, diff_id)) in members.iter().zip(&diff_ids).enumerate() {
-            layers.push(self.layer(contents, index, member, diff_id)?);
+        for (index, (member, diff_id)) in members.iter().zip(diff_ids).enumerate() {
+            layers.push(self.layer(contents, index, member, diff_id.as_ref())?);
         }
         let mut family = Family::Docker;
-        let manifest = self.original_manifest(contents, &config.digest).filter(|manifest| is_of(manifest, &layers));
+        let digest = config.digest().expect("a saved config has its bytes");
+        let manifest = self.original_manifest(contents, &digest).filter(|manifest| is_of(manifest, &layers));
         if let Some(manifest) = &manifest {
             family = manifest.parsed.family;
             config.media_type.clone_from(&manifest.parsed.config.media_type);
@@ -271,7 +278,7 @@ impl SavedTarSource {
             None => ImageName { repository: self.stem(), tag: None },
         };
         let aliases = saved.tags().iter().filter(|alias| Some(*alias) != tag.as_ref()).cloned().collect();
-        Ok(Image { name, aliases, manifest, family, config, layers, is_image: true })
+        Ok(Image { name, aliases, manifest, family, config, layers })
     }
 
     fn stem(&self) -> String {
@@ -324,7 +331,7 @@ fn is_of(manifest: &SourceManifest, layers: &[Layer]) -> bool {
 fn image_name(tag: &str) -> ImageName {
     match tag.parse::<Reference>() {
         Ok(reference) => {
-            ImageName { repository: reference.name(), tag: reference.tag().map(str::to_owned) }
+            ImageName { repository: reference.name(), tag: reference.tag().map(Tag::to_string) }
         }
         Err(_) => ImageName { repository: tag.to_owned(), tag: None },
     }
