@@ -4,3 +4,4 @@ pub mod blob;
 pub mod compression;
 pub mod digest;
 pub mod registry;
+pub mod tar;
