@@ -17,19 +17,19 @@ use tokio_stream::StreamExt;
 
 use super::SavedTarError;
 use crate::spool::{FileRegion, SpoolDir};
-use crate::tar::{Skip, TarError, Walker};
+use crate::tar::{BLOCK, Kind, Limits, Member, TarError, Walker};
 
 /// Links are followed this many times; more is a loop.
 const MAX_LINKS: usize = 16;
 /// A saved tar has a handful of members a layer; this many is an attack.
-const MAX_MEMBERS: usize = 1 << 17;
+const MAX_MEMBERS: usize = 1 << 14;
 
 /// The members of a saved tar, by their cleaned names.
 #[derive(Debug, Default)]
-pub(super) struct Contents(HashMap<String, Member>);
+pub(super) struct Contents(HashMap<String, Content>);
 
 #[derive(Debug)]
-enum Member {
+enum Content {
     File(FileRegion),
     /// A symbolic or hard link, as a cleaned name from the top.
     Link(String),
@@ -45,12 +45,6 @@ pub(super) enum ContentsError {
 impl From<io::Error> for ContentsError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-impl From<TarError> for ContentsError {
-    fn from(error: TarError) -> Self {
-        Self::Tar(error.to_string())
     }
 }
 
@@ -122,24 +116,35 @@ impl Contents {
         let mut name = clean(member);
         for _ in 0..MAX_LINKS {
             match self.0.get(&name)? {
-                Member::File(region) => return Some(region.clone()),
-                Member::Link(target) => name.clone_from(target),
+                Content::File(region) => return Some(region.clone()),
+                Content::Link(target) => name.clone_from(target),
             }
         }
         None
     }
 
+    /// Reads the headers only. Each member has a walker of its own, from where the last member ended.
     fn index(file: Arc<File>, name: &str) -> Result<Self, ContentsError> {
         let mut contents = Self::default();
-        let mut walker = Walker::new(Seeking(&file));
-        (&*file).seek(SeekFrom::Start(0))?;
-        while let Some(entry) = walker.next_entry()? {
-            let path = String::from_utf8_lossy(entry.path()).into_owned();
-            let link = String::from_utf8_lossy(entry.link_name()).into_owned();
-            let region = FileRegion::new(Arc::clone(&file), format!("{name}: {path}"), entry.data_offset(), entry.size());
-            contents.insert(entry.type_flag(), &path, &link, region)?;
+        let mut position = 0;
+        loop {
+            (&*file).seek(SeekFrom::Start(position))?;
+            let mut walker = Walker::new(&*file, Limits::default());
+            let mut member = Member::default();
+            if !walker.read_member(&mut member).map_err(|error| at(position, &error))? {
+                return Ok(contents);
+            }
+            let offset = position + walker.header().len() as u64;
+            let path = String::from_utf8_lossy(member.path()).into_owned();
+            let link = String::from_utf8_lossy(member.link());
+            if member.sparse().is_some() {
+                return Err(ContentsError::Tar(format!("{path:?} is a sparse file")));
+            }
+            let size = member.stored_size();
+            let region = FileRegion::new(Arc::clone(&file), format!("{name}: {path}"), offset, size);
+            contents.insert(member.kind(), &path, &link, region)?;
+            position = (offset + size).next_multiple_of(BLOCK as u64);
         }
-        Ok(contents)
     }
 
     async fn spool(
@@ -156,7 +161,12 @@ impl Contents {
             let mut entry = entry.map_err(|error| ContentsError::Tar(error.to_string()))?;
             let path = String::from_utf8_lossy(&entry.path_bytes()?).into_owned();
             let link = entry.link_name_bytes()?.map(|link| String::from_utf8_lossy(&link).into_owned());
-            let type_flag = entry.header().entry_type().as_byte();
+            let kind = match entry.header().entry_type().as_byte() {
+                b'0' | 0 | b'7' => Kind::Regular,
+                b'1' => Kind::HardLink,
+                b'2' => Kind::Symlink,
+                flag => Kind::Other(flag),
+            };
             let offset = spool.size();
             loop {
                 let count = entry.read(&mut buffer).await?;
@@ -165,34 +175,34 @@ impl Contents {
                 }
                 spool.write_all(&buffer[..count])?;
             }
-            members.push((type_flag, path, link.unwrap_or_default(), offset, spool.size() - offset));
+            members.push((kind, path, link.unwrap_or_default(), offset, spool.size() - offset));
         }
         let spool = Arc::new(spool);
         let mut contents = Self::default();
-        for (type_flag, path, link, offset, size) in members {
+        for (kind, path, link, offset, size) in members {
             let region = FileRegion::of_spool(Arc::clone(&spool), format!("{name}: {path}"), offset, size)?;
-            contents.insert(type_flag, &path, &link, region)?;
+            contents.insert(kind, &path, &link, region)?;
         }
         Ok(contents)
     }
 
     /// A later member of the same name replaces an earlier one, as unpacking would.
-    fn insert(&mut self, type_flag: u8, path: &str, link: &str, region: FileRegion) -> Result<(), ContentsError> {
+    fn insert(&mut self, kind: Kind, path: &str, link: &str, region: FileRegion) -> Result<(), ContentsError> {
         let path = clean(path);
-        let member = match type_flag {
-            b'0' | 0 | b'7' => Member::File(region),
-            b'1' => Member::Link(clean(link)),
-            b'2' if link.starts_with('/') => Member::Link(clean(link)),
-            b'2' => {
+        let content = match kind {
+            Kind::Regular => Content::File(region),
+            Kind::HardLink => Content::Link(clean(link)),
+            Kind::Symlink if link.starts_with('/') => Content::Link(clean(link)),
+            Kind::Symlink => {
                 let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-                Member::Link(clean(&format!("{directory}/{link}")))
+                Content::Link(clean(&format!("{directory}/{link}")))
             }
             _ => return Ok(()),
         };
         if self.0.len() == MAX_MEMBERS {
             return Err(ContentsError::Tar(format!("more than {MAX_MEMBERS} members")));
         }
-        self.0.insert(path, member);
+        self.0.insert(path, content);
         Ok(())
     }
 }
@@ -240,21 +250,10 @@ fn clean(name: &str) -> String {
     parts.join("/")
 }
 
-/// A file whose members are skipped by seeking.
-struct Seeking<'a>(&'a File);
-
-impl Read for Seeking<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl Skip for Seeking<'_> {
-    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
-        let position = self.0.stream_position()?;
-        let end = self.0.metadata()?.len();
-        let next = position.saturating_add(bytes).min(end);
-        self.0.seek(SeekFrom::Start(next))?;
-        Ok(next - position)
+/// An error of a walker that began at `position` of the whole tar.
+fn at(position: u64, error: &TarError) -> ContentsError {
+    match position {
+        0 => ContentsError::Tar(error.to_string()),
+        position => ContentsError::Tar(format!("in the member at offset {position}: {error}")),
     }
 }
