@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use occy_pipeline::codec::Pool;
-use occy_pipeline::filter::Chain;
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::registry::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
@@ -58,7 +58,7 @@ fn registry_options(
     let username = own.0.or(global.username.as_ref());
     let password = own.1.or(global.password.as_ref());
     let credentials = match (username, password) {
-        (Some(username), Some(password)) => Some(Credentials::basic(username, password)),
+        (Some(username), Some(password)) => Some(Credentials::Basic { username: username.clone(), password: password.clone().into() }),
         (None, None) => None,
         (Some(_), None) => anyhow::bail!("a username for the {role}'s registry needs a password too"),
         (None, Some(_)) => anyhow::bail!("a password for the {role}'s registry needs a username too"),
@@ -82,7 +82,7 @@ fn registry_options(
         client_certificate,
         credentials,
         docker_config: match &global.docker_config {
-            Some(path) => ConfigFile::At(path.clone()),
+            Some(path) => ConfigFile::Path(path.clone()),
             None => ConfigFile::Default,
         },
         allow_networks,
@@ -92,10 +92,10 @@ fn registry_options(
 }
 
 /// What is done with every layer.
-pub(crate) fn plan(global: &Global, settings: &Settings, chain: Chain, verify_diff_ids: bool) -> Arc<LayerPlan> {
+pub(crate) fn plan(global: &Global, settings: &Settings, chain: FilterChain, verify_diff_ids: bool) -> Arc<LayerPlan> {
     Arc::new(LayerPlan {
         chain,
-        pool: Pool::shared(),
+        pool: Pool::shared().clone(),
         spools: settings.spools.clone(),
         max_layer_size: global.max_layer_size,
         verify_diff_ids,

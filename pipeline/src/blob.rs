@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
@@ -38,6 +39,32 @@ pub trait Blob: Send + Sync + fmt::Debug {
 
 /// A shared opener.
 pub type BlobRef = Arc<dyn Blob>;
+
+/// Content that is at hand.
+#[derive(Clone, Debug)]
+pub struct MemoryBlob(Bytes);
+
+impl MemoryBlob {
+    /// These bytes, which are few: a config, a manifest.
+    pub fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+#[async_trait::async_trait]
+impl Blob for MemoryBlob {
+    async fn open(&self) -> Result<ByteStream, BlobError> {
+        Ok(futures_util::stream::iter([Ok(self.0.clone())]).boxed())
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.0.len() as u64)
+    }
+
+    fn identity(&self) -> String {
+        Digest::sha256(&self.0).to_string()
+    }
+}
 
 /// Why content could not be read or stored.
 #[derive(Debug, thiserror::Error)]

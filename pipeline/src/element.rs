@@ -138,7 +138,7 @@ pub struct WrittenLayer {
     /// Whether a filter edited it.
     pub edited: bool,
     /// What each filter reports of it, in the filters' order.
-    pub reports: Vec<Report>,
+    pub reports: Vec<Option<Report>>,
 }
 
 /// What an output stored of one layer.

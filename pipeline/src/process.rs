@@ -8,8 +8,9 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use crate::config::ConfigError;
-use crate::element::{Image, StoredLayer, WrittenLayer};
+use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
+use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Rendering};
 use crate::output::{FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::progress::{LayerState, Progress};
 use crate::source::ImageSource;
@@ -154,16 +155,59 @@ fn final_config(image: &Image, plan: &LayerPlan, layers: &[WrittenLayer]) -> Res
         return Ok(original.clone().unwrap_or_default());
     };
     let fail = |source: ConfigError| Error::Config { image: image.name.to_string(), source };
-    let mut config = document.clone();
+    let mut patched = document.clone();
     for layer in layers {
         if let Some(diff_id) = &layer.diff_id {
-            config.patch_diff_id(layer.index, diff_id.clone()).map_err(fail)?;
+            patched.patch_diff_id(layer.index, diff_id.clone()).map_err(fail)?;
         }
     }
-    plan.chain.edit_config(&mut config);
+    let bytes = patched.to_bytes().map_err(fail)?;
+    let mut config = serde_json::from_slice(&bytes).expect("what was just written parses");
     match original {
-        Some(original) if config == *document => Ok(original.clone()),
-        _ => config.to_bytes().map_err(fail),
+        _ if plan.chain.edit_config(&mut config) => {
+            Ok(serde_json::to_vec(&config).expect("a JSON value can be written").into())
+        }
+        Some(original) if patched == *document => Ok(original.clone()),
+        _ => Ok(bytes),
+    }
+}
+
+impl Outcome {
+    /// What the filters have to say, in their order: to be printed, or appended to files.
+    pub fn renderings(&self, chain: &FilterChain, format: OutputFormat) -> Vec<Rendering> {
+        let mut renderings = Vec::new();
+        let source = self.image.config.document.as_ref();
+        let raw = source.map(|config| serde_json::Value::Object(config.raw().clone())).unwrap_or_default();
+        for (position, filter) in chain.filters().iter().enumerate() {
+            let mut config = raw.clone();
+            chain.edit_config_before(position, &mut config);
+            let hexes: Vec<String> = self.image.layers.iter().map(shown_hex).collect();
+            let layers = self.layers.iter().zip(&self.image.layers).zip(&hexes);
+            let layers: Vec<_> = layers
+                .map(|((written, layer), hex)| LayerFindings {
+                    hex,
+                    digest: layer.descriptor.as_ref().map(|descriptor| &descriptor.digest),
+                    report: written.reports.get(position).and_then(Option::as_ref),
+                })
+                .collect();
+            let findings = ImageFindings {
+                image: &self.image.name.repository,
+                tag: self.image.name.tag.as_deref().unwrap_or_default(),
+                config: &config,
+                layers: &layers,
+            };
+            renderings.extend(filter.render(&findings, format));
+        }
+        renderings
+    }
+}
+
+/// The hex by which people know a layer: of the diff_id, which is the same in a saved tar and in a registry.
+fn shown_hex(layer: &Layer) -> String {
+    match (&layer.diff_id, &layer.descriptor) {
+        (Some(digest), _) => digest.hex().to_owned(),
+        (None, Some(descriptor)) => descriptor.digest.hex().to_owned(),
+        (None, None) => layer.index.to_string(),
     }
 }
 

@@ -19,9 +19,9 @@ use crate::compression::{Compression, Format};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
-use crate::filter::Chain;
+use crate::filter::FilterChain;
 use crate::layer::{LayerError, LayerPass, Mode, PassOutcome, PassSummary, Restart, TarOut};
-use crate::output::{ImageOutput, LayerForm};
+use crate::output::{ImageOutput, LayerForm, Moved};
 use crate::progress::{LayerProgress, LayerState};
 use crate::spool::SpoolDir;
 
@@ -34,7 +34,7 @@ const ATTEMPTS: u32 = 3;
 #[derive(Debug)]
 pub struct LayerPlan {
     /// The filters, in their order.
-    pub chain: Chain,
+    pub chain: FilterChain,
     /// Where compression runs.
     pub pool: Pool,
     /// Where what has to wait is kept.
@@ -144,10 +144,8 @@ impl LayerPlan {
         layer: &Layer,
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
-        if output.has_layer(layer).await? {
+        if output.copy_layer(layer, &progress.bytes).await? == Moved::Nothing {
             progress.set(LayerState::Reused);
-        } else {
-            output.copy_layer(layer, &progress.bytes).await?;
         }
         Ok(WrittenLayer {
             index: layer.index,

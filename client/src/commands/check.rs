@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use occy_pipeline::check::{self, CheckReport, Severity};
-use occy_pipeline::filter::Chain;
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
 
@@ -17,7 +17,7 @@ pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit
     let settings = settings(global)?;
     let source = open::source(&options.source, &settings)?;
     let parallel = source.max_workers.unwrap_or(settings.parallel);
-    let plan = plan(global, &settings, Chain::default(), true);
+    let plan = plan(global, &settings, FilterChain::default(), true);
     let progress = Progress::default();
     let display = Display::start(global, progress.clone());
     let report = check::check(source.end.as_ref(), plan, options.fast, parallel, &progress).await?;

@@ -1,6 +1,7 @@
 //! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
+pub mod nothing;
 pub mod registry;
 pub mod tar;
 
@@ -48,6 +49,15 @@ impl LayerForm {
             Self::Nothing => "read",
         }
     }
+}
+
+/// What it took to have a layer at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// Its bytes went there.
+    Bytes,
+    /// It was there, or was mounted from another repository of the same registry.
+    Nothing,
 }
 
 /// The final state of an image, when every layer is stored.
@@ -116,8 +126,8 @@ pub trait ImageOutput: Send + Sync {
     /// a layer that stands twice in an image is stored once.
     async fn begin(&self, image: &Image, written: &[usize]) -> Result<(), Error>;
 
-    /// Stores a layer's blob as it is. Only for [`LayerForm::Stored`]; its descriptor is known.
-    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<(), Error>;
+    /// Stores a layer's blob as it is, if it is not there yet. Only for [`LayerForm::Stored`]; its descriptor is known.
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error>;
 
     /// Whether the output holds this layer's blob already, or can be given it without moving its bytes.
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;

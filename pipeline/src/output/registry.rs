@@ -3,15 +3,15 @@
 //! Blobs go up in any order, several at a time, and stay invisible: the tag is the last thing that is written, after all
 //! of them, so whoever pulls it gets the old image or the whole new one.
 
-use super::{FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
-use crate::blob::{BlobSummary, ByteCount, LayerStream};
+use super::{FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use crate::blob::{BlobSummary, ByteCount, LayerStream, MemoryBlob};
 use crate::compression::{Compression, Format};
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::manifest::{Family, ManifestLayer, build_image_manifest, family_for};
 use crate::reference::Reference;
-use crate::registry::{Client, ManifestRef, Mount, Repository};
+use crate::registry::{Access, Client, Mount, Repository, UploadSession};
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
@@ -61,7 +61,28 @@ impl RegistryOutput {
         compression: Option<Compression>,
         format: ManifestFormat,
     ) -> Self {
-        Self { repository: client.repository(&reference), reference, compression, format }
+        Self { repository: client.repository(&reference, Access::Push), reference, compression, format }
+    }
+
+    /// Whether the destination has a layer, or can be given it from another of its repositories.
+    async fn find(&self, layer: &Layer) -> Result<Found, Error> {
+        if layer.is_foreign() {
+            return Ok(Found::Here);
+        }
+        let Some(descriptor) = &layer.descriptor else { return Ok(Found::Not(None)) };
+        if self.repository.blob_head(&descriptor.digest).await? == Some(descriptor.size) {
+            return Ok(Found::Here);
+        }
+        match &layer.origin {
+            Some(origin) if origin.host() == self.repository.host() && origin.name() != self.repository.name() => {
+                match self.repository.mount(&descriptor.digest, origin.name()).await {
+                    Mount::Mounted => Ok(Found::Here),
+                    Mount::Session(session) => Ok(Found::Not(Some(session))),
+                    Mount::Unsupported => Ok(Found::Not(None)),
+                }
+            }
+            _ => Ok(Found::Not(None)),
+        }
     }
 
     /// The bytes, media type and digest of the final manifest: the source's own where nothing changed.
@@ -88,6 +109,14 @@ impl RegistryOutput {
         let digest = Digest::sha256(&bytes);
         Ok((bytes, family.manifest().to_owned(), digest))
     }
+}
+
+/// Whether a blob is at the destination.
+enum Found {
+    /// It is.
+    Here,
+    /// It is not; a registry that did not mount it may have opened an upload for it.
+    Not(Option<UploadSession>),
 }
 
 /// A layer as the manifest is to name it.
@@ -126,26 +155,18 @@ impl super::ImageOutput for RegistryOutput {
     }
 
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
-        if layer.is_foreign() {
-            return Ok(true);
-        }
-        let Some(descriptor) = &layer.descriptor else { return Ok(false) };
-        if self.repository.blob_head(&descriptor.digest).await? == Some(descriptor.size) {
-            return Ok(true);
-        }
-        match &layer.origin {
-            Some(origin) if origin.host() == self.repository.host() => {
-                let mount = self.repository.mount(&descriptor.digest, origin.name()).await?;
-                Ok(matches!(mount, Mount::Mounted))
-            }
-            _ => Ok(false),
-        }
+        Ok(matches!(self.find(layer).await?, Found::Here))
     }
 
-    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<(), Error> {
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        let session = match self.find(layer).await? {
+            Found::Here => return Ok(Moved::Nothing),
+            Found::Not(session) => session,
+        };
         let descriptor = layer.descriptor.as_ref().expect("only a layer with a descriptor is copied");
-        self.repository.upload_blob(layer.blob.as_ref(), &descriptor.digest, descriptor.size, progress).await?;
-        Ok(())
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        self.repository.upload_blob(layer.blob.as_ref(), digest, size, session, progress).await?;
+        Ok(Moved::Bytes)
     }
 
     async fn write_layer(
@@ -169,9 +190,11 @@ impl super::ImageOutput for RegistryOutput {
         let config = &finished.config;
         let config_digest = Digest::sha256(config);
         if self.repository.blob_head(&config_digest).await? != Some(config.len() as u64) {
-            self.repository.upload_bytes(config.clone(), &config_digest).await?;
+            let blob = MemoryBlob::new(config.clone());
+            let size = config.len() as u64;
+            self.repository.upload_blob(&blob, &config_digest, size, None, &ByteCount::default()).await?;
         }
-        let target = ManifestRef::from(&self.reference);
+        let target = self.reference.manifest();
         self.repository.put_manifest(&target, &media_type, bytes).await?;
         Ok(Receipt {
             manifest_digest: Some(digest),

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
+use super::{FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
@@ -126,7 +126,7 @@ impl super::ImageOutput for TarOutput {
         Ok(())
     }
 
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<(), Error> {
+    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
         unreachable!("a saved tar takes layers as plain tars")
     }
 

@@ -9,10 +9,11 @@ use crate::config::{ConfigError, ImageConfig};
 use crate::digest::Digest;
 use crate::element::{ConfigFile, Image, ImageName, Layer, SourceManifest};
 use crate::error::{Error, MAX_INDEX_DEPTH};
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::manifest::{self, Family, ImageManifest, MAX_DOCUMENT, ParsedManifest, media_type};
 use crate::platform::{self, PlatformChoice};
 use crate::reference::{ManifestRef, Reference, Tag};
-use crate::registry::{Client, FetchedManifest, Repository};
+use crate::registry::{Access, Client, FetchedManifest, Repository};
 use crate::schema1::Schema1Manifest;
 
 /// This source's line in the table.
@@ -34,14 +35,14 @@ pub struct RegistrySource {
 impl RegistrySource {
     /// The image that `reference` names, in the variant for `platform` if it names an index.
     pub fn new(client: &Client, reference: Reference, platform: PlatformChoice) -> Self {
-        Self { repository: client.repository(&reference), reference, platform }
+        Self { repository: client.repository(&reference, Access::Pull), reference, platform }
     }
 
     /// The manifest of one image, having followed indexes to it.
     async fn resolve(&self) -> Result<(FetchedManifest, ParsedManifest), Error> {
         let mut wanted = self.reference.manifest();
         for _ in 0..=MAX_INDEX_DEPTH {
-            let fetched = self.repository.manifest(&wanted).await?;
+            let fetched = self.repository.manifest(&wanted, &ACCEPTED_MANIFESTS).await?;
             let parsed = manifest::parse(&fetched.bytes, Some(&fetched.media_type))
                 .map_err(|source| Error::Manifest { image: self.reference.to_string(), source })?;
             match parsed {
