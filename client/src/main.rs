@@ -71,13 +71,15 @@ async fn until_signal(command: impl Future<Output = anyhow::Result<Exit>>) -> Ex
 
 fn report(error: &anyhow::Error) -> Exit {
     eprintln!("error: {error:#}");
+    if error.is::<settings::Misused>() {
+        return Exit::Usage;
+    }
     let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
     if let Some(hint) = error.hint() {
         eprintln!("hint: {hint}");
     }
     match error {
-        Error::Uri(_) | Error::Reference(_) => Exit::Usage,
-        Error::Filter(error) if error.is_usage() => Exit::Usage,
+        Error::Uri(_) | Error::Reference(_) | Error::Filter(_) => Exit::Usage,
         _ => Exit::Failed,
     }
 }

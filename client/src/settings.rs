@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use occy_pipeline::codec::Pool;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open::Settings;
@@ -14,6 +13,11 @@ use occy_pipeline::task::LayerPlan;
 use tracing_subscriber::EnvFilter;
 
 use crate::options::Global;
+
+/// Options that make no sense together, or in themselves.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(String);
 
 /// Log lines to standard error: warnings by default, more with `-v`. `OCCYSTRAP_LOG` overrides it in tracing's own syntax.
 pub(crate) fn start_logging(global: &Global) {
@@ -29,7 +33,7 @@ pub(crate) fn start_logging(global: &Global) {
 }
 
 /// Everything that a source and an output are opened with.
-pub(crate) fn settings(global: &Global) -> anyhow::Result<Settings> {
+pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
     let source = (global.source_username.as_ref(), global.source_password.as_ref());
     let destination = (global.destination_username.as_ref(), global.destination_password.as_ref());
     Ok(Settings {
@@ -54,21 +58,21 @@ fn registry_options(
     global: &Global,
     own: (Option<&String>, Option<&String>),
     role: &str,
-) -> anyhow::Result<registry::Options> {
+) -> Result<registry::Options, Misused> {
     let username = own.0.or(global.username.as_ref());
     let password = own.1.or(global.password.as_ref());
     let credentials = match (username, password) {
         (Some(username), Some(password)) => Some(Credentials::Basic { username: username.clone(), password: password.clone().into() }),
         (None, None) => None,
-        (Some(_), None) => anyhow::bail!("a username for the {role}'s registry needs a password too"),
-        (None, Some(_)) => anyhow::bail!("a password for the {role}'s registry needs a username too"),
+        (Some(_), None) => return Err(Misused(format!("a username for the {role}'s registry needs a password too"))),
+        (None, Some(_)) => return Err(Misused(format!("a password for the {role}'s registry needs a username too"))),
     };
     let allow_networks = global
         .allow_network
         .iter()
         .map(|network| network.parse::<AllowedNetwork>())
         .collect::<Result<_, _>>()
-        .context("--allow-network")?;
+        .map_err(|error| Misused(format!("--allow-network: {error}")))?;
     let client_certificate = match (&global.client_cert, &global.client_key) {
         (Some(certificate), Some(key)) => {
             Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() })

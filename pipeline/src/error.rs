@@ -3,7 +3,7 @@
 use crate::blob::BlobError;
 use crate::config::ConfigError;
 use crate::digest::Digest;
-use crate::filter::FilterError;
+use crate::filter::SpecError;
 use crate::layer::LayerError;
 use crate::manifest::{BuildError, ManifestError};
 use crate::output::OutputError;
@@ -23,9 +23,9 @@ pub enum Error {
     /// An image's name is.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
-    /// A filter is, or could not do its work.
+    /// A filter is.
     #[error(transparent)]
-    Filter(#[from] FilterError),
+    Filter(#[from] SpecError),
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),

@@ -5,7 +5,6 @@
 //! destination slows the source, and a layer of any size needs the same few megabytes.
 
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
-use crate::codec::{CodecError, Compressor, Decoder, Pool};
+use crate::codec::{Compressor, Decoder, Pool};
 use crate::compression::{Compression, Format};
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::{Algorithm, Hasher};
 use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;

@@ -105,7 +105,7 @@ impl Contents {
             if metadata.is_file() && outer == Outer::Plain {
                 return Self::index(Arc::new(file), &name);
             }
-            let stream = io::Cursor::new(start).chain(tokio::fs::File::from_std(file));
+            let stream = AsyncReadExt::chain(io::Cursor::new(start), tokio::fs::File::from_std(file));
             runtime.block_on(Self::spool(decoded(outer, stream), &name, &spools))
         };
         tokio::task::spawn_blocking(task).await.expect("finding members does not panic")

@@ -189,23 +189,22 @@ impl SavedTarSource {
         diff_id: Option<&Digest>,
     ) -> Result<Layer, SavedTarError> {
         let fail = |source| SavedTarError::Io { path: self.path(), source };
-        let region = self.region(contents, member)?;
+        let mut region = self.region(contents, member)?;
         let format = Format::sniff(region.peek(&mut [0; 4]).map_err(fail)?);
-        let mut blob = region.clone();
         let mut descriptor = None;
         if format != Format::None {
             let digest = match named_digest(member) {
                 Some(digest) => digest,
                 None => region.hash().map_err(fail)?,
             };
-            blob = region.verified(digest.clone());
             let size = region.size().expect("a region knows its size");
+            region = region.verified(digest.clone());
             let media_type = LayerType::new(Family::Oci, format).name().expect("oci has every format");
             descriptor = Some(Descriptor::new(media_type, digest, size));
         }
         Ok(Layer {
             index,
-            blob: std::sync::Arc::new(blob),
+            blob: std::sync::Arc::new(region),
             descriptor,
             format,
             diff_id: diff_id.cloned(),
