@@ -3,5 +3,7 @@
 pub mod blob;
 pub mod compression;
 pub mod digest;
+pub mod filter;
+pub mod layer;
 pub mod registry;
 pub mod tar;
