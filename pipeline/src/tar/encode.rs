@@ -91,7 +91,10 @@ fn encoded(member: &Member, globals: &Records, payload: &mut Vec<u8>) -> Block {
     records.others();
 
     let mode = i64::from(member.mode);
-    number::write_octal(&mut block[header::MODE], if mode > number::octal_max(8) { mode & 0o7777 } else { mode });
+    number::write_octal(
+        &mut block[header::MODE],
+        if mode > number::octal_max(8) { mode & 0o7777 } else { mode },
+    );
     block[header::FLAG] = match member.kind {
         Kind::Regular if member.flag == b'7' => b'7',
         Kind::Regular => b'0',

@@ -277,6 +277,15 @@ impl Member {
         *self = copy;
     }
 
+    /// About how much memory a clone takes, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let segments = match &self.sparse {
+            Some(Sparse::InHeaders(segments)) => size_of_val(segments.as_slice()),
+            Some(Sparse::InData) | None => 0,
+        };
+        size_of::<Self>() + self.path.len() + self.link.len() + self.records.size() + segments
+    }
+
     /// Has it encoded anew although nothing is different: for tests of the encoder.
     #[doc(hidden)]
     pub fn force_encoding(&mut self) {

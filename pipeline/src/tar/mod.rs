@@ -26,8 +26,8 @@ mod member;
 mod number;
 pub mod path;
 mod pax;
-pub mod sparse;
 mod resolve;
+pub mod sparse;
 mod time;
 mod walker;
 

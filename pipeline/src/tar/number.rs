@@ -98,7 +98,7 @@ mod tests {
             (b"-000644\0", None),
             (b"6 44\0\0\0\0", None),
             (b"\x81\0\0\0\0\0\0\x01", None),
-            (b"\0000644\0", None),
+            (b"\x00000644\x00", None),
         ] {
             assert_eq!(field(bytes), value, "{bytes:?}");
         }

@@ -1,9 +1,10 @@
 //! From raw headers to the metadata that they mean.
 
 use super::header::{self, Block, Dialect};
+use super::member::{Content, Edits};
+use super::pax::MIRRORS;
 use super::sparse::{self, Segment, Sparse};
 use super::{Kind, Limits, Member, Records, TarError, Time, number};
-use super::member::{Content, Edits};
 
 /// The extension headers before one member, as far as they were read.
 pub(super) struct Extensions {
@@ -34,8 +35,15 @@ impl Extensions {
     /// Takes an extension header's payload.
     ///
     /// One of a kind is all that any writer makes. Of two, Go takes the last and Python the first.
-    pub(super) fn add(&mut self, flag: u8, payload: &[u8], offset: u64, member: &mut Member) -> Result<(), TarError> {
-        let twice = TarError::Ambiguous { offset, what: "two extension headers of one kind before one member" };
+    pub(super) fn add(
+        &mut self,
+        flag: u8,
+        payload: &[u8],
+        offset: u64,
+        member: &mut Member,
+    ) -> Result<(), TarError> {
+        let twice =
+            TarError::Ambiguous { offset, what: "two extension headers of one kind before one member" };
         match flag {
             b'x' | b'X' => {
                 if self.records {
@@ -61,13 +69,21 @@ impl Extensions {
     }
 
     /// The member is a global header.
-    pub(super) fn global(&self, payload: &[u8], globals: &mut Records, member: &mut Member) -> Result<(), TarError> {
+    pub(super) fn global(
+        &self,
+        payload: &[u8],
+        globals: &mut Records,
+        member: &mut Member,
+    ) -> Result<(), TarError> {
         let offset = self.offset;
         member.records.parse(payload).map_err(|problem| TarError::Records { offset, problem })?;
-        for (key, _) in member.records.iter() {
+        for (key, value) in member.records.iter() {
             // Go ignores global records, GNU tar and Python apply them: that must not move or rename what follows.
             if matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
-                return Err(TarError::Ambiguous { offset, what: "a global header with a name or size" });
+                return Err(self.ambiguous("a global header with a name or size"));
+            }
+            if value.is_empty() && MIRRORS.contains(&key) {
+                return Err(self.ambiguous("an empty PAX record for a field"));
             }
         }
         globals.merge(&member.records);
@@ -147,7 +163,11 @@ impl Extensions {
             self.check_sparse(member)?;
         }
         if member.path.len().max(member.link.len()) > limits.path {
-            return Err(TarError::Limit { offset: self.offset, limit: limits.path as u64, unit: "bytes of a path" });
+            return Err(TarError::Limit {
+                offset: self.offset,
+                limit: limits.path as u64,
+                unit: "bytes of a path",
+            });
         }
         Ok(())
     }
@@ -155,7 +175,9 @@ impl Extensions {
     /// Checks a map that is complete.
     pub(super) fn check_sparse(&self, member: &Member) -> Result<(), TarError> {
         match &member.sparse {
-            Some(Sparse::InHeaders(segments)) => sparse::validate(segments, member.size, member.stored, self.offset),
+            Some(Sparse::InHeaders(segments)) => {
+                sparse::validate(segments, member.size, member.stored, self.offset)
+            }
             Some(Sparse::InData) | None => Ok(()),
         }
     }
@@ -182,7 +204,6 @@ impl Extensions {
             return Ok(size);
         }
         if let Some(text) = member.records.get(b"size") {
-            // Go takes the header's size for an empty one, Python zero.
             let value = number::decimal(text)
                 .filter(|&value| i64::try_from(value).is_ok())
                 .ok_or(TarError::Number { offset: self.offset, field: "PAX size" })?;
@@ -192,12 +213,11 @@ impl Extensions {
             size = value;
         }
         let own = &member.records;
-        // An empty value deletes what a global header says (POSIX); the header's own field stays, as in Go.
-        let find = |key: &[u8]| match own.get(key) {
-            Some(b"") => None,
-            Some(value) => Some(value),
-            None => globals.get(key),
-        };
+        // By POSIX an empty value deletes; Go falls back to the header's field, Python reads it as zero or nothing.
+        if MIRRORS.iter().any(|key| own.get(key).is_some_and(<[u8]>::is_empty)) {
+            return Err(self.ambiguous("an empty PAX record for a field"));
+        }
+        let find = |key: &[u8]| own.get(key).or_else(|| globals.get(key));
         let malformed = |field| TarError::Number { offset: self.offset, field };
         for (key, name) in [
             (&b"path"[..], &mut member.path),
@@ -241,7 +261,9 @@ impl Extensions {
         let version = (records.get(b"GNU.sparse.major"), records.get(b"GNU.sparse.minor"));
         let map = match version {
             (Some(b"1"), Some(b"0")) => Sparse::InData,
-            (None, None) | (Some(b"0"), Some(b"0" | b"1")) => Sparse::InHeaders(self.record_segments(records)?),
+            (None, None) | (Some(b"0"), Some(b"0" | b"1")) => {
+                Sparse::InHeaders(self.record_segments(records)?)
+            }
             _ => return Err(self.ambiguous("an unknown version of sparse files")),
         };
         let size = records.get(b"GNU.sparse.realsize").or(records.get(b"GNU.sparse.size"));

@@ -2,7 +2,7 @@
 //!
 //! Raw copies never look into them. Only an edited sparse file is expanded, because it becomes a regular one.
 
-use super::{BLOCK, TarError, ZEROS, number};
+use super::{BLOCK, Limits, Member, TarError, ZEROS, number};
 
 /// A stretch of data in a file that has holes elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,7 @@ pub enum Sparse {
 }
 
 /// Checks that the segments are in order, inside the file, and as long together as the data that is stored for them.
-pub(super) fn validate(
-    segments: &[Segment],
-    size: u64,
-    stored: u64,
-    offset: u64,
-) -> Result<(), TarError> {
+pub(super) fn validate(segments: &[Segment], size: u64, stored: u64, offset: u64) -> Result<(), TarError> {
     let fail = |what| TarError::Sparse { offset, what };
     let mut end = 0_u64;
     let mut total = 0_u64;
@@ -103,7 +98,9 @@ impl Expander {
             }
         }
         while !stored.is_empty() {
-            let State::Data { segments, current, given } = &mut self.state else { unreachable!("the map is read") };
+            let State::Data { segments, current, given } = &mut self.state else {
+                unreachable!("the map is read")
+            };
             let Some(&segment) = segments.get(*current) else {
                 let error = TarError::Sparse { offset: self.offset, what: "data behind the last segment" };
                 return Err(error.into());
@@ -132,7 +129,9 @@ impl Expander {
     pub fn finish<E: From<TarError>>(self, give: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let complete = match &self.state {
             State::Map(_) => false,
-            State::Data { segments, current, .. } => segments[*current..].iter().all(|segment| segment.length == 0),
+            State::Data { segments, current, .. } => {
+                segments[*current..].iter().all(|segment| segment.length == 0)
+            }
         };
         if !complete {
             return Err(TarError::Sparse { offset: self.offset, what: "data is missing" }.into());
@@ -145,9 +144,14 @@ impl Expander {
         let fail = |what| TarError::Sparse { offset: self.offset, what };
         let State::Map(map) = &self.state else { return Ok(()) };
         if map.len() as u64 > self.limit {
-            return Err(TarError::Limit { offset: self.offset, limit: self.limit, unit: "bytes of a sparse map" });
+            return Err(TarError::Limit {
+                offset: self.offset,
+                limit: self.limit,
+                unit: "bytes of a sparse map",
+            });
         }
-        let mut lines = map.split_inclusive(|&byte| byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+        let mut lines =
+            map.split_inclusive(|&byte| byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
         let Some(count) = lines.next() else { return Ok(()) };
         let count = number::decimal(count).ok_or(fail("the map's count is malformed"))?;
         if count > map.len() as u64 {
@@ -160,7 +164,8 @@ impl Expander {
             let number = |text| number::decimal(text).ok_or(fail("the map is malformed"));
             segments.push(Segment { offset: number(offset)?, length: number(length)? });
         }
-        let data = self.stored.checked_sub(map.len() as u64).ok_or(fail("the map is longer than the data"))?;
+        let data =
+            self.stored.checked_sub(map.len() as u64).ok_or(fail("the map is longer than the data"))?;
         validate(&segments, self.size, data, self.offset)?;
         self.state = State::Data { segments, current: 0, given: 0 };
         self.skip_empty();
@@ -174,8 +179,16 @@ impl Expander {
     }
 }
 
+impl Member {
+    /// What turns the stored data into the file's contents, where they differ.
+    pub fn expander(&self, limits: &Limits) -> Option<Expander> {
+        let sparse = self.sparse()?;
+        Some(Expander::new(sparse, self.size(), self.stored_size(), limits.extension, self.offset()))
+    }
+}
+
 /// Gives `count` zeros.
-pub(crate) fn zeros<E>(mut count: u64, give: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+fn zeros<E>(mut count: u64, give: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
     while count > 0 {
         let length = usize::try_from(count).map_or(ZEROS.len(), |count| count.min(ZEROS.len()));
         give(&ZEROS[..length])?;

@@ -41,8 +41,12 @@ impl Time {
     /// As a PAX record's value.
     pub(super) fn to_text(self) -> String {
         let (sign, seconds, nanoseconds) = match (self.seconds, self.nanoseconds) {
-            (seconds @ ..0, nanoseconds @ 1..) => ("-", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds),
-            (seconds, nanoseconds) => (if seconds < 0 { "-" } else { "" }, seconds.unsigned_abs(), nanoseconds),
+            (seconds @ ..0, nanoseconds @ 1..) => {
+                ("-", (seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds)
+            }
+            (seconds, nanoseconds) => {
+                (if seconds < 0 { "-" } else { "" }, seconds.unsigned_abs(), nanoseconds)
+            }
         };
         let whole = format!("{sign}{seconds}");
         if nanoseconds == 0 {

@@ -58,6 +58,11 @@ impl<R: Read> Walker<R> {
         }
     }
 
+    /// Takes all of the input for the tail, whatever it is.
+    pub fn opaque(input: R) -> Self {
+        Self { ended: true, marked: true, ..Self::new(input, Limits::default()) }
+    }
+
     /// Reads the next member's headers into `member`. False says that the archive has ended: the tail is next.
     ///
     /// What was not read of the last member's data is skipped.
@@ -100,10 +105,17 @@ impl<R: Read> Walker<R> {
                 }
                 b'g' => {
                     if !extensions.are_none() {
-                        return Err(TarError::Ambiguous { offset: at, what: "a global header behind an extension header" });
+                        return Err(TarError::Ambiguous {
+                            offset: at,
+                            what: "a global header behind an extension header",
+                        });
                     }
                     let payload = self.payload(&block, at, length)?;
-                    extensions.global(&self.input.peeked(length + payload)[length..], &mut self.globals, member)?;
+                    extensions.global(
+                        &self.input.peeked(length + payload)[length..],
+                        &mut self.globals,
+                        member,
+                    )?;
                     if self.globals.size() as u64 > self.limits.extension {
                         return Err(self.limit(at, self.limits.extension, "bytes of global records"));
                     }
@@ -235,7 +247,12 @@ impl<R: Read> Walker<R> {
     }
 
     /// The blocks that continue an old GNU sparse map.
-    fn sparse_blocks(&mut self, block: &Block, mut length: usize, member: &mut Member) -> Result<usize, TarError> {
+    fn sparse_blocks(
+        &mut self,
+        block: &Block,
+        mut length: usize,
+        member: &mut Member,
+    ) -> Result<usize, TarError> {
         let mut extended = block[header::GNU_SPARSE_EXTENDED] != 0;
         while extended {
             let Some(block) = self.block(length)? else {
@@ -257,7 +274,10 @@ impl<R: Read> Walker<R> {
         let offset = self.input.offset();
         let second = &self.input.peek(2 * BLOCK)?[BLOCK..];
         if second.iter().any(|&byte| byte != 0) {
-            return Err(TarError::Ambiguous { offset, what: "a single zero block with something else behind it" });
+            return Err(TarError::Ambiguous {
+                offset,
+                what: "a single zero block with something else behind it",
+            });
         }
         Ok(())
     }
@@ -269,7 +289,10 @@ impl<R: Read> Walker<R> {
 
 impl<R> std::fmt::Debug for Walker<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Walker").field("members", &self.members).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Walker")
+            .field("members", &self.members)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
