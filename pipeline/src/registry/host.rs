@@ -12,6 +12,7 @@ use super::auth::Authenticator;
 use super::error::{ConnectFailure, ERROR_BODY_CAP, Operation, RegistryError, Request, error_detail};
 use super::http::{self, HttpClients};
 use super::options::Options;
+use super::retry::Backoff;
 use crate::reference;
 
 /// A registry, shared by all that talk to it.
@@ -95,13 +96,22 @@ impl RegistryHost {
         if !insecure {
             return Ok(secure);
         }
-        match self.ping(&secure).await {
-            Ok(_) => Ok(secure),
-            Err(RegistryError::Connect {
-                kind: ConnectFailure::NotTls | ConnectFailure::Tls | ConnectFailure::Network,
-                ..
-            }) => self.ping(&plain).await.map(|_| plain),
-            Err(error) => Err(error),
+        let mut backoff = Backoff::new(&self.options);
+        loop {
+            let error = match self.ping(&secure).await {
+                Ok(_) => return Ok(secure),
+                Err(RegistryError::Connect {
+                    kind: ConnectFailure::NotTls | ConnectFailure::Tls | ConnectFailure::Network,
+                    ..
+                }) => match self.ping(&plain).await {
+                    Ok(_) => return Ok(plain),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if !error.is_transient() || !backoff.wait(None).await {
+                return Err(error);
+            }
         }
     }
 

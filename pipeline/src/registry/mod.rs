@@ -18,7 +18,9 @@ mod address;
 mod auth;
 mod blob_read;
 pub mod challenge;
+mod chunks;
 mod credentials;
+mod docker_config;
 mod error;
 mod host;
 mod http;
@@ -28,7 +30,7 @@ mod options;
 mod retry;
 mod session;
 #[cfg(test)]
-mod test_server;
+mod tests;
 mod token;
 mod transport;
 mod upload_blob;

@@ -1,0 +1,3 @@
+//! The client against servers that do what real ones do on bad days.
+
+mod server;
