@@ -149,11 +149,24 @@ impl Response {
         Self { body: body.into(), ..Self::status(200) }.header("Content-Type", media_type)
     }
 
+    /// With another status.
+    #[must_use]
+    pub fn status_of(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
     /// With a header added.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// With another body, of its own length.
+    #[must_use]
+    pub fn with_body(mut self, body: Vec<u8>) -> Self {
+        self.headers.retain(|(key, _)| !key.eq_ignore_ascii_case("content-length"));
+        Self { body, ..self }
     }
 
     /// With a header in place of those of the same name.
@@ -362,7 +375,8 @@ fn read_request(stream: &mut TcpStream) -> io::Result<Option<Request>> {
     let mut window = vec![0; 64 * 1024];
     let end = loop {
         let length = stream.peek(&mut window)?;
-        if length == 0 {
+        // A client that tries TLS first is told at once that there is none.
+        if length == 0 || window[0] == 0x16 {
             return Ok(None);
         }
         if let Some(end) = find(&window[..length], b"\r\n\r\n") {
