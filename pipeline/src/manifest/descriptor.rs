@@ -28,6 +28,12 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// A descriptor of content that no document has described yet.
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        let value = serde_json::json!({"mediaType": media_type, "size": size, "digest": digest});
+        Self::parse(&value, "descriptor").expect("it was just written as one")
+    }
+
     /// The descriptor as the document has it, with keys that we do not know and in its order.
     pub fn raw(&self) -> &Map<String, Value> {
         &self.raw

@@ -1,0 +1,356 @@
+//! Blobs up, when the digest is known only at the end: POST, PATCH by PATCH, PUT (distribution-spec, "Pushing a blob in chunks").
+//!
+//! The stream cannot be read again, so every chunk is held until the registry has acknowledged it, and after a failure the
+//! session is asked how far it got. While one chunk is on its way, the next is gathered: an upload holds two chunks at most.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
+use reqwest::{Method, Response};
+
+use super::Repository;
+use super::error::{RegistryError, is_transient_status};
+use super::manifest::announced_digest;
+use super::retry::{Backoff, retry_after};
+use super::session::{UploadSession, committed};
+use super::transport::{Chunks, protocol};
+use crate::blob::{BlobError, BlobSummary, ByteCount, ByteStream, LayerPiece, LayerStream};
+use crate::digest::Digest;
+
+const OCTETS: &str = "application/octet-stream";
+
+/// Where the bytes come from, and at their end their sum.
+pub(super) struct Pieces {
+    content: Content,
+    summary: Option<BlobSummary>,
+    passed: u64,
+}
+
+enum Content {
+    Layer(LayerStream),
+    Blob(ByteStream, BlobSummary),
+}
+
+impl Pieces {
+    fn of_layer(stream: LayerStream) -> Self {
+        Self { content: Content::Layer(stream), summary: None, passed: 0 }
+    }
+
+    pub(super) fn of_blob(stream: ByteStream, digest: &Digest, size: u64) -> Self {
+        let summary = BlobSummary { digest: digest.clone(), size };
+        Self { content: Content::Blob(stream, summary), summary: None, passed: 0 }
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        match &self.content {
+            Content::Layer(_) => self.summary.as_ref().map(|summary| &summary.digest),
+            Content::Blob(_, summary) => Some(&summary.digest),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, BlobError> {
+        if self.summary.is_some() {
+            return Ok(None);
+        }
+        let summary = match &mut self.content {
+            Content::Layer(stream) => match stream.next().await? {
+                LayerPiece::Data(bytes) => {
+                    self.passed += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                LayerPiece::End(summary) => summary,
+            },
+            Content::Blob(stream, summary) => match stream.next().await {
+                Some(bytes) => {
+                    let bytes = bytes?;
+                    self.passed += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                None => summary.clone(),
+            },
+        };
+        if summary.size != self.passed {
+            return Err(BlobError::Size { expected: summary.size, actual: self.passed });
+        }
+        self.summary = Some(summary);
+        Ok(None)
+    }
+
+    /// At least `wanted` bytes, or all that is left. Empty at the end.
+    async fn gather(&mut self, wanted: usize) -> Result<Chunks, BlobError> {
+        let mut chunks = Chunks::default();
+        while chunks.size() < wanted as u64 {
+            match self.next().await? {
+                Some(bytes) if bytes.is_empty() => {}
+                Some(bytes) => chunks.0.push(bytes),
+                None => break,
+            }
+        }
+        Ok(chunks)
+    }
+}
+
+/// How far a session is.
+enum State {
+    Open,
+    /// A PATCH was answered with 201: the registry takes the blob for complete.
+    Accepted,
+}
+
+impl Repository {
+    /// Stores a blob as a pipeline produces it.
+    ///
+    /// `progress` counts the bytes that the registry has acknowledged.
+    ///
+    /// # Cancel safety
+    /// Cancelled, it asks the registry to forget the session; nothing is stored under the digest.
+    pub async fn upload_stream(
+        &self,
+        stream: LayerStream,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        self.upload_pieces(Pieces::of_layer(stream), progress).await
+    }
+
+    pub(super) async fn upload_pieces(
+        &self,
+        mut pieces: Pieces,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let first = pieces.gather(self.host.options.upload_chunk).await?;
+        if let Some(summary) = pieces.summary.clone() {
+            self.upload_small(&first, &summary, progress).await?;
+            return Ok(summary);
+        }
+        let mut session = UploadSession::start(self, pieces.digest()).await?;
+        match self.patch_all(&mut session, &mut pieces, first, progress).await {
+            Ok(summary) => {
+                session.close();
+                Ok(summary)
+            }
+            Err(error) => {
+                session.delete().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// POST and PUT of what is in memory, from the start again as often as the options allow.
+    async fn upload_small(
+        &self,
+        content: &Chunks,
+        summary: &BlobSummary,
+        progress: &ByteCount,
+    ) -> Result<(), BlobError> {
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let mut session = UploadSession::start(self, Some(&summary.digest)).await?;
+            let (error, asked) = match self.finish(&mut session, content.clone(), &summary.digest).await {
+                Ok(()) => {
+                    progress.add(summary.size);
+                    session.close();
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            session.delete().await;
+            // 404: a session that is gone while its blob is not there either.
+            if !(error.is_transient() || error.is_not_found()) || !backoff.wait(asked).await {
+                return Err(error.into());
+            }
+            if self.blob_head(&summary.digest).await? == Some(summary.size) {
+                progress.add(summary.size);
+                return Ok(());
+            }
+        }
+    }
+
+    async fn patch_all(
+        &self,
+        session: &mut UploadSession,
+        pieces: &mut Pieces,
+        first: Chunks,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let wanted = self.host.options.upload_chunk.max(session.min_chunk());
+        let mut chunk = first;
+        if chunk.size() < wanted as u64 {
+            chunk.0.extend(pieces.gather(wanted - chunk_len(&chunk)).await?.0);
+        }
+        let mut offset = 0;
+        while !chunk.0.is_empty() {
+            let (state, next) = tokio::try_join!(
+                async { self.patch(session, &chunk, offset).await.map_err(BlobError::from) },
+                pieces.gather(wanted),
+            )?;
+            if let State::Accepted = state {
+                return self.accepted_early(session, pieces).await;
+            }
+            offset += chunk.size();
+            progress.add(chunk.size());
+            chunk = next;
+        }
+        let Some(summary) = pieces.summary.clone() else { return Err(BlobError::Interrupted) };
+        self.close_session(session, &summary).await?;
+        Ok(summary)
+    }
+
+    /// Sends one chunk until the registry has all of it.
+    async fn patch(
+        &self,
+        session: &mut UploadSession,
+        chunk: &Chunks,
+        offset: u64,
+    ) -> Result<State, RegistryError> {
+        let end = offset + chunk.size();
+        let mut at = offset;
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let rest = tail(chunk, at - offset);
+            let call = session
+                .call(Method::PATCH)
+                .header(CONTENT_TYPE, OCTETS)
+                .header(CONTENT_RANGE, format!("{at}-{}", end - 1))
+                .body(rest);
+            let (error, asked) = match self.host.send_once(&call).await {
+                Ok(response) => match response.status().as_u16() {
+                    201 => return Ok(State::Accepted),
+                    200 | 202 | 204 => {
+                        let now = acknowledged(session, &response, at, end)?;
+                        if now == end {
+                            return Ok(State::Open);
+                        }
+                        at = now;
+                        backoff.reset();
+                        continue;
+                    }
+                    404 => {
+                        session.close();
+                        return Err(session.lost("the registry does not know it any more".to_owned()));
+                    }
+                    status if status == 416 || is_transient_status(status) => {
+                        let asked = retry_after(response.headers(), SystemTime::now());
+                        (self.host.failure(response, session.request()).await, asked)
+                    }
+                    _ => return Err(self.host.failure(response, session.request()).await),
+                },
+                Err(error) if error.is_transient() => (error, None),
+                Err(error) => return Err(error),
+            };
+            tracing::debug!(%error, at, "chunk interrupted");
+            if !backoff.wait(asked).await {
+                return Err(error);
+            }
+            let now = session.committed().await?;
+            if now < offset || now > end {
+                return Err(session.lost(format!("it has {now} bytes, not {offset} to {end}")));
+            }
+            if now > at {
+                backoff.reset();
+            }
+            at = now;
+            if at == end {
+                return Ok(State::Open);
+            }
+        }
+    }
+
+    /// Closes a session whose bytes are all there.
+    async fn close_session(
+        &self,
+        session: &mut UploadSession,
+        summary: &BlobSummary,
+    ) -> Result<(), BlobError> {
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let (error, asked) = match self.finish(session, Chunks::default(), &summary.digest).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            };
+            // The session may be gone because it was closed and only the answer was lost.
+            if error.is_not_found() && self.blob_head(&summary.digest).await? == Some(summary.size) {
+                return Ok(());
+            }
+            if !error.is_transient() || !backoff.wait(asked).await {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// One PUT that closes a session, with the content or what is left of it.
+    async fn finish(
+        &self,
+        session: &mut UploadSession,
+        content: Chunks,
+        digest: &Digest,
+    ) -> Result<(), (RegistryError, Option<Duration>)> {
+        let mut call = session.call(Method::PUT).header(CONTENT_TYPE, OCTETS).body(content);
+        call.url = session.closing_url(digest);
+        let response = self.host.send_once(&call).await.map_err(|error| (error, None))?;
+        if !matches!(response.status().as_u16(), 200 | 201 | 204) {
+            let asked = retry_after(response.headers(), SystemTime::now());
+            return Err((self.host.failure(response, session.request()).await, asked));
+        }
+        match announced_digest(response.headers()) {
+            Some(stored) if stored.algorithm() == digest.algorithm() && stored != *digest => {
+                Err((protocol(session.request(), format!("it stored the blob as {stored}")), None))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the stream to its end, which has the digest, and asks whether the registry has the blob under it.
+    async fn accepted_early(
+        &self,
+        session: &mut UploadSession,
+        pieces: &mut Pieces,
+    ) -> Result<BlobSummary, BlobError> {
+        session.close();
+        while pieces.next().await?.is_some() {}
+        let Some(summary) = pieces.summary.clone() else { return Err(BlobError::Interrupted) };
+        if self.blob_head(&summary.digest).await? == Some(summary.size) {
+            return Ok(summary);
+        }
+        Err(session.lost("the registry accepted another blob".to_owned()).into())
+    }
+}
+
+/// Where a session is after a PATCH from `at` to `end`.
+fn acknowledged(
+    session: &mut UploadSession,
+    response: &Response,
+    at: u64,
+    end: u64,
+) -> Result<u64, RegistryError> {
+    session.moved(response)?;
+    // A registry that says nothing has taken all.
+    let now = committed(response.headers()).unwrap_or(end);
+    if now <= at {
+        return Err(session.lost(format!("it does not advance beyond {at} bytes")));
+    }
+    if now > end {
+        return Err(session.lost(format!("it has {now} bytes, and got {end}")));
+    }
+    Ok(now)
+}
+
+fn chunk_len(chunk: &Chunks) -> usize {
+    chunk.0.iter().map(Bytes::len).sum()
+}
+
+/// A chunk without its first bytes.
+fn tail(chunk: &Chunks, mut skip: u64) -> Chunks {
+    let mut rest = Vec::with_capacity(chunk.0.len());
+    for piece in &chunk.0 {
+        match usize::try_from(skip) {
+            Ok(skipped) if skipped < piece.len() => {
+                rest.push(piece.slice(skipped..));
+                skip = 0;
+            }
+            _ => skip -= piece.len() as u64,
+        }
+    }
+    Chunks(rest)
+}
