@@ -57,7 +57,7 @@ fn a_wrong_diff_id_is_found() {
 fn swapped_diff_ids_are_found_on_both_layers() {
     let ids = small().diff_ids();
     let image = small().edit_config(|config| {
-        config["rootfs"]["diff_ids"] = Value::from(vec![ids[1].clone(), ids[0].clone()])
+        config["rootfs"]["diff_ids"] = Value::from(vec![ids[1].clone(), ids[0].clone()]);
     });
     finds(&image, Some(0), &["diff_id"]);
     finds(&image, Some(1), &["diff_id"]);

@@ -44,9 +44,12 @@ impl Setting {
     }
 }
 
+/// Method, path and fault.
+type Once = (&'static str, &'static str, fn() -> Fault);
+
 /// Each fault, once, against both ways to upload.
 #[track_caller]
-fn survives(faults: &[(&'static str, &'static str, fn() -> Fault)]) {
+fn survives(faults: &[Once]) {
     for filtered in [false, true] {
         for (method, pattern, fault) in faults {
             let setting = Setting::new();
@@ -192,7 +195,7 @@ fn the_manifest_comes_last_and_once() {
 
 #[test]
 fn an_upload_location_on_a_private_host_is_refused() {
-    let trap = occy_tests::http::Server::start_on("127.0.0.2", |_| Response::status(201));
+    let trap = occy_tests::server::Server::start_on("127.0.0.2", |_| Response::status(201));
     for location in [
         format!("http://127.0.0.2:{}/upload", trap.port()),
         "http://169.254.169.254/upload".into(),

@@ -1,10 +1,11 @@
 //! Images that were made to do harm: a clear error, and the destination as it was.
 
+use occy_tests::fixed::Fixed;
 use occy_tests::http::Response;
 use occy_tests::image::{Family, Image, pretty};
 use occy_tests::layer::{Layer, Member, tar};
 use occy_tests::occyctl::occyctl;
-use occy_tests::registry::{Fixed, Registry};
+use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, pipe, sha256};
 use serde_json::{Value, json};
 

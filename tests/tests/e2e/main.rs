@@ -8,6 +8,7 @@ mod copy;
 mod exclude;
 mod fault_down;
 mod fault_up;
+mod forwarding;
 mod from_tar;
 mod harness;
 mod hostile;

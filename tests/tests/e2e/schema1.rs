@@ -2,13 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use occy_tests::http::Server;
+use occy_tests::fixed::Fixed;
 use occy_tests::image::{Family, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::occyctl;
-use occy_tests::registry::{Fixed, Registry};
+use occy_tests::registry::Registry;
 use occy_tests::saved::read_saved;
+use occy_tests::server::Server;
 use occy_tests::tools::sha256;
 use serde_json::{Value, json};
 

@@ -1,9 +1,10 @@
 //! TLS: whom we trust, and who we say we are.
 
 use occy_tests::certificates::{Certificates, text};
-use occy_tests::http::{Response, Server};
+use occy_tests::http::Response;
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::{Registry, Setup};
+use occy_tests::server::Server;
 
 use crate::small;
 
