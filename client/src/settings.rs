@@ -9,6 +9,7 @@ use occy_pipeline::output::registry::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
 use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFile, Credentials};
 use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use tracing_subscriber::EnvFilter;
 
@@ -17,7 +18,7 @@ use crate::options::Global;
 /// Options that make no sense together, or in themselves.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Misused(String);
+pub(crate) struct Misused(pub(crate) String);
 
 /// Log lines to standard error: warnings by default, more with `-v`. `OCCYSTRAP_LOG` overrides it in tracing's own syntax.
 pub(crate) fn start_logging(global: &Global) {
@@ -102,6 +103,7 @@ pub(crate) fn plan(global: &Global, settings: &Settings, chain: FilterChain, ver
         pool: Pool::shared().clone(),
         spools: settings.spools.clone(),
         max_layer_size: global.max_layer_size,
+        limits: Limits::default(),
         verify_diff_ids,
     })
 }

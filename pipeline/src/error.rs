@@ -152,6 +152,7 @@ impl Error {
             },
             Self::LayerContent(error) => match error.blob_error() {
                 Some(error) => blob(error),
+                None if error.is_machine() => Blame::Machine,
                 None => Blame::Image,
             },
             Self::Layer { source, .. } => source.blame(),

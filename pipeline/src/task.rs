@@ -4,7 +4,7 @@
 //! (one decompresses, one walks the tar and hashes) and on the compression pool. Bounded channels join them, so a slow
 //! destination slows the source, and a layer of any size needs the same few megabytes.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -19,10 +19,11 @@ use crate::digest::{Algorithm, Hasher};
 use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
-use crate::layer::{LayerError, LayerPass, Mode, PassOutcome, PassSummary, Restart, TarOut};
+use crate::layer::{LayerError, LayerPass, LayerResult, Mode, PassOutcome, Plan};
 use crate::output::{ImageOutput, LayerForm, Moved};
 use crate::progress::{LayerProgress, LayerState};
 use crate::spool::SpoolDir;
+use crate::tar::Limits;
 
 /// Chunks between two stages: about a megabyte.
 const CHANNEL: usize = 4;
@@ -38,6 +39,8 @@ pub struct LayerPlan {
     pub pool: Pool,
     /// Where what has to wait is kept.
     pub spools: SpoolDir,
+    /// What a tar may demand of its reader.
+    pub limits: Limits,
     /// No layer may be larger than this uncompressed, in bytes.
     pub max_layer_size: u64,
     /// Decompress and check also what could be copied as it is.
@@ -188,19 +191,17 @@ impl LayerPlan {
     ) -> Result<WrittenLayer, Error> {
         let (input, feed) = self.feed(layer, None, &progress.bytes);
         let (decoded, decoder) = self.decode(input, BufferPool::default());
-        let pass = self.pass(Mode::Scan, Restart::default());
-        let walk = blocking(move || pass.run(decoded, &mut Discard));
-        let ((), _, outcome) = tokio::join!(feed, decoder, walk);
+        let ((), _, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Scan));
         progress.bytes.reset();
         match outcome? {
-            PassOutcome::Finished(summary) => {
+            PassOutcome::Done(summary) => {
                 verify_diff_id(layer, &summary)?;
                 let mut copied = self.copy(output, layer, progress).await?;
                 copied.diff_id = Some(summary.input.digest.clone());
                 copied.reports = summary.reports;
                 Ok(copied)
             }
-            PassOutcome::NeedsRewrite | PassOutcome::NeedsRestart(_) => {
+            PassOutcome::NeedsRewrite { .. } | PassOutcome::NeedsRestart(_) => {
                 self.rewrite(output, layer, compression, progress).await
             }
         }
@@ -214,44 +215,63 @@ impl LayerPlan {
         compression: Option<Compression>,
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
-        let mut restart = Restart::default();
-        loop {
+        let mut tar_plan = Plan::default();
+        for _ in 0..=Plan::most_restarts(&self.chain) {
             let buffers = BufferPool::default();
             let (writer, stream) = LayerStream::channel(CHANNEL, buffers.clone());
             let (input, feed) = self.feed(layer, None, &progress.bytes);
-            let (decoded, decoder) = self.decode(input, buffers.clone());
-            let pass = self.pass(Mode::Rewrite, restart);
-            let pool = self.pool.clone();
-            let passes = !self.chain.is_empty();
-            let walk = blocking(move || match compression {
-                None if !passes => forward(decoded, writer),
-                None => {
-                    let mut out = Chunks::new(buffers, writer);
-                    let outcome = pass.run(decoded, &mut out)?;
-                    out.finish(outcome)
-                }
-                Some(compression) => {
-                    let mut out = Compressed::new(compression, &pool, writer)?;
-                    let outcome = if passes { pass.run(decoded, &mut out)? } else { hash_into(decoded, &mut out)? };
-                    out.finish(outcome)
-                }
-            });
+            let (tar, decoder) = self.decode(input, buffers.clone());
+            let walk = self.write_tar(tar, tar_plan, compression, buffers, writer);
             let format = compression.map_or(Format::None, Compression::format);
             let ignored = ByteCount::default();
             let store = output.write_layer(layer.index, stream, format, &ignored);
             let ((), _, outcome, stored) = tokio::join!(feed, decoder, walk, store);
             match outcome {
                 Ok(PassOutcome::NeedsRestart(next)) => {
-                    restart = next;
+                    tar_plan = next;
                     progress.bytes.reset();
                 }
-                outcome => {
-                    let (outcome, stored) = both(outcome, stored)?;
-                    let PassOutcome::Finished(summary) = outcome else { unreachable!("a rewrite never asks for another") };
-                    return written(layer, stored, summary);
+                Ok(PassOutcome::NeedsRewrite { .. }) => unreachable!("only a scan asks for a rewrite"),
+                Ok(PassOutcome::Done(result)) => {
+                    let (result, stored) = both(Ok(result), stored)?;
+                    return written(layer, stored, result);
                 }
+                Err(error) => return Err(both::<(), _>(Err(error), stored).expect_err("one half has failed")),
             }
         }
+        Err(LayerError::Restarts { passes: Plan::most_restarts(&self.chain) + 1 }.into())
+    }
+
+    /// Walks a tar on a thread of its own and writes what the filters leave of it, compressed if so told.
+    async fn write_tar(
+        &self,
+        tar: Tar,
+        tar_plan: Plan,
+        compression: Option<Compression>,
+        buffers: BufferPool,
+        writer: LayerWriter,
+    ) -> Result<PassOutcome, Error> {
+        let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
+        let pool = self.pool.clone();
+        blocking(move || {
+            let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, spools.path()).with_plan(tar_plan);
+            match compression {
+                // Without filters nothing needs to know what is in the tar.
+                None if chain.is_empty() => forward(tar, writer),
+                None => {
+                    let mut out = Chunks::new(buffers, writer);
+                    let outcome = pass.run(tar, &mut out)?;
+                    out.finish(outcome)
+                }
+                Some(compression) => {
+                    let mut out = Compressed::new(compression, &pool, writer)?;
+                    let outcome =
+                        if chain.is_empty() { hash_into(tar, &mut out)? } else { pass.run(tar, &mut out)? };
+                    out.finish(outcome)
+                }
+            }
+        })
+        .await
     }
 
     /// Reads a layer without storing it: what the filters report of it, and what it is really compressed with.
@@ -260,15 +280,13 @@ impl LayerPlan {
         layer: &Layer,
         copy: Option<LayerWriter>,
         progress: &LayerProgress,
-    ) -> Result<(PassSummary, Format), Error> {
+    ) -> Result<(LayerResult, Format), Error> {
         let (input, feed) = self.feed(layer, copy, &progress.bytes);
         let (decoded, decoder) = self.decode(input, BufferPool::default());
-        let pass = self.pass(Mode::Observe, Restart::default());
-        let walk = blocking(move || pass.run(decoded, &mut Discard));
-        let ((), format, outcome) = tokio::join!(feed, decoder, walk);
+        let ((), format, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Observe));
         match outcome? {
-            PassOutcome::Finished(summary) => Ok((summary, format.unwrap_or(Format::None))),
-            PassOutcome::NeedsRewrite | PassOutcome::NeedsRestart(_) => {
+            PassOutcome::Done(summary) => Ok((summary, format.unwrap_or(Format::None))),
+            PassOutcome::NeedsRewrite { .. } | PassOutcome::NeedsRestart(_) => {
                 unreachable!("a pass that only observes edits nothing")
             }
         }
@@ -324,8 +342,14 @@ impl LayerPlan {
         (tar, task)
     }
 
-    fn pass(&self, mode: Mode, restart: Restart) -> LayerPass {
-        LayerPass::new(&self.chain, mode, restart, self.spools.clone())
+    /// One pass over a tar, on a thread of its own.
+    async fn walk(&self, tar: Tar, mode: Mode) -> Result<PassOutcome, Error> {
+        let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
+        blocking(move || {
+            let pass = LayerPass::new(&chain, mode, &limits, spools.path());
+            Ok(pass.run(tar, &mut io::sink())?)
+        })
+        .await
     }
 }
 
@@ -488,25 +512,25 @@ impl Read for Tar {
 /// Passes a plain tar on as it is, hashed: without filters nothing needs to know what is in it.
 fn forward(mut tar: Tar, writer: LayerWriter) -> Result<PassOutcome, Error> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    while let Some(bytes) = tar.chunk().map_err(LayerError::read)? {
+    while let Some(bytes) = tar.chunk().map_err(|error| LayerError::read(hasher.size(), error))? {
         hasher.update(&bytes);
         writer.blocking_send(bytes).map_err(gone)?;
     }
     let summary = BlobSummary { size: hasher.size(), digest: hasher.finish() };
     writer.blocking_finish(summary.clone()).map_err(gone)?;
-    Ok(PassOutcome::Finished(PassSummary::untouched(summary)))
+    Ok(PassOutcome::Done(LayerResult::untouched(summary)))
 }
 
 /// The same into a compressor.
 fn hash_into(mut tar: Tar, out: &mut Compressed) -> Result<PassOutcome, Error> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    while let Some(bytes) = tar.chunk().map_err(LayerError::read)? {
+    while let Some(bytes) = tar.chunk().map_err(|error| LayerError::read(hasher.size(), error))? {
         hasher.update(&bytes);
-        out.write(&bytes).map_err(LayerError::read)?;
+        out.write_all(&bytes).map_err(LayerError::Output)?;
         tar.buffers.give(bytes);
     }
     let summary = BlobSummary { size: hasher.size(), digest: hasher.finish() };
-    Ok(PassOutcome::Finished(PassSummary::untouched(summary)))
+    Ok(PassOutcome::Done(LayerResult::untouched(summary)))
 }
 
 fn gone(ConsumerGone: ConsumerGone) -> Error {
@@ -515,15 +539,6 @@ fn gone(ConsumerGone: ConsumerGone) -> Error {
 
 fn interrupted(ConsumerGone: ConsumerGone) -> io::Error {
     io::Error::other(BlobError::Interrupted)
-}
-
-/// Takes a tar that nobody wants.
-struct Discard;
-
-impl TarOut for Discard {
-    fn write(&mut self, _bytes: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Gathers a tar into chunks for the output.
@@ -539,7 +554,7 @@ impl Chunks {
         Self { current: buffers.take(), buffers, writer, filled: 0 }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn send(&mut self) -> io::Result<()> {
         let mut full = std::mem::replace(&mut self.current, self.buffers.take());
         full.truncate(self.filled);
         self.filled = 0;
@@ -547,9 +562,9 @@ impl Chunks {
     }
 
     fn finish(mut self, outcome: PassOutcome) -> Result<PassOutcome, Error> {
-        if let PassOutcome::Finished(summary) = &outcome {
+        if let PassOutcome::Done(summary) = &outcome {
             if self.filled > 0 {
-                self.flush().map_err(LayerError::read)?;
+                self.send().map_err(LayerError::Output)?;
             }
             self.writer.blocking_finish(summary.output.clone()).map_err(gone)?;
         }
@@ -557,17 +572,22 @@ impl Chunks {
     }
 }
 
-impl TarOut for Chunks {
-    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+impl Write for Chunks {
+    fn write(&mut self, written: &[u8]) -> io::Result<usize> {
+        let mut bytes = written;
         while !bytes.is_empty() {
             let count = bytes.len().min(self.current.len() - self.filled);
             self.current[self.filled..self.filled + count].copy_from_slice(&bytes[..count]);
             self.filled += count;
             bytes = &bytes[count..];
             if self.filled == self.current.len() {
-                self.flush()?;
+                self.send()?;
             }
         }
+        Ok(written.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -581,14 +601,14 @@ struct Compressed {
 
 impl Compressed {
     fn new(compression: Compression, pool: &Pool, writer: LayerWriter) -> Result<Self, Error> {
-        let compressor = Compressor::new(compression, pool).map_err(|error| LayerError::read(error.into()))?;
+        let compressor = Compressor::new(compression, pool).map_err(|error| LayerError::Output(error.into()))?;
         Ok(Self { compressor, hasher: Hasher::new(Algorithm::Sha256), writer })
     }
 
     fn finish(mut self, outcome: PassOutcome) -> Result<PassOutcome, Error> {
-        if let PassOutcome::Finished(_) = &outcome {
+        if let PassOutcome::Done(_) = &outcome {
             let (hasher, writer) = (&mut self.hasher, &self.writer);
-            self.compressor.finish(&mut |bytes| send_hashed(hasher, writer, bytes)).map_err(LayerError::read)?;
+            self.compressor.finish(&mut |bytes| send_hashed(hasher, writer, bytes)).map_err(LayerError::Output)?;
             let summary = BlobSummary { size: self.hasher.size(), digest: self.hasher.finish() };
             self.writer.blocking_finish(summary).map_err(gone)?;
         }
@@ -596,10 +616,15 @@ impl Compressed {
     }
 }
 
-impl TarOut for Compressed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+impl Write for Compressed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (hasher, writer) = (&mut self.hasher, &self.writer);
-        self.compressor.write(bytes, &mut |bytes| send_hashed(hasher, writer, bytes))
+        self.compressor.write(bytes, &mut |bytes| send_hashed(hasher, writer, bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -625,7 +650,7 @@ fn both<A, B>(produced: Result<A, Error>, stored: Result<B, Error>) -> Result<(A
     }
 }
 
-fn verify_diff_id(layer: &Layer, summary: &PassSummary) -> Result<(), Error> {
+fn verify_diff_id(layer: &Layer, summary: &LayerResult) -> Result<(), Error> {
     match &layer.diff_id {
         Some(expected) if *expected != summary.input.digest => {
             Err(Error::DiffId { expected: expected.clone(), computed: summary.input.digest.clone() })
@@ -634,7 +659,7 @@ fn verify_diff_id(layer: &Layer, summary: &PassSummary) -> Result<(), Error> {
     }
 }
 
-fn written(layer: &Layer, stored: StoredLayer, summary: PassSummary) -> Result<WrittenLayer, Error> {
+fn written(layer: &Layer, stored: StoredLayer, summary: LayerResult) -> Result<WrittenLayer, Error> {
     verify_diff_id(layer, &summary)?;
     Ok(WrittenLayer {
         index: layer.index,

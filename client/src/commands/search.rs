@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use occy_pipeline::error::Error;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::filter::search::Search as SearchFilter;
 use occy_pipeline::open;
@@ -14,11 +13,11 @@ use super::process::{deliver, rendered};
 use crate::Exit;
 use crate::display::Display;
 use crate::options::{Global, Search};
-use crate::settings::{plan, settings};
+use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Search, global: &Global) -> anyhow::Result<Exit> {
     let settings = settings(global)?;
-    let filter = SearchFilter::new(&options.pattern, options.regex, options.script_friendly).map_err(Error::from)?;
+    let filter = SearchFilter::new(&options.pattern, options.regex, options.script_friendly).map_err(|reason| Misused(format!("invalid pattern {:?}: {reason}", options.pattern)))?;
     let source = open::source(&options.source, &settings)?;
     let parallel = source.max_workers.unwrap_or(settings.parallel);
     let plan = plan(global, &settings, FilterChain::new(vec![Arc::new(filter)]), false);
