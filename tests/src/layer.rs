@@ -14,6 +14,7 @@ pub struct Member {
     data: Vec<u8>,
     device: Option<(u32, u32)>,
     pax: Vec<(String, Vec<u8>)>,
+    stated_size: Option<u64>,
 }
 
 impl Member {
@@ -28,7 +29,13 @@ impl Member {
             data: Vec::new(),
             device: None,
             pax: Vec::new(),
+            stated_size: None,
         }
+    }
+
+    /// A member of any type, also of none that there is.
+    pub fn raw(name: &str, kind: u8, data: impl AsRef<[u8]>) -> Self {
+        Self { data: data.as_ref().to_vec(), ..Self::new(name, kind) }
     }
 
     /// A regular file.
@@ -79,6 +86,12 @@ impl Member {
         Self { mtime, ..self }
     }
 
+    /// With a size in its header that is not the data's.
+    #[must_use]
+    pub fn stating_size(self, size: u64) -> Self {
+        Self { stated_size: Some(size), ..self }
+    }
+
     /// With a PAX record.
     #[must_use]
     pub fn pax(mut self, key: &str, value: impl AsRef<[u8]>) -> Self {
@@ -117,7 +130,7 @@ impl Member {
         put(100, format!("{:07o}\0", self.mode).as_bytes(), 8);
         put(108, format!("{:07o}\0", self.owner.0).as_bytes(), 8);
         put(116, format!("{:07o}\0", self.owner.1).as_bytes(), 8);
-        put(124, format!("{:011o}\0", self.data.len()).as_bytes(), 12);
+        put(124, format!("{:011o}\0", self.stated_size.unwrap_or(self.data.len() as u64)).as_bytes(), 12);
         put(136, format!("{:011o}\0", self.mtime).as_bytes(), 12);
         put(148, b"        ", 8);
         put(156, &[self.kind], 1);
@@ -224,4 +237,17 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     }
     out.truncate(bytes);
     out
+}
+
+/// The types of a tar's headers as they stand there, extension headers included (`x` PAX, `L` and `K` GNU's long names).
+pub fn header_types(tar: &[u8]) -> String {
+    let mut types = String::new();
+    let mut at = 0;
+    while let Some(header) = tar.get(at..at + 512).filter(|header| header[0] != 0) {
+        types.push(char::from(header[156]));
+        let octal = String::from_utf8_lossy(&header[124..136]);
+        let size = usize::from_str_radix(octal.trim_matches(['\0', ' ']), 8).expect("an octal size");
+        at += 512 + size.next_multiple_of(512);
+    }
+    types
 }

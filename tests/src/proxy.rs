@@ -7,7 +7,8 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::http::{Delivery, Request, Response, Server, fits};
+use crate::http::{Delivery, Request, Response};
+use crate::server::{Server, fits};
 use crate::tools::sha256;
 
 /// Asks the registry itself.

@@ -10,7 +10,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use crate::certificates::{Certificates, text};
-use crate::http::{Request, Response, Server, pairs};
+use crate::http::{Request, Response, pairs};
+use crate::server::Server;
 use crate::tools::{pipe, read};
 
 /// Who may have tokens, and what is odd about them.

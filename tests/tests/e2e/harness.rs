@@ -1,13 +1,15 @@
 //! What the other tests stand on is itself tried, with skopeo in the place of the product.
 
 use occy_tests::certificates::text;
-use occy_tests::http::{Delivery, Request, Response, Server};
+use occy_tests::fixed::Fixed;
+use occy_tests::http::{Delivery, Request, Response};
 use occy_tests::image::{Family, Image};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, tar};
 use occy_tests::proxy::{self, FaultProxy};
-use occy_tests::registry::{Fixed, Registry};
+use occy_tests::registry::Registry;
 use occy_tests::saved;
+use occy_tests::server::Server;
 use occy_tests::token::{TokenServer, basic_header};
 use occy_tests::tools::{Packing, run, sha256, tool, unpack, write};
 
