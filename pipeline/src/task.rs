@@ -324,11 +324,20 @@ impl LayerPlan {
     }
 
     /// Decompresses on a thread of its own, so that one layer can use two cores.
-    fn decode(&self, input: Input, buffers: BufferPool) -> (Tar, impl Future<Output = Option<Format>> + use<>) {
+    fn decode(
+        &self,
+        input: Input,
+        buffers: BufferPool,
+    ) -> (Tar, impl Future<Output = Option<Format>> + use<>) {
         let (sender, receiver) = sync_channel(CHANNEL);
         let limit = self.max_layer_size;
-        let tar =
-            Tar { pieces: receiver, current: Bytes::new(), position: 0, buffers: buffers.clone(), ended: false };
+        let tar = Tar {
+            pieces: receiver,
+            current: Bytes::new(),
+            position: 0,
+            buffers: buffers.clone(),
+            ended: false,
+        };
         let task = async move {
             blocking(move || {
                 let mut decoder = Decoder::new(input).limit(limit);
@@ -601,14 +610,17 @@ struct Compressed {
 
 impl Compressed {
     fn new(compression: Compression, pool: &Pool, writer: LayerWriter) -> Result<Self, Error> {
-        let compressor = Compressor::new(compression, pool).map_err(|error| LayerError::Output(error.into()))?;
+        let compressor =
+            Compressor::new(compression, pool).map_err(|error| LayerError::Output(error.into()))?;
         Ok(Self { compressor, hasher: Hasher::new(Algorithm::Sha256), writer })
     }
 
     fn finish(mut self, outcome: PassOutcome) -> Result<PassOutcome, Error> {
         if let PassOutcome::Done(_) = &outcome {
             let (hasher, writer) = (&mut self.hasher, &self.writer);
-            self.compressor.finish(&mut |bytes| send_hashed(hasher, writer, bytes)).map_err(LayerError::Output)?;
+            self.compressor
+                .finish(&mut |bytes| send_hashed(hasher, writer, bytes))
+                .map_err(LayerError::Output)?;
             let summary = BlobSummary { size: self.hasher.size(), digest: self.hasher.finish() };
             self.writer.blocking_finish(summary).map_err(gone)?;
         }

@@ -187,7 +187,13 @@ impl Contents {
     }
 
     /// A later member of the same name replaces an earlier one, as unpacking would.
-    fn insert(&mut self, kind: Kind, path: &str, link: &str, region: FileRegion) -> Result<(), ContentsError> {
+    fn insert(
+        &mut self,
+        kind: Kind,
+        path: &str,
+        link: &str,
+        region: FileRegion,
+    ) -> Result<(), ContentsError> {
         let path = clean(path);
         let content = match kind {
             Kind::Regular => Content::File(region),
