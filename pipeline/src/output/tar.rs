@@ -32,6 +32,7 @@ pub const KIND: OutputKind = OutputKind {
 };
 
 const BLOCK: u64 = 512;
+const ZEROS: [u8; 1024] = [0; 1024];
 
 /// An image that is being written as a saved tar.
 #[derive(Debug)]
@@ -204,7 +205,7 @@ impl super::ImageOutput for TarOutput {
             assembly.reassemble()?;
             assembly.append_small(&config_name, &config)?;
             assembly.append_small("manifest.json", manifest.to_string().as_bytes())?;
-            assembly.write(&[0; 2 * BLOCK as usize])?;
+            assembly.write(&ZEROS)?;
             match assembly.target {
                 Target::File(file) => file.publish(assembly.position),
                 Target::Stream(mut file) => file.flush(),
@@ -401,7 +402,7 @@ impl Assembly {
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
         let padding = usize::try_from(size.next_multiple_of(BLOCK) - size).expect("less than a block");
-        self.write(&[0; BLOCK as usize][..padding])
+        self.write(&ZEROS[..padding])
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -433,8 +434,8 @@ impl Assembly {
 
 /// A USTAR header of a regular file, mode 0644, owner 0:0, mtime 0. A size of 8 GiB or more is written in base 256, which
 /// GNU tar, Go and Python read: it must fit into the one block that was left free for it.
-fn header(name: &str, size: u64) -> [u8; BLOCK as usize] {
-    let mut header = [0; BLOCK as usize];
+fn header(name: &str, size: u64) -> [u8; 512] {
+    let mut header = [0; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..108].copy_from_slice(b"0000644\0");
     header[108..116].copy_from_slice(b"0000000\0");

@@ -206,7 +206,7 @@ impl SavedTarSource {
             let size = region.size().expect("a region knows its size");
             region = region.verified(digest.clone());
             let media_type = LayerType::new(Family::Oci, format).name().expect("oci has every format");
-            descriptor = Some(Descriptor::new(media_type, digest, size));
+            descriptor = Some(Descriptor::new(media_type, &digest, size));
         }
         Ok(Layer {
             index,
