@@ -1,0 +1,54 @@
+//! The filters of a job, in order.
+
+use std::sync::Arc;
+
+use super::{Filter, SpecError, spec};
+
+/// The filters of a job, in the order in which elements pass through them.
+#[derive(Clone, Debug, Default)]
+pub struct FilterChain {
+    filters: Vec<Arc<dyn Filter>>,
+}
+
+impl FilterChain {
+    /// From filters at hand.
+    pub fn new(filters: Vec<Arc<dyn Filter>>) -> Self {
+        Self { filters }
+    }
+
+    /// From what was given with `-f`, in its order.
+    pub fn parse<S: AsRef<str>>(specs: impl IntoIterator<Item = S>) -> Result<Self, SpecError> {
+        let filters = specs.into_iter().map(|text| spec::parse(text.as_ref())).collect::<Result<_, _>>()?;
+        Ok(Self { filters })
+    }
+
+    /// The filters.
+    pub fn filters(&self) -> &[Arc<dyn Filter>] {
+        &self.filters
+    }
+
+    /// The canonical form of each filter.
+    pub fn specs(&self) -> Vec<String> {
+        self.filters.iter().map(|filter| filter.spec()).collect()
+    }
+
+    /// Whether there are no filters.
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// Whether any filter may change layers.
+    pub fn edits(&self) -> bool {
+        self.filters.iter().any(|filter| filter.edits())
+    }
+
+    /// Has every filter change the config, and says whether one did.
+    pub fn edit_config(&self, config: &mut serde_json::Value) -> bool {
+        self.edit_config_before(self.filters.len(), config)
+    }
+
+    /// Has the filters before a position change the config: what a filter there would see.
+    pub fn edit_config_before(&self, position: usize, config: &mut serde_json::Value) -> bool {
+        self.filters[..position].iter().fold(false, |changed, filter| filter.edit_config(config) | changed)
+    }
+}

@@ -1,0 +1,97 @@
+//! The glob patterns of `exclude` and `search`.
+//!
+//! `*` and `?` match any characters, `/` included, as the Python tool's `fnmatch` has it: `*.pyc` matches at any depth.
+//! Beyond that, `**/` matches any number of directories, none included, `/**` everything below a directory, and `{a,b}`
+//! either. A pattern is matched against a cleaned path, so it has no leading `/` or `./`; its own ones are ignored.
+
+use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
+
+/// Patterns of which one must match.
+#[derive(Clone, Debug)]
+pub(super) struct Patterns {
+    set: GlobSet,
+    text: String,
+}
+
+impl Patterns {
+    /// One pattern.
+    pub(super) fn one(pattern: &str) -> Result<Self, globset::Error> {
+        Self::new(&[pattern])
+    }
+
+    /// Patterns separated by commas; a comma between braces belongs to its pattern.
+    pub(super) fn list(patterns: &str) -> Result<Self, globset::Error> {
+        let mut depth = 0_usize;
+        let parts: Vec<&str> = patterns
+            .split(|character| {
+                match character {
+                    '{' => depth += 1,
+                    '}' => depth = depth.saturating_sub(1),
+                    _ => {}
+                }
+                character == ',' && depth == 0
+            })
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect();
+        Self::new(&parts)
+    }
+
+    fn new(patterns: &[&str]) -> Result<Self, globset::Error> {
+        let mut set = GlobSetBuilder::new();
+        for pattern in patterns {
+            let below_root = pattern.trim_start_matches("./").trim_start_matches('/');
+            set.add(GlobBuilder::new(below_root).literal_separator(false).backslash_escape(true).build()?);
+        }
+        Ok(Self { set: set.build()?, text: patterns.join(",") })
+    }
+
+    /// Whether one of them matches the whole of a path.
+    pub(super) fn matches(&self, path: &[u8]) -> bool {
+        self.set.is_match_candidate(&Candidate::from_bytes(path))
+    }
+
+    /// As they were given.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_cross_directories_as_in_the_python_tool() {
+        let check = |pattern: &str, path: &str, expected: bool| {
+            assert_eq!(
+                Patterns::list(pattern).unwrap().matches(path.as_bytes()),
+                expected,
+                "{pattern} {path}"
+            );
+        };
+        check("*.pyc", "a/b/c.pyc", true);
+        check("*.pyc", "c.pyc", true);
+        check("*.pyc", "c.py", false);
+        check("*/__pycache__/*", "usr/lib/python3/__pycache__/x.pyc", true);
+        check("core", "core", true);
+        check("core", "usr/core", false);
+        check("**/core", "core", true);
+        check("**/.git/**", ".git/config", true);
+        check("**/.git/**", "src/.git/refs/heads", true);
+        check("**/.git/**", "src/.git", false);
+        check("/etc/passwd", "etc/passwd", true);
+        check("./etc/*", "etc/a/b", true);
+        check("*.{pyc,pyo},*.log", "a.pyo", true);
+        check("*.{pyc,pyo},*.log", "a.log", true);
+        check("[!a]*", "b", true);
+        check("[!a]*", "a", false);
+        check("A", "a", false);
+        assert!(Patterns::list("f?o").unwrap().matches(b"f\xffo"));
+    }
+}

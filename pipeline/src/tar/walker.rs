@@ -1,0 +1,304 @@
+//! Reads a tar forward and yields its members with all their raw bytes.
+
+use std::io::Read;
+
+use super::header::{self, Block};
+use super::input::Input;
+use super::resolve::Extensions;
+use super::{BLOCK, Kind, Limits, Member, Records, TarError, number, padding};
+use crate::digest::Hasher;
+
+/// A tar being read.
+///
+/// Call [`read_member`](Self::read_member) until it says that there is no more, then [`next_tail`](Self::next_tail) until
+/// it yields nothing: then every byte of the input has passed. Memory is one buffer of 256 KiB, or the headers of one member
+/// if they are larger.
+pub struct Walker<R> {
+    input: Input<R>,
+    limits: Limits,
+    globals: Records,
+    members: u64,
+    /// Raw header bytes of the current member that are not consumed yet.
+    header: usize,
+    data: u64,
+    padding: usize,
+    ended: bool,
+    marked: bool,
+}
+
+/// The next stored bytes of a member.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// Data, and behind the last of it the padding up to the next block.
+    pub bytes: &'a [u8],
+    /// How many of the bytes are data.
+    pub data: usize,
+}
+
+impl<'a> Chunk<'a> {
+    /// The data without the padding.
+    pub fn data(&self) -> &'a [u8] {
+        &self.bytes[..self.data]
+    }
+}
+
+impl<R: Read> Walker<R> {
+    /// Begins to read.
+    pub fn new(input: R, limits: Limits) -> Self {
+        Self {
+            input: Input::new(input),
+            limits,
+            globals: Records::default(),
+            members: 0,
+            header: 0,
+            data: 0,
+            padding: 0,
+            ended: false,
+            marked: false,
+        }
+    }
+
+    /// Takes all of the input for the tail, whatever it is.
+    pub fn opaque(input: R) -> Self {
+        Self { ended: true, marked: true, ..Self::new(input, Limits::default()) }
+    }
+
+    /// Reads the next member's headers into `member`. False says that the archive has ended: the tail is next.
+    ///
+    /// What was not read of the last member's data is skipped.
+    pub fn read_member(&mut self, member: &mut Member) -> Result<bool, TarError> {
+        self.skip_member()?;
+        if self.ended {
+            return Ok(false);
+        }
+        let offset = self.input.offset();
+        let mut extensions = Extensions::new(offset, member);
+        let mut length = 0;
+        loop {
+            let at = offset + length as u64;
+            let Some(block) = self.block(length)? else {
+                if length > 0 {
+                    return Err(TarError::Dangling { offset: at });
+                }
+                self.ended = true;
+                return Ok(false);
+            };
+            if block.iter().all(|&byte| byte == 0) {
+                if length > 0 {
+                    return Err(TarError::Dangling { offset: at });
+                }
+                self.check_end()?;
+                self.ended = true;
+                self.marked = true;
+                return Ok(false);
+            }
+            if !header::checksum_matches(&block) {
+                return Err(TarError::Checksum { offset: at });
+            }
+            length += BLOCK;
+            match block[header::FLAG] {
+                flag @ (b'x' | b'X' | b'L' | b'K') => {
+                    let payload = self.payload(&block, at, length)?;
+                    extensions.add(flag, &self.input.peeked(length + payload)[length..], at, member)?;
+                    length = (length + payload).next_multiple_of(BLOCK);
+                    self.require(length, "an extension header")?;
+                }
+                b'g' => {
+                    if !extensions.are_none() {
+                        return Err(TarError::Ambiguous {
+                            offset: at,
+                            what: "a global header behind an extension header",
+                        });
+                    }
+                    let payload = self.payload(&block, at, length)?;
+                    extensions.global(
+                        &self.input.peeked(length + payload)[length..],
+                        &mut self.globals,
+                        member,
+                    )?;
+                    if self.globals.size() as u64 > self.limits.extension {
+                        return Err(self.limit(at, self.limits.extension, "bytes of global records"));
+                    }
+                    length = (length + payload).next_multiple_of(BLOCK);
+                    self.require(length, "a global header")?;
+                    break;
+                }
+                _ => {
+                    extensions.resolve(&block, at, &self.globals, member, &self.limits)?;
+                    if block[header::FLAG] == b'S' {
+                        length = self.sparse_blocks(&block, length, member)?;
+                        extensions.check_sparse(member)?;
+                    }
+                    break;
+                }
+            }
+        }
+        self.members += 1;
+        if self.members > self.limits.members {
+            return Err(self.limit(offset, self.limits.members, "members"));
+        }
+        self.header = length;
+        self.data = member.stored;
+        self.padding = padding(member.stored);
+        Ok(true)
+    }
+
+    /// The raw header blocks of the current member. To be asked for before its data is read.
+    pub fn header(&self) -> &[u8] {
+        self.input.peeked(self.header)
+    }
+
+    /// The next stored bytes of the current member, none when all have passed.
+    ///
+    /// Only a tar that ends with a member's data may lack its padding; the last chunk is then without it.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, TarError> {
+        self.input.consume(std::mem::take(&mut self.header));
+        if self.data == 0 && self.padding == 0 {
+            return Ok(None);
+        }
+        let wanted = self.data.saturating_add(self.padding as u64);
+        let (data, padding, offset) = (self.data, self.padding, self.input.offset());
+        let bytes = self.input.take(wanted)?;
+        let length = bytes.len();
+        let taken = usize::try_from(data).map_or(length, |data| data.min(length));
+        self.data = data - taken as u64;
+        if length == 0 {
+            if data > 0 {
+                return Err(TarError::Truncated { offset, inside: "a member's data" });
+            }
+            self.padding = 0;
+            return Ok(None);
+        }
+        self.padding = padding - (length - taken);
+        Ok(Some(Chunk { bytes, data: taken }))
+    }
+
+    /// The next bytes from the end-of-archive marker on, up to the end of the input.
+    pub fn next_tail(&mut self) -> Result<Option<&[u8]>, TarError> {
+        debug_assert!(self.ended);
+        let bytes = self.input.take(u64::MAX)?;
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// Whether the archive ended with a marker rather than with the input.
+    pub fn has_end_marker(&self) -> bool {
+        self.marked
+    }
+
+    /// Records of global headers that apply to the current member.
+    pub fn globals(&self) -> &Records {
+        &self.globals
+    }
+
+    /// Members read so far.
+    pub fn members(&self) -> u64 {
+        self.members
+    }
+
+    /// Of the next byte that was not handed out.
+    pub fn offset(&self) -> u64 {
+        self.input.offset()
+    }
+
+    /// The hash of all bytes before the current member, if asked before its data is read.
+    pub fn fork_hasher(&mut self) -> Hasher {
+        self.input.fork_hasher()
+    }
+
+    /// The hash of all bytes that were handed out.
+    pub fn into_hasher(self) -> Hasher {
+        self.input.into_hasher()
+    }
+
+    fn skip_member(&mut self) -> Result<(), TarError> {
+        while self.next_chunk()?.is_some() {}
+        Ok(())
+    }
+
+    /// The block `at` bytes ahead; none at the end of the input.
+    fn block(&mut self, at: usize) -> Result<Option<Block>, TarError> {
+        let offset = self.input.offset();
+        let bytes = self.input.peek(at + BLOCK)?;
+        match bytes.len().saturating_sub(at) {
+            0 => Ok(None),
+            BLOCK => Ok(bytes[at..].first_chunk().copied()),
+            _ => Err(TarError::Truncated { offset: offset + bytes.len() as u64, inside: "a header" }),
+        }
+    }
+
+    /// The size of an extension's payload, whose bytes are then there to be looked at.
+    fn payload(&mut self, block: &Block, at: u64, length: usize) -> Result<usize, TarError> {
+        let size = number::field(&block[header::SIZE])
+            .and_then(|size| u64::try_from(size).ok())
+            .ok_or(TarError::Number { offset: at, field: "size" })?;
+        let payload = usize::try_from(size).ok().filter(|_| size <= self.limits.extension);
+        let payload = payload.ok_or(self.limit(at, self.limits.extension, "bytes of an extension header"))?;
+        self.require(length + payload, "an extension header")?;
+        Ok(payload)
+    }
+
+    fn require(&mut self, length: usize, inside: &'static str) -> Result<(), TarError> {
+        let offset = self.input.offset();
+        let there = self.input.peek(length)?.len();
+        if there < length {
+            return Err(TarError::Truncated { offset: offset + there as u64, inside });
+        }
+        Ok(())
+    }
+
+    /// The blocks that continue an old GNU sparse map.
+    fn sparse_blocks(
+        &mut self,
+        block: &Block,
+        mut length: usize,
+        member: &mut Member,
+    ) -> Result<usize, TarError> {
+        let mut extended = block[header::GNU_SPARSE_EXTENDED] != 0;
+        while extended {
+            let Some(block) = self.block(length)? else {
+                let offset = self.input.offset() + length as u64;
+                return Err(TarError::Truncated { offset, inside: "a sparse map" });
+            };
+            member.add_segments(&block[header::CONTINUED_SPARSE])?;
+            extended = block[header::CONTINUED_EXTENDED] != 0;
+            length += BLOCK;
+            if length as u64 > self.limits.extension + 4 * BLOCK as u64 && extended {
+                return Err(self.limit(member.offset, self.limits.extension, "bytes of a sparse map"));
+            }
+        }
+        Ok(length)
+    }
+
+    /// A zero block was seen: nothing but another one, or the end of the input, may follow.
+    fn check_end(&mut self) -> Result<(), TarError> {
+        let offset = self.input.offset();
+        let second = &self.input.peek(2 * BLOCK)?[BLOCK..];
+        if second.iter().any(|&byte| byte != 0) {
+            return Err(TarError::Ambiguous {
+                offset,
+                what: "a single zero block with something else behind it",
+            });
+        }
+        Ok(())
+    }
+
+    fn limit(&self, offset: u64, limit: u64, unit: &'static str) -> TarError {
+        TarError::Limit { offset, limit, unit }
+    }
+}
+
+impl<R> std::fmt::Debug for Walker<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Walker")
+            .field("members", &self.members)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    /// Whether it is a global header.
+    pub fn is_global(&self) -> bool {
+        self.kind == Kind::Global
+    }
+}
