@@ -130,3 +130,46 @@ impl RegistryHost {
             .map_err(|error| http::describe(error, &request, url, self.options.connect_timeout))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::server::{Reply, TestServer, options};
+    use super::*;
+
+    fn host(server: &TestServer) -> RegistryHost {
+        let options = Arc::new(options());
+        let http = Arc::new(HttpClients::new(Arc::clone(&options)));
+        RegistryHost::new(&server.host(), options, http)
+    }
+
+    #[tokio::test]
+    async fn a_peer_without_tls_is_told_from_one_with_a_bad_certificate() {
+        let server = TestServer::start(|_| Reply::new(200)).await;
+        let host = host(&server);
+        let error = host.ping(&host.url("https").unwrap()).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Connect { kind: ConnectFailure::NotTls, .. }), "{error:?}");
+        assert!(error.hint().unwrap().contains(&format!("--insecure {}", server.host())));
+    }
+
+    #[tokio::test]
+    async fn a_loopback_registry_is_spoken_to_with_plain_http() {
+        // 400 is what a server with TLS says to plain HTTP, so it is looked at twice.
+        for status in [200, 401, 404, 400] {
+            let server = TestServer::start(move |_| Reply::new(status)).await;
+            assert_eq!(host(&server).base().await.unwrap().as_str(), server.url("/v2/"), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_registries_are_spoken_to_with_tls_without_a_look() {
+        let options = Arc::new(options());
+        let http = Arc::new(HttpClients::new(Arc::clone(&options)));
+        for (name, base) in [
+            ("docker.io", "https://registry-1.docker.io/v2/"),
+            ("registry.invalid:5000", "https://registry.invalid:5000/v2/"),
+        ] {
+            let host = RegistryHost::new(name, Arc::clone(&options), Arc::clone(&http));
+            assert_eq!(host.base().await.unwrap().as_str(), base);
+        }
+    }
+}

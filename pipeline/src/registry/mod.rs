@@ -10,9 +10,12 @@
 //! | blobs up, digest known before: one PUT | `upload_blob` |
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
-//! Below them, from the top down: `transport` sends one request (authorization, redirects, retries), `auth` and `token` answer
-//! challenges, `credentials` finds out who we are, `host` how a registry is spoken to, `http` owns the connections, `address`
-//! says where they may lead.
+//! Below them, from the top down: `transport` sends one request, with its authorization, redirects and retries (`retry`); `auth`
+//! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! to; `http` owns the connections; `address` says where they may lead. Whoever fuzzes the answers of strangers starts at
+//! [`challenge::parse`].
+//!
+//! Not here: which manifest of an index is meant, what a manifest's bytes say, and in which order blobs go.
 
 mod address;
 mod auth;

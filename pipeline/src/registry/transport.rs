@@ -20,7 +20,6 @@ const REDIRECTS_MAX: usize = 5;
 const AUTHORIZATIONS_MAX: usize = 3;
 
 /// A request that can be sent again.
-#[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) url: Url,

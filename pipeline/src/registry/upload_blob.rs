@@ -92,7 +92,7 @@ impl Repository {
     ) -> Result<BlobSummary, BlobError> {
         progress.reset();
         let content = blob.open().await?;
-        self.upload_pieces(Pieces::of_blob(content, digest, size), progress).await
+        self.upload_pieces(Pieces::of_blob(content, digest, size), false, progress).await
     }
 
     async fn put_whole(

@@ -39,16 +39,18 @@ impl Repository {
         stream: LayerStream,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
-        self.upload_pieces(Pieces::of_layer(stream), progress).await
+        self.upload_pieces(Pieces::of_layer(stream), true, progress).await
     }
 
+    /// `whole`: whether content that fits into one chunk may go in one PUT.
     pub(super) async fn upload_pieces(
         &self,
         mut pieces: Pieces,
+        whole: bool,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
         let first = pieces.gather(self.host.options.upload_chunk).await?;
-        if let Some(summary) = pieces.summary()
+        if let Some(summary) = pieces.summary().filter(|_| whole)
             && self.upload_small(&first, &summary, progress).await?
         {
             return Ok(summary);

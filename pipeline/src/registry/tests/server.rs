@@ -239,6 +239,11 @@ async fn read_head(stream: &mut BufReader<TcpStream>) -> Option<Seen> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
+        // The first byte of TLS. Servers without it answer in the only way they know.
+        if head == [0x16] {
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.ok()?;
+            return None;
+        }
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
