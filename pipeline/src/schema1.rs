@@ -176,6 +176,17 @@ fn check_chain(steps: &mut Vec<Step>) -> Result<(), Schema1Error> {
     Ok(())
 }
 
+/// The bytes that the digest of a document is of: a signed schema 1 manifest without its signatures, anything else as it is.
+///
+/// Of signatures that do not fit their document, or of no JSON at all, the document itself, so that a digest does not match.
+pub fn digested(document: &[u8]) -> Bytes {
+    serde_json::from_slice::<Map<String, Value>>(document)
+        .ok()
+        .filter(|raw| raw.get("schemaVersion").and_then(Value::as_u64) == Some(1))
+        .and_then(|raw| payload(&raw, document).ok())
+        .unwrap_or_else(|| Bytes::copy_from_slice(document))
+}
+
 /// The signed bytes, which every signature's `protected` header cuts out of the document (RFC 7515 in docker's "pretty" form).
 fn payload(raw: &Map<String, Value>, bytes: &[u8]) -> Result<Bytes, Schema1Error> {
     let Some(signature) = raw.get("signatures").and_then(Value::as_array).and_then(|list| list.first())
@@ -281,6 +292,10 @@ mod tests {
                 ParsedManifest::Schema1(manifest) => assert_eq!(manifest.payload, payload.as_bytes()),
                 other => panic!("{other:?}"),
             }
+        }
+        assert_eq!(digested(signed(&payload).as_bytes()), payload.as_bytes());
+        for same in [payload.as_str(), "not json", r#"{"schemaVersion":1,"signatures":[{}]}"#] {
+            assert_eq!(digested(same.as_bytes()), same.as_bytes());
         }
     }
 

@@ -1,5 +1,7 @@
 //! Rewritten layers as GNU tar and Python's `tarfile` read them: these tools have the last word.
 
+#![allow(clippy::unwrap_used)]
+
 mod tar_support;
 
 use std::ffi::OsStr;

@@ -1,5 +1,7 @@
 //! Corrupt, truncated and hostile tars: read as Go and Python read them, or refused with the offset. Never a third way.
 
+#![allow(clippy::unwrap_used)]
+
 mod tar_support;
 
 use occy_pipeline::filter::FilterChain;
@@ -239,8 +241,10 @@ fn sizes_past_the_end_are_truncations() {
 
 #[test]
 fn every_truncation_is_an_error_or_a_clean_end() {
-    let sparse =
-        Header::new("s", b'S', 4).gnu().put(386, b"00000000000\0000000000004\x00").put(483, b"00000000010\0");
+    let sparse = Header::new("s", b'S', 4)
+        .gnu()
+        .put(386, b"00000000000\x0000000000004\x00")
+        .put(483, b"00000000010\0");
     let tar = Archive::new()
         .file("a", "x")
         .pax(&[("path", "long"), ("SCHILY.xattr.user.a", "b")])

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -136,6 +137,9 @@ pub fn basic_header(user: &str, password: &str) -> String {
 /// A token for what the scopes ask, without `push` where that is not allowed, signed by the run's token key.
 pub fn mint(scopes: &[&str], push: bool, lifetime: i64) -> String {
     let access: Vec<Value> = scopes.iter().filter_map(|scope| grant(scope, push)).collect();
+    // As with real servers, no two tokens are the same.
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let serial = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs();
     let now = i64::try_from(now).expect("a clock of this age");
     let certificates = Certificates::shared();
@@ -143,7 +147,7 @@ pub fn mint(scopes: &[&str], push: bool, lifetime: i64) -> String {
     let certificate: String = certificate.lines().filter(|line| !line.starts_with("-----")).collect();
     let header = json!({"typ": "JWT", "alg": "RS256", "x5c": [certificate]});
     let claims = json!({"iss": ISSUER, "sub": "someone", "aud": SERVICE, "exp": now + lifetime,
-        "nbf": now - 7200, "iat": now - 7200, "jti": now.to_string(), "access": access});
+        "nbf": now - 7200, "iat": now - 7200, "jti": serial, "access": access});
     let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", encode(&header), encode(&claims));
     let key = text(&certificates.path("token.key"));

@@ -17,7 +17,7 @@ fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
         (&["process", "registry://localhost:5000/x:bad/tag/", "tar://y"], "bad"),
         (&["process", "tar://x", "tar://y", "--compression", "lz4"], "lz4"),
         (&["process", "tar://x", "registry://localhost/x?compression=gzip:99"], "gzip:99"),
-        (&["process", "tar://x", "tar://y", "-j", "0"], "-j"),
+        (&["process", "tar://x", "tar://y", "-j", "0"], "--parallel"),
         (&["process", "tar://x", "tar://y", "--format", "schema1"], "schema1"),
         (&["search", "tar://x", "["], "["),
         (&["frobnicate"], "frobnicate"),

@@ -100,7 +100,9 @@ fn errors_that_stay_end_in_an_error_that_names_them() {
     setting.layer_fault(usize::MAX, proxy::answer(Response::ok("x", *b"no storage today").status_of(503)));
     let digest = setting.image.layer_digests().remove(0);
     let ended = setting.run_with_retries(1).fails(1).says(&["layer 1 of 1", &digest, "503"]);
-    assert_eq!(setting.layer_requests(), 2, "{}", ended.stderr);
+    let error = ended.stderr.lines().find(|line| line.starts_with("error: ")).expect("an error");
+    assert_eq!(error.matches("returned 503").count(), 1, "said once: {error}");
+    assert_eq!(setting.layer_requests(), 2, "one retry was allowed: {}", ended.stderr);
 }
 
 #[test]

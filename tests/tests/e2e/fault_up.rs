@@ -162,17 +162,22 @@ fn a_minimum_chunk_is_honoured() {
 
 #[test]
 fn a_push_that_fails_leaves_the_tag_as_it_was() {
-    for (method, pattern) in
-        [("PATCH", UPLOADS), ("PUT", UPLOADS), ("PUT", "/v2/app/manifests/*"), ("POST", UPLOADS)]
-    {
-        for filtered in [false, true] {
-            let setting = Setting::new();
-            let old = Image::docker(vec![Layer::noise(9, 100)]);
-            setting.to.push(&old, "app", "1");
-            setting.proxy.fault(usize::MAX, method, pattern, proxy::status(400));
-            setting.run(filtered).fails(1).says(&["400"]);
-            assert_eq!(setting.to.digest("app", "1"), old.digest(), "{method}");
-        }
+    for (method, pattern, filtered) in [
+        // A blob that is known goes up in one PUT.
+        ("PATCH", UPLOADS, true),
+        ("PUT", UPLOADS, false),
+        ("PUT", UPLOADS, true),
+        ("PUT", "/v2/app/manifests/*", false),
+        ("PUT", "/v2/app/manifests/*", true),
+        ("POST", UPLOADS, false),
+        ("POST", UPLOADS, true),
+    ] {
+        let setting = Setting::new();
+        let old = Image::docker(vec![Layer::noise(9, 100)]);
+        setting.to.push(&old, "app", "1");
+        setting.proxy.fault(usize::MAX, method, pattern, proxy::status(400));
+        setting.run(filtered).fails(1).says(&["400"]);
+        assert_eq!(setting.to.digest("app", "1"), old.digest(), "{method}");
     }
 }
 

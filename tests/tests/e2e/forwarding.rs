@@ -35,7 +35,13 @@ fn credentials_do_not_follow_a_redirect_to_another_host() {
     let source = format!("registry://{}/app:1", proxy.host());
     let directory = scratch();
     let out = crate::tar_uri(&directory.path().join("out.tar"));
-    occyctl(["process", &source, &out, "--username", "ann", "--password", SECRET]).ok();
+    let login = ["--username", "ann", "--password", SECRET];
+    // Another name is another host, also where both lead to this machine.
+    occyctl([&["process", &source, &out][..], &login].concat())
+        .fails(1)
+        .says(&["localhost", "--allow-network"]);
+    assert!(storage.seen().is_empty());
+    occyctl([&["process", &source, &out, "--allow-network", "127.0.0.0/8,::1"][..], &login].concat()).ok();
     assert!(storage.seen().len() >= 2, "config and layers: {:#?}", storage.seen());
     for seen in storage.seen() {
         assert_eq!(seen.request.get("Authorization"), None, "{seen:#?}");
