@@ -4,10 +4,11 @@
 //! ([`CHUNK`]), and the end of what a pipeline produces is explicit ([`LayerStream`]): a dropped producer is never an end.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
@@ -34,10 +35,41 @@ pub trait Blob: Send + Sync + fmt::Debug {
 
     /// A name under which two blobs of one source are equal exactly when their bytes are.
     fn identity(&self) -> String;
+
+    /// The last four bytes, not checked against anything: only ever a hint. None where they would cost more than they help.
+    async fn tail(&self) -> Option<[u8; 4]> {
+        None
+    }
 }
 
 /// A shared opener.
 pub type BlobRef = Arc<dyn Blob>;
+
+/// Content that is at hand.
+#[derive(Clone, Debug)]
+pub struct MemoryBlob(Bytes);
+
+impl MemoryBlob {
+    /// These bytes, which are few: a config, a manifest.
+    pub fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+#[async_trait::async_trait]
+impl Blob for MemoryBlob {
+    async fn open(&self) -> Result<ByteStream, BlobError> {
+        Ok(futures_util::stream::iter([Ok(self.0.clone())]).boxed())
+    }
+
+    fn size(&self) -> Option<u64> {
+        Some(self.0.len() as u64)
+    }
+
+    fn identity(&self) -> String {
+        Digest::sha256(&self.0).to_string()
+    }
+}
 
 /// Why content could not be read or stored.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +118,38 @@ pub struct BlobSummary {
     pub size: u64,
 }
 
+/// Buffers of [`CHUNK`] bytes that go round between the stages of one layer, so that none is allocated and cleared anew.
+#[derive(Clone, Debug, Default)]
+pub struct BufferPool(Arc<Mutex<Vec<BytesMut>>>);
+
+impl BufferPool {
+    /// Buffers kept for reuse; what comes back beyond it is freed.
+    const KEPT: usize = 16;
+
+    /// A buffer of [`CHUNK`] bytes with arbitrary content.
+    pub fn take(&self) -> BytesMut {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut buffer = kept.unwrap_or_default();
+        buffer.resize(CHUNK, 0);
+        buffer
+    }
+
+    /// Gives a buffer back, if nobody else holds a part of it.
+    pub fn give(&self, bytes: Bytes) {
+        if let Ok(buffer) = bytes.try_into_mut() {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if buffer.capacity() >= CHUNK && kept.len() < Self::KEPT {
+                kept.push(buffer);
+            }
+        }
+    }
+}
+
 /// Bytes of a layer as a pipeline produces them, whose digest is known only once they have all passed.
 #[derive(Debug)]
 pub struct LayerStream {
     pieces: mpsc::Receiver<Piece>,
+    pool: BufferPool,
 }
 
 /// The producing side of a [`LayerStream`]. Dropped without [`LayerWriter::finish`], the stream fails.
@@ -119,10 +179,15 @@ pub enum LayerPiece {
 pub struct ConsumerGone;
 
 impl LayerStream {
-    /// A stream that holds at most `chunks` chunks between its two sides.
-    pub fn channel(chunks: usize) -> (LayerWriter, Self) {
+    /// A stream that holds at most `chunks` chunks between its two sides. Its consumer may give buffers back to `pool`.
+    pub fn channel(chunks: usize, pool: BufferPool) -> (LayerWriter, Self) {
         let (sender, receiver) = mpsc::channel(chunks);
-        (LayerWriter { pieces: sender }, Self { pieces: receiver })
+        (LayerWriter { pieces: sender }, Self { pieces: receiver, pool })
+    }
+
+    /// Gives a chunk back that the consumer is done with.
+    pub fn recycle(&self, bytes: Bytes) {
+        self.pool.give(bytes);
     }
 
     /// The next piece.

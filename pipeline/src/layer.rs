@@ -23,7 +23,7 @@ pub use keep::Keep;
 
 use self::keep::Spool;
 use self::stream::{SOURCE, State, Stream};
-use crate::blob::BlobSummary;
+use crate::blob::{BlobError, BlobSummary};
 use crate::digest::Hasher;
 use crate::filter::{FilterChain, FilterError, LayerFilter, Report, Targets, Verdict, inspect};
 use crate::tar::{Limits, Member, TarError, Walker, encode, path};
@@ -68,6 +68,13 @@ pub struct LayerResult {
     pub members: u64,
     /// What each filter of the chain found, in its order.
     pub reports: Vec<Option<Report>>,
+}
+
+impl LayerResult {
+    /// Of a tar that was passed on as it is, with no filter to look at it.
+    pub(crate) fn untouched(tar: BlobSummary) -> Self {
+        Self { input: tar.clone(), output: tar, edited: false, members: 0, reports: Vec::new() }
+    }
 }
 
 /// What a pass must know from earlier ones over the same layer: for each filter, the members to keep aside.
@@ -141,6 +148,31 @@ impl From<TarError> for LayerError {
 }
 
 impl LayerError {
+    /// Bytes of a tar that did not come, outside of a pass.
+    pub(crate) fn read(offset: u64, source: io::Error) -> Self {
+        TarError::Read { offset, source }.into()
+    }
+
+    /// The I/O error that it comes from, if it does.
+    fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Tar { source: TarError::Read { source, .. }, .. }
+            | Self::Output(source)
+            | Self::Spool(source) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// What was wrong with the blob that the tar came from, or with the place that it went to.
+    pub fn blob_error(&self) -> Option<&BlobError> {
+        self.io()?.get_ref()?.downcast_ref()
+    }
+
+    /// Whether this machine is at fault: a temporary file.
+    pub fn is_machine(&self) -> bool {
+        matches!(self, Self::Spool(_))
+    }
+
     /// Where in the tar it happened, if it is the tar's fault.
     pub fn offset(&self) -> Option<u64> {
         match self {

@@ -1,9 +1,30 @@
 //! The pipeline: reads container images from a source, passes their elements through filters, writes them to an output.
+//!
+//! Start at [`process`], which is the product on one screen; [`task`] is the way of one layer; [`source`], [`filter`] and
+//! [`output`] are the tables of what there is. Nothing here prints, and nothing here knows of a command line.
 
+pub mod atomic;
 pub mod blob;
+pub mod check;
+pub mod codec;
 pub mod compression;
+pub mod config;
 pub mod digest;
+pub mod element;
+pub mod error;
 pub mod filter;
 pub mod layer;
+pub mod manifest;
+pub mod open;
+pub mod output;
+pub mod platform;
+pub mod process;
+pub mod progress;
+pub mod reference;
 pub mod registry;
+pub mod schema1;
+pub mod source;
+pub mod spool;
 pub mod tar;
+pub mod task;
+pub mod uri;

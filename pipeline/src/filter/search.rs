@@ -30,15 +30,9 @@ pub static KIND: FilterKind = FilterKind {
     ],
     parse: |options| {
         let pattern = options.required("pattern")?;
-        let matcher = if options.flag("regex")? {
-            let regex = regex::bytes::Regex::new(pattern)
-                .map_err(|error| options.invalid("pattern", pattern, &error))?;
-            Matcher::Regex(regex)
-        } else {
-            let glob = Patterns::one(pattern).map_err(|error| options.invalid("pattern", pattern, &error))?;
-            Matcher::Glob(glob)
-        };
-        Ok(Arc::new(Search { matcher, script_friendly: options.flag("script-friendly")? }))
+        let filter = Search::new(pattern, options.flag("regex")?, options.flag("script-friendly")?)
+            .map_err(|reason| options.invalid("pattern", pattern, &reason))?;
+        Ok(Arc::new(filter))
     },
 };
 
@@ -47,6 +41,18 @@ pub static KIND: FilterKind = FilterKind {
 pub struct Search {
     matcher: Matcher,
     script_friendly: bool,
+}
+
+impl Search {
+    /// Searches for a glob, or for a regular expression; an error says why the pattern is neither.
+    pub fn new(pattern: &str, regex: bool, script_friendly: bool) -> Result<Self, String> {
+        let matcher = if regex {
+            Matcher::Regex(regex::bytes::Regex::new(pattern).map_err(|error| error.to_string())?)
+        } else {
+            Matcher::Glob(Patterns::one(pattern).map_err(|error| error.to_string())?)
+        };
+        Ok(Self { matcher, script_friendly })
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,138 @@
 //! The client of the OCI distribution protocol.
+//!
+//! A [`Client`] hands out a [`Repository`], whose methods are the protocol's operations:
+//!
+//! | what | where |
+//! |---|---|
+//! | manifests: get, check, put | `manifest` |
+//! | blobs down: stream, resume, verify | `blob_read` |
+//! | blobs up: check, mount, sessions | `mount`, `session` |
+//! | blobs up, digest known before: one PUT | `upload_blob` |
+//! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
+//!
+//! Below them, from the top down: `transport` sends one request, with its authorization, redirects and retries (`retry`); `auth`
+//! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! to; `http` owns the connections; `address` says where they may lead. Whoever fuzzes the answers of strangers starts at
+//! [`challenge::parse`].
+//!
+//! Not here: which manifest of an index is meant, what a manifest's bytes say, and in which order blobs go.
 
-/// Why a registry did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RegistryError {}
+mod address;
+mod auth;
+mod blob_read;
+pub mod challenge;
+mod chunks;
+mod credentials;
+mod docker_config;
+mod error;
+mod host;
+mod http;
+mod manifest;
+mod mount;
+mod options;
+mod retry;
+mod session;
+#[cfg(test)]
+mod tests;
+mod token;
+mod transport;
+mod upload_blob;
+mod upload_stream;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::Method;
+use url::Url;
+
+pub use self::address::{AllowedNetwork, InvalidNetwork, is_public};
+pub use self::auth::Access;
+use self::auth::Scope;
+pub use self::credentials::{ConfigFile, Credentials, Secret};
+pub use self::error::{ConnectFailure, Operation, RegistryError, Request};
+use self::host::RegistryHost;
+use self::http::HttpClients;
+pub use self::manifest::{FetchedManifest, ManifestHead};
+pub use self::mount::Mount;
+pub use self::options::{ClientCertificate, Options};
+pub use self::session::UploadSession;
+use self::transport::Call;
+use crate::reference::Reference;
+
+/// A client with one set of options and credentials. Clones share connections and tokens.
+#[derive(Clone, Debug)]
+pub struct Client {
+    options: Arc<Options>,
+    http: Arc<HttpClients>,
+    hosts: Arc<Mutex<HashMap<String, Arc<RegistryHost>>>>,
+}
+
+/// A repository of a registry. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    host: Arc<RegistryHost>,
+    name: String,
+    access: Access,
+}
+
+impl Client {
+    /// A client that has not connected to anything yet.
+    pub fn new(options: Options) -> Result<Self, RegistryError> {
+        for file in options
+            .ca_files
+            .iter()
+            .chain(options.client_certificate.iter().flat_map(|pair| [&pair.certificate, &pair.key]))
+        {
+            // Said now, and not in the middle of a job.
+            std::fs::File::open(file).map_err(|error| RegistryError::Configuration {
+                what: file.display().to_string(),
+                problem: error.to_string(),
+            })?;
+        }
+        let options = Arc::new(options);
+        let http = Arc::new(HttpClients::new(Arc::clone(&options)));
+        Ok(Self { options, http, hosts: Arc::default() })
+    }
+
+    /// The repository that a reference names, for this access.
+    pub fn repository(&self, reference: &Reference, access: Access) -> Repository {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = hosts.entry(reference.host().to_owned()).or_insert_with(|| {
+            Arc::new(RegistryHost::new(reference.host(), Arc::clone(&self.options), Arc::clone(&self.http)))
+        });
+        Repository { host: Arc::clone(host), name: reference.repository().to_owned(), access }
+    }
+}
+
+impl Repository {
+    /// The registry's host, as the user names it.
+    pub fn host(&self) -> &str {
+        &self.host.name
+    }
+
+    /// The repository's path on its host.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn scope(&self) -> Scope {
+        Scope { repository: self.name.clone(), access: self.access }
+    }
+
+    fn request(&self, operation: Operation) -> Request {
+        self.host.request(Some(&self.name), operation)
+    }
+
+    /// The URL of something in the repository. Its parts are well formed, so that they need no escaping.
+    async fn url(&self, path: &str) -> Result<Url, RegistryError> {
+        let base = self.host.base().await?;
+        let mut url = base.clone();
+        url.set_path(&format!("{}{}/{path}", base.path(), self.name));
+        Ok(url)
+    }
+
+    async fn call(&self, method: Method, path: &str, operation: Operation) -> Result<Call, RegistryError> {
+        let url = self.url(path).await?;
+        Ok(Call::new(method, url, &[self.scope()], self.request(operation)))
+    }
+}

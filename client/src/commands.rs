@@ -1,0 +1,52 @@
+//! What each command does.
+
+mod check;
+mod info;
+mod process;
+mod search;
+
+use std::io::Write;
+
+use clap::CommandFactory;
+
+use crate::Exit;
+use crate::options::{Cli, Command};
+
+/// Runs the command that the line names.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Process(options) => process::run(options, global).await,
+        Command::Search(options) => search::run(options, global).await,
+        Command::Info(options) => info::run(options, global).await,
+        Command::Check(options) => check::run(options, global).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "occyctl", &mut script);
+            print_bytes(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            print_bytes(&page)
+        }
+    }
+}
+
+/// Prints a result. A reader that has seen enough (`| head`) is no error.
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<Exit> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::from(error).context("failed to write to standard output"))
+        }
+        _ => Ok(Exit::Done),
+    }
+}
+
+/// Prints a result as JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<Exit> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    print_bytes(text.as_bytes())
+}

@@ -1,0 +1,55 @@
+//! `occyctl check`: whether every digest, diff_id and size of an image agrees.
+
+use std::fmt::Write;
+
+use occy_pipeline::check::{self, CheckReport, Severity};
+use occy_pipeline::filter::FilterChain;
+use occy_pipeline::open;
+use occy_pipeline::progress::Progress;
+
+use super::{print_bytes, print_json};
+use crate::Exit;
+use crate::display::Display;
+use crate::options::{Check, Global, OutputFormat};
+use crate::settings::{plan, settings};
+
+pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit> {
+    let settings = settings(global)?;
+    let source = open::source(&options.source, &settings)?;
+    let parallel = source.max_workers.unwrap_or(settings.parallel);
+    let plan = plan(global, &settings, FilterChain::default(), true);
+    let progress = Progress::default();
+    let display = Display::start(global, progress.clone());
+    let report = check::check(source.end.as_ref(), plan, options.fast, parallel, &progress).await?;
+    drop(display);
+    match global.output_format {
+        OutputFormat::Json => print_json(&report)?,
+        OutputFormat::Text => print_bytes(text(&report, options)?.as_bytes())?,
+    };
+    Ok(if report.is_sound() { Exit::Done } else { Exit::Unsound })
+}
+
+fn text(report: &CheckReport, options: &Check) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    for finding in &report.findings {
+        let severity = match finding.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        match finding.layer {
+            Some(index) => {
+                writeln!(out, "{severity}: layer {} of {}: {}", index + 1, report.layers, finding.message)?;
+            }
+            None => writeln!(out, "{severity}: {}", finding.message)?,
+        }
+    }
+    let image = report.image.as_deref().unwrap_or(&options.source);
+    let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    let read =
+        if options.fast { "not read (--fast)".to_owned() } else { format!("{} verified", report.verified) };
+    match errors {
+        0 => writeln!(out, "OK: {image}: {} layer(s), {read}", report.layers)?,
+        errors => writeln!(out, "BROKEN: {image}: {errors} error(s); {} layer(s), {read}", report.layers)?,
+    }
+    Ok(out)
+}

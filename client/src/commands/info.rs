@@ -1,0 +1,109 @@
+//! `occyctl info`: what an image is made of, from its manifest and config alone.
+
+use std::fmt::Write;
+
+use occy_pipeline::element::{Image, Layer};
+use occy_pipeline::open;
+use serde_json::json;
+
+use super::{print_bytes, print_json};
+use crate::Exit;
+use crate::options::{Global, Info, OutputFormat};
+use crate::settings::settings;
+
+pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
+    let source = open::source(&options.source, &settings(global)?)?;
+    let image = source.end.image().await?;
+    match global.output_format {
+        OutputFormat::Json => print_json(&document(&image)),
+        OutputFormat::Text => print_bytes(text(&image)?.as_bytes()),
+    }
+}
+
+fn document(image: &Image) -> serde_json::Value {
+    let config = image.config.document.as_ref();
+    let layers: Vec<_> = image.layers.iter().map(layer_document).collect();
+    let history: Vec<_> = config.map(|config| config.history()).unwrap_or_default();
+    json!({
+        "name": image.name.to_string(),
+        "manifest": image.manifest.as_ref().map(|manifest| json!({
+            "digest": manifest.digest,
+            "media_type": manifest.media_type,
+            "size": manifest.bytes.len(),
+        })),
+        "config": {
+            "digest": image.config.digest(),
+            "media_type": image.config.media_type,
+            "size": image.config.original.as_ref().map(|bytes| bytes.len()),
+        },
+        "platform": config.and_then(|config| config.platform()).map(|platform| json!({
+            "os": platform.os,
+            "architecture": platform.architecture,
+            "variant": platform.variant,
+        })),
+        "created": config.and_then(|config| config.created()),
+        "size": stored_size(image),
+        "layers": layers,
+        "history": history.iter().map(|step| json!({
+            "created": step.created,
+            "created_by": step.created_by,
+            "comment": step.comment,
+            "empty_layer": step.empty_layer,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn layer_document(layer: &Layer) -> serde_json::Value {
+    let descriptor = layer.descriptor.as_ref();
+    json!({
+        "index": layer.index,
+        "digest": descriptor.map(|descriptor| &descriptor.digest),
+        "media_type": descriptor.map(|descriptor| &descriptor.media_type),
+        "size": layer.blob.size(),
+        "diff_id": layer.diff_id,
+        "compression": layer.format.to_string(),
+    })
+}
+
+/// Bytes of all layers as stored, if all are known.
+fn stored_size(image: &Image) -> Option<u64> {
+    image.layers.iter().map(|layer| layer.blob.size()).sum()
+}
+
+fn text(image: &Image) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    writeln!(out, "Name:      {}", image.name)?;
+    if let Some(manifest) = &image.manifest {
+        writeln!(out, "Manifest:  {}", manifest.digest)?;
+        writeln!(out, "           {}", manifest.media_type)?;
+    }
+    if let Some(digest) = image.config.digest() {
+        writeln!(out, "Config:    {digest}")?;
+    }
+    let config = image.config.document.as_ref();
+    match config.and_then(|config| config.platform()) {
+        Some(platform) => writeln!(out, "Platform:  {platform}")?,
+        None if config.is_none() => writeln!(out, "Artifact:  {}", image.config.media_type)?,
+        None => {}
+    }
+    if let Some(created) = config.and_then(|config| config.created()) {
+        writeln!(out, "Created:   {created}")?;
+    }
+    let size = stored_size(image).map(|size| format!(", {size} bytes")).unwrap_or_default();
+    writeln!(out, "Layers:    {}{size}", image.layers.len())?;
+    for layer in &image.layers {
+        let size =
+            layer.blob.size().map(|size| format!("{size:>12}")).unwrap_or_else(|| format!("{:>12}", "?"));
+        writeln!(out, "  {:>3} {size} {:<4} {}", layer.index + 1, layer.format, layer.label())?;
+    }
+    let history = config.map(|config| config.history()).unwrap_or_default();
+    if !history.is_empty() {
+        writeln!(out, "History:")?;
+    }
+    for step in history {
+        let mark = if step.empty_layer { ' ' } else { '*' };
+        let created_by = step.created_by.split_whitespace().collect::<Vec<_>>().join(" ");
+        writeln!(out, "  {mark} {} {created_by}", step.created.as_deref().unwrap_or("-"))?;
+    }
+    Ok(out)
+}

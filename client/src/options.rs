@@ -1,0 +1,315 @@
+//! The command line: every command and option, with the words that `--help`, the man page and the completions are made of.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use occy_pipeline::compression::Compression;
+use occy_pipeline::output::registry::ManifestFormat;
+
+const EXAMPLES: &str = "\
+Examples:
+  Save an image for `docker load`, with every timestamp set to zero:
+    occyctl process registry://docker.io/library/busybox:latest tar://busybox.tar -f normalize-timestamps
+
+  Copy between registries; nothing is recompressed, and what is there already is not moved:
+    occyctl process registry://docker.io/library/busybox:1.36 registry://localhost:5000/busybox:1.36
+
+  Push a saved tar as zstd, without git's files, and write down what each layer became:
+    occyctl process tar://app.tar registry://localhost:5000/app:1 --compression zstd \\
+        -f 'exclude:pattern=**/.git/**' -f inspect:file=layers.jsonl
+
+  Find files, look at an image, check every byte of it:
+    occyctl search registry://localhost:5000/app:1 '*.conf'
+    occyctl info tar://app.tar
+    occyctl check registry://localhost:5000/app:1
+
+Sources:
+  registry://HOST/IMAGE[:TAG|@DIGEST]   an image in a registry
+      ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
+      ?max_workers=N                    as --parallel
+  tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
+      ?image=NAME:TAG                   which one, where it holds several
+
+Destinations:
+  registry://HOST/IMAGE[:TAG]           an image in a registry
+      ?compression=gzip|zstd[:LEVEL]    as --compression
+      ?format=keep|docker|oci           as --format
+      ?max_workers=N                    as --parallel
+  tar://PATH                            a saved tar for `docker load`; tar://- is standard output
+
+Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...]):
+  normalize-timestamps[:ts=SECONDS,mode=set|clamp]        set every time to SECONDS (0), or only later ones
+  exclude:pattern=GLOB[,GLOB]...                          remove files; a directory goes with all that is in it
+  search:pattern=GLOB[,regex=true,script-friendly=true]   print the files that match, and pass everything on
+  inspect:file=PATH                                       append a JSON line about the layers as they stand there
+
+Exit status:
+  0    done
+  1    failed: the destination is as it was before
+  2    the command line is wrong
+  3    `check` found something wrong with the image
+  130  interrupted (143 by SIGTERM): the destination is as it was before";
+
+/// Copies, filters, searches and checks container images.
+///
+/// Images are streamed: memory does not grow with their size. An output appears whole or not at all. Results go to standard
+/// output, everything else to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "occyctl", version, after_long_help = EXAMPLES, max_term_width = 120)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Read an image, pass it through filters, write it.
+    #[command(after_long_help = EXAMPLES)]
+    Process(Process),
+    /// List the files of an image's layers that match a pattern.
+    #[command(after_long_help = "\
+Examples:
+  occyctl search registry://localhost:5000/app:1 '*.conf'
+  occyctl search tar://app.tar '^/?etc/.*\\.d/' --regex --script-friendly")]
+    Search(Search),
+    /// Show what an image is made of, without reading its layers.
+    #[command(after_long_help = "\
+Examples:
+  occyctl info registry://docker.io/library/busybox:latest --architecture arm64
+  occyctl info tar://app.tar --output-format json")]
+    Info(Info),
+    /// Recompute every digest, diff_id and size of an image, and list what is wrong with it.
+    #[command(after_long_help = "\
+Examples:
+  occyctl check registry://localhost:5000/app:1
+  occyctl check registry://localhost:5000/app:1 --fast
+
+Exit status is 3 when something is wrong with the image.")]
+    Check(Check),
+    /// Print a completion script for a shell.
+    #[command(after_long_help = "\
+Examples:
+  occyctl completions bash > /etc/bash_completion.d/occyctl
+  occyctl completions zsh > \"${fpath[1]}/_occyctl\"")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    #[command(after_long_help = "\
+Example:
+  occyctl man > /usr/local/share/man/man1/occyctl.1")]
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Process {
+    /// Where the image comes from.
+    pub(crate) source: String,
+    /// Where it goes.
+    pub(crate) destination: String,
+    /// A filter; repeat it for several, which work in the order given.
+    #[arg(short = 'f', long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// Compress every layer that a registry gets with gzip[:1-9] or zstd[:1-19], unless it has that format already. By
+    /// default a layer keeps the compression that it has, and what has none gets gzip.
+    #[arg(long, value_name = "FORMAT[:LEVEL]", env = "OCCYSTRAP_COMPRESSION")]
+    pub(crate) compression: Option<Compression>,
+    /// The manifest that a registry gets: keep (the source's format), docker (schema2) or oci.
+    #[arg(long, value_name = "FORMAT", env = "OCCYSTRAP_FORMAT")]
+    pub(crate) format: Option<ManifestFormat>,
+    /// Decompress and check also layers that could be copied as they are.
+    #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
+    pub(crate) verify_diff_ids: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    /// Where the image comes from.
+    pub(crate) source: String,
+    /// A glob, which a path or its last component has to match.
+    pub(crate) pattern: String,
+    /// The pattern is a regular expression, searched for in the path.
+    #[arg(long)]
+    pub(crate) regex: bool,
+    /// One line a file: IMAGE:TAG:LAYER:PATH.
+    #[arg(long)]
+    pub(crate) script_friendly: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Info {
+    /// Where the image comes from.
+    pub(crate) source: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Where the image comes from.
+    pub(crate) source: String,
+    /// Only look whether manifest and config agree and every blob is there in its size; read no layer.
+    #[arg(long)]
+    pub(crate) fast: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressStyle {
+    /// Bars on a terminal, lines elsewhere.
+    Auto,
+    /// A bar for each layer.
+    Bars,
+    /// A line every 10 seconds.
+    Plain,
+    /// Nothing.
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The operating system to choose from an index [default: linux].
+    #[arg(long, global = true, env = "OCCYSTRAP_OS")]
+    pub(crate) os: Option<String>,
+    /// The architecture to choose from an index, in Go's names: amd64, arm64... [default: this machine's].
+    #[arg(long, visible_alias = "arch", global = true, env = "OCCYSTRAP_ARCHITECTURE")]
+    pub(crate) architecture: Option<String>,
+    /// The variant of the architecture to choose from an index, for example v7.
+    #[arg(long, global = true, env = "OCCYSTRAP_VARIANT")]
+    pub(crate) variant: Option<String>,
+    /// Layers that are worked on at once.
+    #[arg(short = 'j', long, value_name = "N", default_value_t = 4, value_parser = parallel, global = true, env = "OCCYSTRAP_PARALLEL")]
+    pub(crate) parallel: usize,
+    /// The user of both registries; otherwise docker's config.json is asked.
+    #[arg(long, global = true, env = "OCCYSTRAP_USERNAME")]
+    pub(crate) username: Option<String>,
+    /// The password or token that goes with it. The variable keeps it out of the process list.
+    #[arg(long, global = true, env = "OCCYSTRAP_PASSWORD", hide_env_values = true)]
+    pub(crate) password: Option<String>,
+    /// The user of the source's registry alone.
+    #[arg(long, global = true, env = "OCCYSTRAP_SOURCE_USERNAME")]
+    pub(crate) source_username: Option<String>,
+    /// Its password.
+    #[arg(long, global = true, env = "OCCYSTRAP_SOURCE_PASSWORD", hide_env_values = true)]
+    pub(crate) source_password: Option<String>,
+    /// The user of the destination's registry alone.
+    #[arg(long, global = true, env = "OCCYSTRAP_DESTINATION_USERNAME")]
+    pub(crate) destination_username: Option<String>,
+    /// Its password.
+    #[arg(long, global = true, env = "OCCYSTRAP_DESTINATION_PASSWORD", hide_env_values = true)]
+    pub(crate) destination_password: Option<String>,
+    /// Docker's config.json, or the directory that it is in [default: $DOCKER_CONFIG, then ~/.docker].
+    #[arg(long, value_name = "PATH", global = true, env = "OCCYSTRAP_DOCKER_CONFIG")]
+    pub(crate) docker_config: Option<PathBuf>,
+    /// A registry that is spoken to without a trusted certificate, or without TLS at all. Loopback ones always may be.
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        value_delimiter = ',',
+        global = true,
+        env = "OCCYSTRAP_INSECURE"
+    )]
+    pub(crate) insecure: Vec<String>,
+    /// Trust the certificate authorities in this PEM file too.
+    #[arg(long, value_name = "FILE", value_delimiter = ',', global = true, env = "OCCYSTRAP_CA_CERT")]
+    pub(crate) ca_cert: Vec<PathBuf>,
+    /// Show registries the client certificate in this PEM file.
+    #[arg(long, value_name = "FILE", requires = "client_key", global = true, env = "OCCYSTRAP_CLIENT_CERT")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The private key of the client certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "client_cert", global = true, env = "OCCYSTRAP_CLIENT_KEY")]
+    pub(crate) client_key: Option<PathBuf>,
+    /// Let a registry send us to token servers and storage in this private network or on this host.
+    #[arg(
+        long,
+        value_name = "CIDR|HOST",
+        value_delimiter = ',',
+        global = true,
+        env = "OCCYSTRAP_ALLOW_NETWORK"
+    )]
+    pub(crate) allow_network: Vec<String>,
+    /// How often a request that failed for a passing reason is sent again.
+    #[arg(long, value_name = "N", default_value_t = 4, global = true, env = "OCCYSTRAP_RETRIES")]
+    pub(crate) retries: u32,
+    /// Where temporary files go. They have no names, and are gone when the process is [default: $TMPDIR, then /tmp].
+    #[arg(long, value_name = "DIR", global = true, env = "OCCYSTRAP_TEMP_DIR")]
+    pub(crate) temp_dir: Option<PathBuf>,
+    /// All temporary files together may take this many bytes; K, M, G and T are powers of 1024.
+    #[arg(long, value_name = "SIZE", default_value = "256G", value_parser = size, global = true, env = "OCCYSTRAP_SPOOL_LIMIT")]
+    pub(crate) spool_limit: u64,
+    /// A layer that is larger uncompressed is refused.
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size, global = true, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
+    pub(crate) max_layer_size: u64,
+    /// How results are printed.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text, global = true, env = "OCCYSTRAP_OUTPUT_FORMAT")]
+    pub(crate) output_format: OutputFormat,
+    /// How progress is shown, on standard error.
+    #[arg(long, value_enum, default_value_t = ProgressStyle::Auto, global = true, env = "OCCYSTRAP_PROGRESS")]
+    pub(crate) progress: ProgressStyle,
+    /// Say nothing but errors.
+    #[arg(short, long, conflicts_with = "verbose", global = true, env = "OCCYSTRAP_QUIET")]
+    pub(crate) quiet: bool,
+    /// Say more: -v what is retried and skipped, -vv each request, -vvv all there is.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, env = "OCCYSTRAP_VERBOSE")]
+    pub(crate) verbose: u8,
+}
+
+fn parallel(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=256) => Ok(count),
+        _ => Err("expected a number from 1 to 256".to_owned()),
+    }
+}
+
+/// Bytes, with an optional K, M, G or T.
+fn size(text: &str) -> Result<u64, String> {
+    let fail = || format!("{text:?} is not a size: expected a number with an optional K, M, G or T");
+    let (number, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(number) => {
+            (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped")))
+        }
+        None => (text, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| fail())?;
+    number.checked_mul(1 << shift).ok_or_else(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        assert_eq!(size("512"), Ok(512));
+        assert_eq!(size("3K"), Ok(3072));
+        assert_eq!(size("1T"), Ok(1 << 40));
+        for bad in ["", "K", "1k", "-1", "1.5G", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_global_option_has_its_variable() {
+        use clap::CommandFactory;
+        for argument in Cli::command().get_arguments().filter(|argument| argument.is_global_set()) {
+            let name = argument.get_id().as_str();
+            let variable = format!("OCCYSTRAP_{}", name.to_uppercase());
+            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(variable.as_str()), "{name}");
+        }
+    }
+}

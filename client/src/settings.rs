@@ -1,0 +1,117 @@
+//! What the global options mean for the pipeline.
+
+use std::sync::Arc;
+
+use occy_pipeline::codec::Pool;
+use occy_pipeline::filter::FilterChain;
+use occy_pipeline::open::Settings;
+use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::platform::PlatformChoice;
+use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFile, Credentials};
+use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::Limits;
+use occy_pipeline::task::LayerPlan;
+use tracing_subscriber::EnvFilter;
+
+use crate::options::Global;
+
+/// Options that make no sense together, or in themselves.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(pub(crate) String);
+
+/// Log lines to standard error: warnings by default, more with `-v`. `OCCYSTRAP_LOG` overrides it in tracing's own syntax.
+pub(crate) fn start_logging(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "warn,occy_pipeline=info,occyctl=info",
+        (false, 2) => "warn,occy_pipeline=debug,occyctl=debug",
+        (false, _) => "debug,occy_pipeline=trace,occyctl=trace",
+    };
+    let filter = EnvFilter::try_from_env("OCCYSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+/// Everything that a source and an output are opened with.
+pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
+    let source = (global.source_username.as_ref(), global.source_password.as_ref());
+    let destination = (global.destination_username.as_ref(), global.destination_password.as_ref());
+    Ok(Settings {
+        platform: PlatformChoice {
+            os: global.os.clone(),
+            architecture: global.architecture.clone(),
+            variant: global.variant.clone(),
+        },
+        parallel: global.parallel,
+        compression: None,
+        format: ManifestFormat::Keep,
+        source_registry: registry_options(global, source, "source")?,
+        destination_registry: registry_options(global, destination, "destination")?,
+        spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
+    })
+}
+
+fn registry_options(
+    global: &Global,
+    own: (Option<&String>, Option<&String>),
+    role: &str,
+) -> Result<registry::Options, Misused> {
+    let username = own.0.or(global.username.as_ref());
+    let password = own.1.or(global.password.as_ref());
+    let credentials = match (username, password) {
+        (Some(username), Some(password)) => {
+            Some(Credentials::Basic { username: username.clone(), password: password.clone().into() })
+        }
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(Misused(format!("a username for the {role}'s registry needs a password too")));
+        }
+        (None, Some(_)) => {
+            return Err(Misused(format!("a password for the {role}'s registry needs a username too")));
+        }
+    };
+    let allow_networks = global
+        .allow_network
+        .iter()
+        .map(|network| network.parse::<AllowedNetwork>())
+        .collect::<Result<_, _>>()
+        .map_err(|error| Misused(format!("--allow-network: {error}")))?;
+    let client_certificate = match (&global.client_cert, &global.client_key) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientCertificate { certificate: certificate.clone(), key: key.clone() })
+        }
+        // clap has each require the other.
+        _ => None,
+    };
+    Ok(registry::Options {
+        insecure_hosts: global.insecure.clone(),
+        ca_files: global.ca_cert.clone(),
+        client_certificate,
+        credentials,
+        docker_config: match &global.docker_config {
+            Some(path) => ConfigFile::Path(path.clone()),
+            None => ConfigFile::Default,
+        },
+        allow_networks,
+        attempts: global.retries + 1,
+        ..registry::Options::default()
+    })
+}
+
+/// What is done with every layer.
+pub(crate) fn plan(
+    global: &Global,
+    settings: &Settings,
+    chain: FilterChain,
+    verify_diff_ids: bool,
+) -> Arc<LayerPlan> {
+    Arc::new(LayerPlan {
+        chain,
+        pool: Pool::shared().clone(),
+        spools: settings.spools.clone(),
+        max_layer_size: global.max_layer_size,
+        limits: Limits::default(),
+        verify_diff_ids,
+    })
+}

@@ -1,0 +1,158 @@
+//! The elements of an image: one config file and its layers, as a source offers them and as an output stores them.
+//!
+//! A layer's content is an opener ([`crate::blob::Blob`]), so that every attempt at it can start from the first byte.
+
+use bytes::Bytes;
+
+use crate::blob::BlobRef;
+use crate::compression::Format;
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::filter::Report;
+use crate::manifest::{Descriptor, Family, ImageManifest};
+use crate::registry::Repository;
+
+/// An image as its source offers it.
+#[derive(Debug)]
+pub struct Image {
+    /// What it is called.
+    pub name: ImageName,
+    /// Its other names, in a saved tar.
+    pub aliases: Vec<String>,
+    /// The manifest, where the source has one; a saved tar of docker's has none.
+    pub manifest: Option<SourceManifest>,
+    /// Whose media types it speaks.
+    pub family: Family,
+    /// CONFIG_FILE.
+    pub config: ConfigFile,
+    /// Every IMAGE_LAYER, lowest first.
+    pub layers: Vec<Layer>,
+}
+
+impl Image {
+    /// False for an artifact: its config is not an image's, and its layers have neither diff_id nor history.
+    pub fn is_image(&self) -> bool {
+        self.config.document.is_some()
+    }
+}
+
+/// What an image is called: in `RepoTags`, in a search's results, in what `inspect` writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    /// Without the tag, for example `localhost:5000/app`.
+    pub repository: String,
+    /// None for an image that is named by digest alone.
+    pub tag: Option<String>,
+}
+
+impl std::fmt::Display for ImageName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.tag {
+            Some(tag) => write!(f, "{}:{tag}", self.repository),
+            None => f.write_str(&self.repository),
+        }
+    }
+}
+
+/// A manifest, byte for byte.
+#[derive(Clone, Debug)]
+pub struct SourceManifest {
+    /// The exact bytes.
+    pub bytes: Bytes,
+    /// Their Content-Type.
+    pub media_type: String,
+    /// Their digest.
+    pub digest: Digest,
+    /// What they say.
+    pub parsed: ImageManifest,
+}
+
+/// CONFIG_FILE: an image's configuration.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// The exact bytes. None for docker's schema 1, whose history becomes a config here, once the layers are read.
+    pub original: Option<Bytes>,
+    /// Their media type.
+    pub media_type: String,
+    /// What they say; None for an artifact's.
+    pub document: Option<ImageConfig>,
+}
+
+impl ConfigFile {
+    /// The digest of the source's bytes.
+    pub fn digest(&self) -> Option<Digest> {
+        self.original.as_ref().map(Digest::sha256)
+    }
+}
+
+/// IMAGE_LAYER: one layer, not yet read.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Its place, the lowest layer being 0.
+    pub index: usize,
+    /// Its bytes as stored.
+    pub blob: BlobRef,
+    /// Media type, digest and size of the stored bytes, where the source knows them.
+    pub descriptor: Option<Descriptor>,
+    /// What the stored bytes are compressed with, as their media type says, or as they show where they lie at hand.
+    pub format: Format,
+    /// The digest of its uncompressed tar, where the config says it.
+    pub diff_id: Option<Digest>,
+    /// The repository that it can be mounted from.
+    pub origin: Option<Repository>,
+    /// Whether an output that stores blobs may keep the stored form when no filter edits it. False for the plain layers of
+    /// a saved tar, which were uncompressed only to be saved.
+    pub keep_stored: bool,
+}
+
+impl Layer {
+    /// How messages call it: its digest, or the name that its source has for it.
+    pub fn label(&self) -> String {
+        match (&self.descriptor, &self.diff_id) {
+            (Some(descriptor), _) => descriptor.digest.to_string(),
+            (None, Some(diff_id)) => diff_id.to_string(),
+            (None, None) => self.blob.identity(),
+        }
+    }
+
+    /// Whether it has to be read to learn its diff_id, which no config has told.
+    pub fn lacks_diff_id(&self) -> bool {
+        self.diff_id.is_none() && self.descriptor.is_none()
+    }
+
+    /// A non-distributable layer, whose bytes stay where its `urls` say.
+    pub fn is_foreign(&self) -> bool {
+        self.descriptor.as_ref().is_some_and(Descriptor::is_foreign)
+    }
+}
+
+/// A layer that its output has.
+#[derive(Clone, Debug)]
+pub struct WrittenLayer {
+    /// Its place, as [`Layer::index`].
+    pub index: usize,
+    /// What the output stored: for an output of plain tars, the digest is the diff_id.
+    pub stored: StoredLayer,
+    /// The digest of its uncompressed tar: computed here when the layer was decompressed, and otherwise what the config says.
+    pub diff_id: Option<Digest>,
+    /// Whether a filter edited it.
+    pub edited: bool,
+    /// What each filter reports of it, in the filters' order.
+    pub reports: Vec<Option<Report>>,
+}
+
+/// What an output stored of one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoredLayer {
+    /// The source's blob as it is, under its own descriptor.
+    Original,
+    /// Bytes that were written here.
+    Written {
+        /// Of the bytes as stored.
+        digest: Digest,
+        /// In bytes.
+        size: u64,
+        /// What they are compressed with.
+        format: Format,
+    },
+}

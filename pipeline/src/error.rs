@@ -1,0 +1,239 @@
+//! Why an image was not processed: one error for the whole way, with the place where it happened and a word on what to do.
+
+use crate::blob::BlobError;
+use crate::config::ConfigError;
+use crate::digest::Digest;
+use crate::filter::SpecError;
+use crate::layer::LayerError;
+use crate::manifest::{BuildError, ManifestError};
+use crate::output::OutputError;
+use crate::platform::NoSuchPlatform;
+use crate::reference::InvalidReference;
+use crate::registry::RegistryError;
+use crate::source::saved_tar::SavedTarError;
+use crate::uri::UriError;
+
+/// Why an image was not processed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A source or destination is written wrongly.
+    #[error(transparent)]
+    Uri(#[from] UriError),
+    /// An image's name is.
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    /// A filter is.
+    #[error(transparent)]
+    Filter(#[from] SpecError),
+    /// The registry or the way to it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Content could not be read or stored.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A manifest that cannot be trusted or understood.
+    #[error("{image}: {source}")]
+    Manifest {
+        /// Whose.
+        image: String,
+        /// What is wrong with it.
+        source: ManifestError,
+    },
+    /// A new manifest could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The index has no image for the wanted platform.
+    #[error(transparent)]
+    Platform(#[from] NoSuchPlatform),
+    /// An index that leads to an index that leads to an index.
+    #[error("{0}: indexes are nested more than {MAX_INDEX_DEPTH} deep")]
+    IndexDepth(String),
+    /// A config that cannot be understood.
+    #[error("config of {image}: {source}")]
+    Config {
+        /// Whose.
+        image: String,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// Manifest and config do not agree.
+    #[error("{image}: the manifest has {layers} layers, the config {diff_ids} diff_ids")]
+    LayerCount {
+        /// Whose.
+        image: String,
+        /// In the manifest.
+        layers: usize,
+        /// In the config.
+        diff_ids: usize,
+    },
+    /// A saved tar that is none.
+    #[error(transparent)]
+    SavedTar(#[from] SavedTarError),
+    /// The destination.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// A layer's bytes: not the promised ones, not a tar, not what its compression says.
+    #[error(transparent)]
+    LayerContent(#[from] LayerError),
+    /// The tar of a layer is not the one that the config names.
+    #[error("diff_id mismatch: the config says {expected}, the uncompressed layer is {computed}")]
+    DiffId {
+        /// What the config says.
+        expected: Digest,
+        /// What the tar hashes to.
+        computed: Digest,
+    },
+    /// Filters rewrite tars; an artifact's blobs are none.
+    #[error(
+        "{image} is an artifact ({media_type}), not an image: it can only be copied between registries, unfiltered"
+    )]
+    NotAnImage {
+        /// Which.
+        image: String,
+        /// The media type of its config.
+        media_type: String,
+    },
+    /// A layer whose bytes are not in the registry, and which would have to be read.
+    #[error(
+        "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
+    )]
+    Foreign(String),
+    /// Where any of these happened.
+    #[error("failed to {action} layer {number} of {total} ({label}): {source}")]
+    Layer {
+        /// What was being done.
+        action: &'static str,
+        /// The layer's place, the lowest being 1.
+        number: usize,
+        /// Layers in the image.
+        total: usize,
+        /// Its digest, or its name in the source.
+        label: String,
+        /// What happened.
+        source: Box<Error>,
+    },
+}
+
+/// How deep indexes may lead to indexes.
+pub const MAX_INDEX_DEPTH: usize = 4;
+
+/// Whose an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The request: a name, an option, a credential, a destination.
+    Caller,
+    /// The image: its bytes are not what they claim to be.
+    Image,
+    /// The network or the other side; it may be retried.
+    Network,
+    /// This machine: a disk, a file.
+    Machine,
+}
+
+impl Error {
+    /// Whose it is.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Uri(_)
+            | Self::Reference(_)
+            | Self::Filter(_)
+            | Self::Platform(_)
+            | Self::NotAnImage { .. }
+            | Self::Foreign(_)
+            | Self::Build(_) => Blame::Caller,
+            Self::Registry(error) => registry(error),
+            Self::Blob(error) => blob(error),
+            Self::Manifest { .. }
+            | Self::IndexDepth(_)
+            | Self::Config { .. }
+            | Self::LayerCount { .. }
+            | Self::DiffId { .. } => Blame::Image,
+            Self::SavedTar(error) => {
+                if error.is_io() {
+                    Blame::Machine
+                } else {
+                    Blame::Image
+                }
+            }
+            Self::Output(error) => match error {
+                OutputError::Io { .. } => Blame::Machine,
+                OutputError::NotAnImage { .. } | OutputError::ZstdInDocker | OutputError::ByDigest { .. } => {
+                    Blame::Caller
+                }
+            },
+            Self::LayerContent(error) => match error.blob_error() {
+                Some(error) => blob(error),
+                None if error.is_machine() => Blame::Machine,
+                None => Blame::Image,
+            },
+            Self::Layer { source, .. } => source.blame(),
+        }
+    }
+
+    /// An error of the layer at `index`, of `total`.
+    pub(crate) fn in_layer(
+        action: &'static str,
+        index: usize,
+        total: usize,
+        label: String,
+        error: Self,
+    ) -> Self {
+        Self::Layer { action, number: index + 1, total, label, source: Box::new(error) }
+    }
+
+    /// Whether it only says that another part of the same work stopped, whose own error tells why.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        match self {
+            Self::Blob(error) => matches!(error, BlobError::Interrupted),
+            Self::LayerContent(error) => matches!(error.blob_error(), Some(BlobError::Interrupted)),
+            _ => false,
+        }
+    }
+
+    /// Whether a registry says that it does not have a blob that the manifest names.
+    pub(crate) fn is_missing_blob(&self) -> bool {
+        let error = match self {
+            Self::Blob(error) => Some(error),
+            Self::LayerContent(error) => error.blob_error(),
+            _ => None,
+        };
+        matches!(error, Some(BlobError::Registry(error)) if error.is_not_found())
+    }
+
+    /// Whether the same request may succeed when it is made again.
+    pub fn is_transient(&self) -> bool {
+        self.blame() == Blame::Network
+    }
+
+    /// What the user can do about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
+            Self::Layer { source, .. } => source.hint(),
+            Self::LayerContent(error) => match error.blob_error() {
+                Some(BlobError::Registry(error)) => error.hint(),
+                _ => None,
+            },
+            Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
+            Self::DiffId { .. } => {
+                Some("`occyctl check` lists everything that is wrong with an image".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn registry(error: &RegistryError) -> Blame {
+    if error.is_transient() { Blame::Network } else { Blame::Caller }
+}
+
+fn blob(error: &BlobError) -> Blame {
+    match error {
+        BlobError::Registry(error) => registry(error),
+        BlobError::Io { .. } => Blame::Machine,
+        BlobError::Digest { .. } | BlobError::Size { .. } => Blame::Image,
+        // The producer's own error is what the user sees; this one only stops the consumer.
+        BlobError::Interrupted => Blame::Machine,
+    }
+}

@@ -1,0 +1,147 @@
+//! From the words of a request to its source and its output: the one place that knows every scheme.
+
+use std::sync::Arc;
+
+use crate::compression::Compression;
+use crate::error::Error;
+use crate::output::registry::{ManifestFormat, RegistryOutput};
+use crate::output::tar::TarOutput;
+use crate::output::{ImageOutput, OUTPUTS};
+use crate::platform::PlatformChoice;
+use crate::reference::Reference;
+use crate::registry::{self, Client};
+use crate::source::registry::RegistrySource;
+use crate::source::saved_tar::SavedTarSource;
+use crate::source::{ImageSource, SOURCES};
+use crate::spool::SpoolDir;
+use crate::uri::{Uri, UriError};
+
+/// What a request says beside its source and destination. Options in a URI win over these.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which image of an index.
+    pub platform: PlatformChoice,
+    /// Layers at once.
+    pub parallel: usize,
+    /// What a registry's layers are compressed with.
+    pub compression: Option<Compression>,
+    /// The format of a registry's manifest.
+    pub format: ManifestFormat,
+    /// How the source's registry is spoken to.
+    pub source_registry: registry::Options,
+    /// How the destination's registry is spoken to.
+    pub destination_registry: registry::Options,
+    /// Where temporary files go.
+    pub spools: SpoolDir,
+}
+
+/// A source or an output, and the layers at once that its URI asks for.
+#[derive(Debug)]
+pub struct Opened<T> {
+    /// The source or output.
+    pub end: T,
+    /// `?max_workers=`.
+    pub max_workers: Option<usize>,
+}
+
+/// The source that `text` names.
+pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSource>>, Error> {
+    let uri = Uri::parse(text)?;
+    let Some(kind) = SOURCES.iter().find(|kind| kind.scheme == uri.scheme) else {
+        let expected = SOURCES.iter().map(|kind| kind.syntax).collect::<Vec<_>>().join(", ");
+        return Err(UriError::UnknownScheme { role: "source", scheme: uri.scheme, expected }.into());
+    };
+    uri.only(kind.options)?;
+    let end: Box<dyn ImageSource> = match kind.scheme {
+        "registry" => {
+            let platform = PlatformChoice {
+                os: uri.option("os").map(str::to_owned).or_else(|| settings.platform.os.clone()),
+                architecture: uri
+                    .option("arch")
+                    .map(str::to_owned)
+                    .or_else(|| settings.platform.architecture.clone()),
+                variant: uri
+                    .option("variant")
+                    .map(str::to_owned)
+                    .or_else(|| settings.platform.variant.clone()),
+            };
+            let client = Client::new(settings.source_registry.clone())?;
+            Box::new(RegistrySource::new(&client, uri.rest.parse::<Reference>()?, platform))
+        }
+        "tar" => {
+            let image = uri.option("image").map(str::to_owned);
+            Box::new(SavedTarSource::new(&uri.rest, image, settings.spools.clone()))
+        }
+        scheme => unreachable!("{scheme}:// is in the table of sources"),
+    };
+    Ok(Opened { end, max_workers: max_workers(&uri)? })
+}
+
+/// The output that `text` names.
+pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOutput>>, Error> {
+    let uri = Uri::parse(text)?;
+    let Some(kind) = OUTPUTS.iter().find(|kind| kind.scheme == uri.scheme) else {
+        let expected = OUTPUTS.iter().map(|kind| kind.syntax).collect::<Vec<_>>().join(", ");
+        return Err(UriError::UnknownScheme { role: "destination", scheme: uri.scheme, expected }.into());
+    };
+    uri.only(kind.options)?;
+    let end: Arc<dyn ImageOutput> = match kind.scheme {
+        "registry" => {
+            let client = Client::new(settings.destination_registry.clone())?;
+            let compression = uri.parsed("compression")?.or(settings.compression);
+            let format = uri.parsed("format")?.unwrap_or(settings.format);
+            Arc::new(RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format))
+        }
+        "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
+        scheme => unreachable!("{scheme}:// is in the table of outputs"),
+    };
+    Ok(Opened { end, max_workers: max_workers(&uri)? })
+}
+
+fn max_workers(uri: &Uri) -> Result<Option<usize>, UriError> {
+    match uri.parsed::<usize>("max_workers")? {
+        Some(0 | 257..) => Err(UriError::BadValue {
+            key: "max_workers".to_owned(),
+            value: uri.option("max_workers").unwrap_or_default().to_owned(),
+            reason: "expected a number from 1 to 256".to_owned(),
+        }),
+        workers => Ok(workers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            platform: PlatformChoice::default(),
+            parallel: 4,
+            compression: None,
+            format: ManifestFormat::Keep,
+            source_registry: registry::Options::default(),
+            destination_registry: registry::Options::default(),
+            spools: SpoolDir::new("/tmp", 0),
+        }
+    }
+
+    #[test]
+    fn every_scheme_of_the_tables_opens() {
+        for kind in SOURCES {
+            let text = format!("{}://localhost/name", kind.scheme);
+            assert!(source(&text, &settings()).is_ok(), "{text}");
+        }
+        for kind in OUTPUTS {
+            let text = format!("{}://localhost/name", kind.scheme);
+            assert!(output(&text, &settings()).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_named_in_the_error() {
+        let error = |text| source(text, &settings()).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error("docker-archive://x").contains("docker-archive"));
+        assert!(error("tar://x?arch=arm64").contains("\"arch\""));
+        assert!(error("registry://localhost/x?max_workers=0").contains("max_workers=0"));
+    }
+}

@@ -1,0 +1,156 @@
+//! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
+//! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
+
+pub mod nothing;
+pub mod registry;
+pub mod tar;
+
+use crate::blob::{ByteCount, LayerStream};
+use crate::compression::{Compression, Format};
+use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
+use crate::error::Error;
+
+/// One kind of output, for help texts and the parser.
+#[derive(Debug)]
+pub struct OutputKind {
+    /// What stands before `://`.
+    pub scheme: &'static str,
+    /// How its URI is written.
+    pub syntax: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// The keys of its options.
+    pub options: &'static [&'static str],
+}
+
+/// Every output there is.
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND];
+
+/// The form in which an output takes layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Plain tars.
+    Tar,
+    /// Blobs as they are stored.
+    Stored {
+        /// What every layer must be compressed with; None keeps what a layer has, and gives an edited one the same again.
+        compression: Option<Compression>,
+    },
+    /// No bytes at all: the layers are only looked at.
+    Nothing,
+}
+
+impl LayerForm {
+    /// What is done to a layer that goes there, for messages: "failed to … layer".
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::Tar => "write",
+            Self::Stored { .. } => "push",
+            Self::Nothing => "read",
+        }
+    }
+}
+
+/// What it took to have a layer at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// Its bytes went there.
+    Bytes,
+    /// It was there, or was mounted from another repository of the same registry.
+    Nothing,
+}
+
+/// A layer that an output is going to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectedLayer {
+    /// Its place in the image.
+    pub index: usize,
+    /// What it will probably measure as a plain tar, in bytes. It may be wrong.
+    pub tar_size: Option<u64>,
+}
+
+/// The final state of an image, when every layer is stored.
+#[derive(Debug)]
+pub struct FinishedImage<'a> {
+    /// As the source offered it.
+    pub image: &'a Image,
+    /// The final config, byte for byte: the source's own unless a layer's diff_id or a filter changed it.
+    pub config: bytes::Bytes,
+    /// Every layer, by index.
+    pub layers: &'a [WrittenLayer],
+}
+
+/// What an output says of a finished image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Receipt {
+    /// The digest of the manifest, where the output has one.
+    pub manifest_digest: Option<crate::digest::Digest>,
+    /// The media type of that manifest.
+    pub manifest_media_type: Option<String>,
+    /// What is there now, for people.
+    pub destination: String,
+}
+
+/// Why a destination could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// The operating system said no.
+    #[error("failed to {what} {}: {source}", .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: std::path::PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// An artifact has nothing that a saved tar could hold.
+    #[error("{destination} can hold images only, and this is an artifact")]
+    NotAnImage {
+        /// Where it was to go.
+        destination: String,
+    },
+    /// Docker schema2 has no media type for zstd.
+    #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
+    ZstdInDocker,
+    /// A destination that names a digest gets exactly that manifest or nothing.
+    #[error("the destination asks for {expected}, and the image is {actual}")]
+    ByDigest {
+        /// What the destination names.
+        expected: crate::digest::Digest,
+        /// What would be written.
+        actual: crate::digest::Digest,
+    },
+}
+
+/// A destination of one image.
+#[async_trait::async_trait]
+pub trait ImageOutput: Send + Sync {
+    /// The form in which it takes layers.
+    fn form(&self) -> LayerForm;
+
+    /// Called before any layer: checks that the image can be written, so that nothing is fetched in vain. `expected` lists
+    /// the layers that [`write_layer`](Self::write_layer) or [`copy_layer`](Self::copy_layer) will be called for, in order;
+    /// a layer that stands twice in an image is stored once.
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error>;
+
+    /// Stores a layer's blob as it is, if it is not there yet. Only for [`LayerForm::Stored`]; its descriptor is known.
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error>;
+
+    /// Whether the output holds this layer's blob already, or can be given it without moving its bytes.
+    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;
+
+    /// Stores a layer from a stream of its bytes, which have that format. May be called again for the same index when an
+    /// attempt failed; the last success counts.
+    async fn write_layer(
+        &self,
+        index: usize,
+        stream: LayerStream,
+        format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error>;
+
+    /// Makes the image visible, whole. Runs once.
+    async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;
+}

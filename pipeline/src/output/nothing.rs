@@ -1,0 +1,44 @@
+//! No destination at all: layers are read for what filters report of them.
+
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use crate::blob::{ByteCount, LayerStream};
+use crate::compression::Format;
+use crate::element::{Image, Layer, StoredLayer};
+use crate::error::Error;
+
+/// Takes nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct NoOutput;
+
+#[async_trait::async_trait]
+impl ImageOutput for NoOutput {
+    fn form(&self) -> LayerForm {
+        LayerForm::Nothing
+    }
+
+    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
+        unreachable!("nothing is stored here")
+    }
+
+    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    async fn write_layer(
+        &self,
+        _index: usize,
+        _stream: LayerStream,
+        _format: Format,
+        _progress: &ByteCount,
+    ) -> Result<StoredLayer, Error> {
+        unreachable!("nothing is stored here")
+    }
+
+    async fn finalize(&self, _finished: FinishedImage<'_>) -> Result<Receipt, Error> {
+        Ok(Receipt::default())
+    }
+}

@@ -1,0 +1,66 @@
+//! What a display may ask while an image is processed. Nothing here prints.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::blob::ByteCount;
+
+/// The progress of one image: empty until its layers are known.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<OnceLock<Vec<LayerProgress>>>);
+
+/// The progress of one layer.
+#[derive(Debug)]
+pub struct LayerProgress {
+    /// What to call it.
+    pub label: String,
+    /// Bytes to read, where the source knows them.
+    pub total: Option<u64>,
+    /// Bytes read so far, of the stored form.
+    pub bytes: ByteCount,
+    state: AtomicU8,
+}
+
+/// Where a layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerState {
+    /// Not begun.
+    Waiting,
+    /// Being read and written.
+    Running,
+    /// At its destination.
+    Done,
+    /// At its destination without having moved: it was there before, was mounted, or stands in the image twice.
+    Reused,
+}
+
+impl Progress {
+    /// The layers, lowest first; none while the source is still being asked.
+    pub fn layers(&self) -> &[LayerProgress] {
+        self.0.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn begin(&self, layers: impl Iterator<Item = (String, Option<u64>)>) {
+        let layers = layers.map(|(label, total)| LayerProgress {
+            label,
+            total,
+            bytes: ByteCount::default(),
+            state: AtomicU8::new(LayerState::Waiting as u8),
+        });
+        // A second begin would be a second image on one display; the first stays.
+        let _ = self.0.set(layers.collect());
+    }
+}
+
+impl LayerProgress {
+    /// Where it is now.
+    pub fn state(&self) -> LayerState {
+        const STATES: [LayerState; 4] =
+            [LayerState::Waiting, LayerState::Running, LayerState::Done, LayerState::Reused];
+        STATES[usize::from(self.state.load(Ordering::Relaxed))]
+    }
+
+    pub(crate) fn set(&self, state: LayerState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,143 @@
+//! Manifests: get, check, put.
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use reqwest::{Method, StatusCode};
+
+use super::chunks::Chunks;
+use super::error::{Operation, RegistryError, Request};
+use super::{Repository, http};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::reference::ManifestRef;
+
+/// The largest manifest that is read, in bytes. Distribution accepts no larger one either.
+pub(crate) const MANIFEST_CAP: usize = 4 * 1024 * 1024;
+
+/// A manifest as a registry delivered it.
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    /// Exactly as they came.
+    pub bytes: Bytes,
+    /// The `Content-Type`, without parameters; empty where there was none.
+    pub media_type: String,
+    /// Computed here, with the algorithm that was asked by, else SHA-256.
+    pub digest: Digest,
+}
+
+/// What a registry says about a manifest without delivering it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestHead {
+    /// Where the registry says it.
+    pub digest: Option<Digest>,
+    /// The `Content-Type`, without parameters; empty where there was none.
+    pub media_type: String,
+    /// In bytes, where the registry says it.
+    pub size: Option<u64>,
+}
+
+impl Repository {
+    /// The manifest of a tag or digest, at most 4 MiB, in one of the accepted media types. Its digest is that which was asked for,
+    /// and that which the registry announced.
+    pub async fn manifest(
+        &self,
+        reference: &ManifestRef,
+        accept: &[&str],
+    ) -> Result<FetchedManifest, RegistryError> {
+        let operation = Operation::GetManifest(reference.to_string());
+        let call = self.call(Method::GET, &format!("manifests/{reference}"), operation).await?;
+        let call = call.header(ACCEPT, accept.join(", "));
+        let response = self.host.send(&call).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.host.failure(response, &call.request).await);
+        }
+        let media_type = media_type(response.headers());
+        let announced = announced_digest(response.headers());
+        let patience = self.host.options.read_timeout;
+        let bytes = http::read_capped(response, MANIFEST_CAP, patience, &call.request).await?;
+        let expected = match reference {
+            ManifestRef::Digest(digest) => Some(digest.clone()),
+            ManifestRef::Tag(_) => None,
+        };
+        for expected in expected.iter().chain(&announced) {
+            check(expected, &bytes, &call.request)?;
+        }
+        let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+        Ok(FetchedManifest { digest: hash(algorithm, &bytes), bytes, media_type })
+    }
+
+    /// Whether the repository has a manifest, and what the registry says about it.
+    pub async fn manifest_head(
+        &self,
+        reference: &ManifestRef,
+        accept: &[&str],
+    ) -> Result<Option<ManifestHead>, RegistryError> {
+        let operation = Operation::HeadManifest(reference.to_string());
+        let call = self.call(Method::HEAD, &format!("manifests/{reference}"), operation).await?;
+        let call = call.header(ACCEPT, accept.join(", "));
+        let response = self.host.send(&call).await?;
+        match response.status() {
+            StatusCode::OK => Ok(Some(ManifestHead {
+                digest: announced_digest(response.headers()),
+                media_type: media_type(response.headers()),
+                size: content_length(response.headers()),
+            })),
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(self.host.failure(response, &call.request).await),
+        }
+    }
+
+    /// Stores a manifest under a tag or its digest. Sent again after a failure that may pass: the same bytes change nothing.
+    pub async fn put_manifest(
+        &self,
+        reference: &ManifestRef,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, RegistryError> {
+        let operation = Operation::PutManifest(reference.to_string());
+        let call = self.call(Method::PUT, &format!("manifests/{reference}"), operation).await?;
+        if let ManifestRef::Digest(expected) = reference {
+            check(expected, &bytes, &call.request)?;
+        }
+        let call = call.header(CONTENT_TYPE, media_type).body(Chunks::from(bytes.clone()));
+        let response = self.host.send(&call).await?;
+        if !matches!(response.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::NO_CONTENT) {
+            return Err(self.host.failure(response, &call.request).await);
+        }
+        if let Some(stored) = announced_digest(response.headers()) {
+            check(&stored, &bytes, &call.request)?;
+        }
+        let algorithm = match reference {
+            ManifestRef::Digest(digest) => digest.algorithm(),
+            ManifestRef::Tag(_) => Algorithm::Sha256,
+        };
+        Ok(hash(algorithm, &bytes))
+    }
+}
+
+fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+fn check(expected: &Digest, bytes: &[u8], request: &Request) -> Result<(), RegistryError> {
+    let computed = hash(expected.algorithm(), bytes);
+    if computed == *expected {
+        return Ok(());
+    }
+    Err(RegistryError::Digest { request: Box::new(request.clone()), expected: expected.clone(), computed })
+}
+
+/// `Docker-Content-Digest`. One with an algorithm that we do not know says nothing to us.
+pub(super) fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}

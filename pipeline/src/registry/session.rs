@@ -1,0 +1,195 @@
+//! An upload session: where a blob's bytes go until its digest closes it.
+
+use std::fmt;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RANGE};
+use reqwest::{Method, Response, StatusCode};
+use url::Url;
+
+use super::Repository;
+use super::error::{Operation, RegistryError, Request};
+use super::transport::{Call, location, protocol};
+use crate::digest::Digest;
+
+/// How long the last word about an unwanted session may take.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest `OCI-Chunk-Min-Length` that is obeyed, in bytes: a chunk is held in memory.
+const MIN_CHUNK_MAX: usize = 64 * 1024 * 1024;
+
+/// An upload that a registry has begun. Dropped before its blob is stored, it is deleted, as well as that can be done.
+pub struct UploadSession {
+    repository: Repository,
+    request: Box<Request>,
+    /// Where the next request goes. Each answer may move it.
+    url: Url,
+    /// The registry's `OCI-Chunk-Min-Length`, or 0.
+    min_chunk: usize,
+    /// Whether the registry still holds it, as far as we know.
+    open: bool,
+}
+
+impl UploadSession {
+    /// Begins an upload.
+    pub(super) async fn start(
+        repository: &Repository,
+        digest: Option<&Digest>,
+    ) -> Result<Self, RegistryError> {
+        let operation = Operation::UploadBlob(digest.cloned());
+        let call = repository.call(Method::POST, "blobs/uploads/", operation).await?;
+        let response = repository.host.send(&call).await?;
+        if response.status() != StatusCode::ACCEPTED {
+            return Err(repository.host.failure(response, &call.request).await);
+        }
+        Self::from_response(repository, &response, call.request)
+    }
+
+    /// The session of a 202.
+    pub(super) fn from_response(
+        repository: &Repository,
+        response: &Response,
+        request: Request,
+    ) -> Result<Self, RegistryError> {
+        let min_chunk = match response.headers().get("oci-chunk-min-length") {
+            Some(value) => value.to_str().ok().and_then(|value| value.trim().parse().ok()).unwrap_or(0),
+            None => 0,
+        };
+        let url = upload_location(response, &request)?;
+        let request = Box::new(request);
+        let session = Self { repository: repository.clone(), request, url, min_chunk, open: true };
+        if min_chunk > MIN_CHUNK_MAX {
+            let problem = format!("chunks of at least {min_chunk} bytes wanted");
+            return Err(protocol(&session.request, problem));
+        }
+        Ok(session)
+    }
+
+    pub(super) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    pub(super) fn min_chunk(&self) -> usize {
+        self.min_chunk
+    }
+
+    /// The registry has stored the blob, or has ended the session itself.
+    pub(super) fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// Goes where the answer to a PATCH or a GET says.
+    pub(super) fn moved(&mut self, response: &Response) -> Result<(), RegistryError> {
+        if response.headers().contains_key(reqwest::header::LOCATION) {
+            self.url = upload_location(response, &self.request)?;
+        }
+        Ok(())
+    }
+
+    /// The session's own URL, with its query as the registry gave it.
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The URL that closes the session.
+    pub(super) fn closing_url(&self, digest: &Digest) -> Url {
+        closing_url(&self.url, digest)
+    }
+
+    pub(super) fn call(&self, method: Method) -> Call {
+        Call::new(method, self.url.clone(), &[self.repository.scope()], (*self.request).clone())
+    }
+
+    /// Bytes that the registry has, asked for after something went wrong.
+    pub(super) async fn committed(&mut self) -> Result<u64, RegistryError> {
+        let response = self.repository.host.send(&self.call(Method::GET)).await?;
+        match response.status() {
+            StatusCode::NO_CONTENT | StatusCode::OK | StatusCode::ACCEPTED => {
+                self.moved(&response)?;
+                committed(response.headers())
+                    .ok_or_else(|| protocol(&self.request, "a session without a Range".to_owned()))
+            }
+            StatusCode::NOT_FOUND => {
+                self.close();
+                Err(self.lost("the registry does not know it any more".to_owned()))
+            }
+            _ => Err(self.repository.host.failure(response, &self.request).await),
+        }
+    }
+
+    pub(super) fn lost(&self, problem: String) -> RegistryError {
+        RegistryError::SessionLost { request: self.request.clone(), problem }
+    }
+
+    /// Tells the registry that nothing more will come. Best effort: registries forget sessions in time, too.
+    pub(super) async fn delete(mut self) {
+        if self.open {
+            self.open = false;
+            delete(self.repository.clone(), self.call(Method::DELETE)).await;
+        }
+    }
+}
+
+/// Without the URL, whose query may be a signature.
+impl fmt::Debug for UploadSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UploadSession").field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+impl Drop for UploadSession {
+    fn drop(&mut self) {
+        if self.open
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // Nobody waits for it: it ends by itself within its time-outs, or with the runtime.
+            runtime.spawn(delete(self.repository.clone(), self.call(Method::DELETE)));
+        }
+    }
+}
+
+async fn delete(repository: Repository, call: Call) {
+    match tokio::time::timeout(DELETE_TIMEOUT, repository.host.send_once(&call)).await {
+        Ok(Ok(response)) => tracing::debug!(status = response.status().as_u16(), "upload session deleted"),
+        Ok(Err(error)) => tracing::debug!(%error, "upload session not deleted"),
+        Err(_) => tracing::debug!("upload session not deleted in time"),
+    }
+}
+
+/// The `Location` of an upload.
+///
+/// A registry behind a proxy that ends TLS may name itself with plain HTTP; that is mended. Any other way from TLS to plain HTTP
+/// is refused.
+fn upload_location(response: &Response, request: &Request) -> Result<Url, RegistryError> {
+    let mut url = location(response, request)?;
+    let asked = response.url();
+    if asked.scheme() == "https" && url.scheme() == "http" {
+        if asked.host() != url.host() {
+            return Err(protocol(request, "an upload Location with plain HTTP".to_owned()));
+        }
+        // Neither can fail: both URLs are of HTTP and have a host.
+        let _ = url.set_scheme("https");
+        let _ = url.set_port(asked.port());
+    }
+    Ok(url)
+}
+
+/// The last byte of `Range: 0-N`, plus one. Both forms are in use: with and without `bytes=`.
+pub(super) fn committed(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(RANGE)?.to_str().ok()?.trim();
+    let value = value.strip_prefix("bytes=").unwrap_or(value);
+    let (start, end) = value.split_once('-')?;
+    let (start, end): (u64, u64) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
+    // `0-0` is one byte in the specification and none in distribution; nobody uploads a byte at a time.
+    if start == 0 { Some(if end == 0 { 0 } else { end + 1 }) } else { None }
+}
+
+/// Appends `digest=` and leaves the rest of the query as it is, byte by byte: it may be signed.
+fn closing_url(url: &Url, digest: &Digest) -> Url {
+    let mut url = url.clone();
+    let query = match url.query() {
+        Some(query) if !query.is_empty() => format!("{query}&digest={digest}"),
+        _ => format!("digest={digest}"),
+    };
+    url.set_query(Some(&query));
+    url
+}

@@ -1,0 +1,292 @@
+//! Blobs up, when digest and size are known before: one POST, and one PUT through which the content streams.
+//!
+//! Every attempt has a session of its own and opens the content again. Registries that refuse the form, and ways that break in
+//! the middle of it more than once, get the content PATCH by PATCH.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, Response};
+
+use super::chunks::Pieces;
+use super::error::{RegistryError, Request, is_transient_status};
+use super::manifest::announced_digest;
+use super::retry::{Backoff, retry_after};
+use super::session::UploadSession;
+use super::transport::protocol;
+use super::{Repository, http};
+use crate::blob::{Blob, BlobError, BlobSummary, ByteCount, ByteStream};
+use crate::digest::Digest;
+
+/// After so many connections that broke in the middle of the content, it goes in pieces, which can be resumed.
+const BROKEN_MAX: u32 = 2;
+
+/// How an attempt ended that did not store the blob.
+enum Failure {
+    /// Another attempt may help, after what the registry asked for.
+    Again(RegistryError, Option<Duration>),
+    /// The registry does not take whole blobs.
+    InPieces(RegistryError),
+    Final(BlobError),
+}
+
+impl Repository {
+    /// Stores a blob whose digest and size are known, reading it from `blob` as often as needed.
+    ///
+    /// `session` is one that a [mount](Repository::mount) has left. `progress` counts the bytes of the current attempt.
+    ///
+    /// # Cancel safety
+    /// Cancelled, it asks the registry to forget the session; nothing is stored under the digest.
+    pub async fn upload_blob(
+        &self,
+        blob: &dyn Blob,
+        digest: &Digest,
+        size: u64,
+        session: Option<UploadSession>,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let summary = BlobSummary { digest: digest.clone(), size };
+        let mut session = session;
+        let mut backoff = Backoff::new(&self.host.options);
+        let (mut broken, mut in_pieces) = (0, false);
+        loop {
+            progress.reset();
+            let attempt = if in_pieces {
+                self.put_in_pieces(blob, digest, size, progress).await
+            } else {
+                let session = match session.take() {
+                    Some(session) => session,
+                    None => UploadSession::start(self, Some(digest)).await?,
+                };
+                self.put_whole(session, blob, digest, size, progress).await
+            };
+            let (error, asked) = match attempt {
+                Ok(()) => return Ok(summary),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::InPieces(error)) => {
+                    tracing::debug!(%error, "uploading in pieces");
+                    in_pieces = true;
+                    continue;
+                }
+                Err(Failure::Again(error, asked)) => (error, asked),
+            };
+            tracing::debug!(%error, "upload attempt failed");
+            if !backoff.wait(asked).await {
+                return Err(error.into());
+            }
+            // The answer may have been lost, and not the blob.
+            if self.blob_head(digest).await? == Some(size) {
+                return Ok(summary);
+            }
+            broken += u32::from(matches!(error, RegistryError::Broken { .. }));
+            in_pieces |= broken >= BROKEN_MAX;
+        }
+    }
+
+    async fn put_in_pieces(
+        &self,
+        blob: &dyn Blob,
+        digest: &Digest,
+        size: u64,
+        progress: &ByteCount,
+    ) -> Result<(), Failure> {
+        let content = blob.open().await.map_err(Failure::Final)?;
+        let pieces = Pieces::of_blob(content, digest, size);
+        match self.upload_pieces(pieces, false, progress).await {
+            Ok(_) => Ok(()),
+            // Not every registry can go on with a session whose chunk broke: distribution gives it up.
+            Err(BlobError::Registry(error)) if error.is_transient() => Err(Failure::Again(error, None)),
+            Err(error) => Err(Failure::Final(error)),
+        }
+    }
+
+    async fn put_whole(
+        &self,
+        mut session: UploadSession,
+        blob: &dyn Blob,
+        digest: &Digest,
+        size: u64,
+        progress: &ByteCount,
+    ) -> Result<(), Failure> {
+        let result = self.try_put_whole(&mut session, blob, digest, size, progress).await;
+        match &result {
+            Ok(()) => session.close(),
+            Err(_) => session.delete().await,
+        }
+        result
+    }
+
+    async fn try_put_whole(
+        &self,
+        session: &mut UploadSession,
+        blob: &dyn Blob,
+        digest: &Digest,
+        size: u64,
+        progress: &ByteCount,
+    ) -> Result<(), Failure> {
+        let request = session.request().clone();
+        let content = blob.open().await.map_err(Failure::Final)?;
+        let scopes = [self.scope()];
+        let authorization = self
+            .host
+            .authorization(&scopes, &request)
+            .await
+            .map_err(|error| Failure::Final(error.into()))?
+            .filter(|_| self.host.is_own_origin(session.url()));
+        let mut put = reqwest::Request::new(Method::PUT, session.closing_url(digest));
+        put.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
+        put.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        if let Some(authorization) = &authorization {
+            put.headers_mut().insert(AUTHORIZATION, authorization.header());
+        }
+        let meter = Arc::new(Meter { progress: progress.clone(), ..Meter::default() });
+        *put.body_mut() = (size > 0).then(|| metered(content, size, Arc::clone(&meter)));
+
+        let answered = self.send_streaming(put, &request, &meter, size).await;
+        // What is wrong with the content says more than that its transfer broke.
+        if let Some(error) = meter.take_error() {
+            return Err(Failure::Final(error));
+        }
+        let response = answered.map_err(|error| match error {
+            error if error.is_transient() => Failure::Again(error, None),
+            error => Failure::Final(error.into()),
+        })?;
+        match response.status().as_u16() {
+            200 | 201 | 204 => match announced_digest(response.headers()) {
+                Some(stored) if stored.algorithm() == digest.algorithm() && stored != *digest => {
+                    let problem = format!("it stored the blob as {stored}");
+                    Err(Failure::Final(protocol(&request, problem).into()))
+                }
+                _ => Ok(()),
+            },
+            404 | 405 | 411 | 413 | 415 | 501 => {
+                Err(Failure::InPieces(self.host.failure(response, &request).await))
+            }
+            401 => {
+                let other = self.host.reauthorize(&response, &scopes, authorization.as_ref(), &request).await;
+                let error = self.host.failure(response, &request).await;
+                match other {
+                    Ok(Some(_)) => Err(Failure::Again(error, None)),
+                    Ok(None) => Err(Failure::Final(error.into())),
+                    Err(error) => Err(Failure::Final(error.into())),
+                }
+            }
+            status => {
+                let asked = retry_after(response.headers(), SystemTime::now());
+                let error = self.host.failure(response, &request).await;
+                if is_transient_status(status) {
+                    Err(Failure::Again(error, asked))
+                } else {
+                    Err(Failure::Final(error.into()))
+                }
+            }
+        }
+    }
+
+    /// Sends a request whose body streams. It may take as long as bytes move, or as long as we wait for our own side.
+    async fn send_streaming(
+        &self,
+        put: reqwest::Request,
+        request: &Request,
+        meter: &Meter,
+        size: u64,
+    ) -> Result<Response, RegistryError> {
+        let patience = self.host.options.read_timeout;
+        let url = put.url().clone();
+        let client = self.host.http.for_url(&url, self.host.owns(&url), request).await?;
+        let mut answer = std::pin::pin!(client.execute(put));
+        let (mut seen, mut idle) = (0, 0);
+        loop {
+            // Losing the sleep costs nothing; the answer is polled again in the next round.
+            match tokio::time::timeout(patience, &mut answer).await {
+                Ok(answer) => {
+                    return answer.map_err(|error| {
+                        http::describe(error, request, &url, self.host.options.connect_timeout)
+                    });
+                }
+                Err(_) => {
+                    let sent = meter.sent.load(Ordering::Relaxed);
+                    let moving = sent != seen || meter.starved.load(Ordering::Relaxed);
+                    idle = if moving { 0 } else { idle + 1 };
+                    seen = sent;
+                    // Once it has all, a registry may take its time to hash or move it.
+                    let allowed = if sent == size { 5 } else { 1 };
+                    if idle >= allowed {
+                        return Err(RegistryError::Timeout {
+                            request: Box::new(request.clone()),
+                            after: patience * allowed,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What passes through a body, seen from outside.
+#[derive(Debug, Default)]
+struct Meter {
+    progress: ByteCount,
+    sent: AtomicU64,
+    /// The content's source, and not the registry, is waited for.
+    starved: AtomicBool,
+    error: Mutex<Option<BlobError>>,
+}
+
+impl Meter {
+    fn fail(&self, error: BlobError) -> std::io::Error {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        std::io::Error::other("the content failed")
+    }
+
+    fn take_error(&self) -> Option<BlobError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A body of exactly `size` bytes, or one that fails.
+fn metered(content: ByteStream, size: u64, meter: Arc<Meter>) -> reqwest::Body {
+    let watched = Arc::clone(&meter);
+    let mut content = content;
+    // Notes on every poll whose turn it is.
+    let mut next = move |context: &mut std::task::Context<'_>| {
+        let polled = content.poll_next_unpin(context);
+        watched.starved.store(polled.is_pending(), Ordering::Relaxed);
+        polled
+    };
+    let mut finished = false;
+    reqwest::Body::wrap_stream(stream::poll_fn(move |context| {
+        use std::task::Poll;
+        if finished {
+            return Poll::Ready(None);
+        }
+        let polled = match next(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(polled) => polled,
+        };
+        let before = meter.sent.load(Ordering::Relaxed);
+        let item: Option<Result<Bytes, std::io::Error>> = match polled {
+            Some(Ok(bytes)) => {
+                let sent = before + bytes.len() as u64;
+                if sent > size {
+                    Some(Err(meter.fail(BlobError::Size { expected: size, actual: sent })))
+                } else {
+                    meter.sent.store(sent, Ordering::Relaxed);
+                    meter.progress.add(bytes.len() as u64);
+                    Some(Ok(bytes))
+                }
+            }
+            Some(Err(error)) => Some(Err(meter.fail(error))),
+            None if before < size => {
+                Some(Err(meter.fail(BlobError::Size { expected: size, actual: before })))
+            }
+            None => None,
+        };
+        finished = !matches!(item, Some(Ok(_)));
+        Poll::Ready(item)
+    }))
+}

@@ -1,0 +1,272 @@
+//! Blobs up, when the digest is known only at the end: POST, PATCH by PATCH, PUT (distribution-spec, "Pushing a blob in chunks").
+//!
+//! The stream cannot be read again, so every chunk is held until the registry has acknowledged it, and after a failure the
+//! session is asked how far it got. While one chunk is on its way, the next is gathered: an upload holds two chunks at most.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
+use reqwest::{Method, Response};
+
+use super::Repository;
+use super::chunks::{Chunks, Pieces};
+use super::error::{RegistryError, is_transient_status};
+use super::manifest::announced_digest;
+use super::retry::{Backoff, retry_after};
+use super::session::{UploadSession, committed};
+use super::transport::protocol;
+use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
+use crate::digest::Digest;
+
+const OCTETS: &str = "application/octet-stream";
+
+/// How far a session is.
+enum State {
+    Open,
+    /// A PATCH was answered with 201: the registry takes the blob for complete.
+    Accepted,
+}
+
+impl Repository {
+    /// Stores a blob as a pipeline produces it.
+    ///
+    /// A session that the registry gives up (distribution does when a chunk breaks in the middle) is
+    /// [`RegistryError::SessionLost`]: whoever can produce the bytes again may try again.
+    ///
+    /// `progress` counts the bytes that the registry has acknowledged.
+    ///
+    /// # Cancel safety
+    /// Cancelled, it asks the registry to forget the session; nothing is stored under the digest.
+    pub async fn upload_stream(
+        &self,
+        stream: LayerStream,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        self.upload_pieces(Pieces::of_layer(stream), true, progress).await
+    }
+
+    /// `whole`: whether content that fits into one chunk may go in one PUT.
+    pub(super) async fn upload_pieces(
+        &self,
+        mut pieces: Pieces,
+        whole: bool,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let first = pieces.gather(self.host.options.upload_chunk).await?;
+        if let Some(summary) = pieces.summary().filter(|_| whole)
+            && self.upload_small(&first, &summary, progress).await?
+        {
+            return Ok(summary);
+        }
+        let mut session = UploadSession::start(self, pieces.digest()).await?;
+        match self.patch_all(&mut session, &mut pieces, first, progress).await {
+            Ok(summary) => {
+                session.close();
+                Ok(summary)
+            }
+            Err(error) => {
+                session.delete().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// POST and PUT of what is in memory, from the start again as often as the options allow. False where the registry refuses
+    /// this form.
+    async fn upload_small(
+        &self,
+        content: &Chunks,
+        summary: &BlobSummary,
+        progress: &ByteCount,
+    ) -> Result<bool, BlobError> {
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let mut session = UploadSession::start(self, Some(&summary.digest)).await?;
+            let (error, asked) = match self.finish(&mut session, content.clone(), &summary.digest).await {
+                Ok(()) => {
+                    progress.add(summary.size);
+                    session.close();
+                    return Ok(true);
+                }
+                Err(failure) => failure,
+            };
+            session.delete().await;
+            if matches!(error.status(), Some(405 | 411 | 413 | 415 | 501)) {
+                return Ok(false);
+            }
+            // 404: a session that is gone while its blob is not there either.
+            if !(error.is_transient() || error.is_not_found()) || !backoff.wait(asked).await {
+                return Err(error.into());
+            }
+            if self.blob_head(&summary.digest).await? == Some(summary.size) {
+                progress.add(summary.size);
+                return Ok(true);
+            }
+        }
+    }
+
+    async fn patch_all(
+        &self,
+        session: &mut UploadSession,
+        pieces: &mut Pieces,
+        first: Chunks,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let wanted = self.host.options.upload_chunk.max(session.min_chunk());
+        let mut chunk = pieces.gather_onto(first, wanted).await?;
+        let mut offset = 0;
+        while !chunk.is_empty() {
+            let (state, next) = tokio::try_join!(
+                async { self.patch(session, &chunk, offset).await.map_err(BlobError::from) },
+                pieces.gather(wanted),
+            )?;
+            if let State::Accepted = state {
+                return self.accepted_early(session, pieces).await;
+            }
+            offset += chunk.size();
+            progress.add(chunk.size());
+            chunk = next;
+        }
+        let Some(summary) = pieces.summary() else { return Err(BlobError::Interrupted) };
+        self.close_session(session, &summary).await?;
+        Ok(summary)
+    }
+
+    /// Sends one chunk until the registry has all of it.
+    async fn patch(
+        &self,
+        session: &mut UploadSession,
+        chunk: &Chunks,
+        offset: u64,
+    ) -> Result<State, RegistryError> {
+        let end = offset + chunk.size();
+        let mut at = offset;
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let rest = chunk.tail(at - offset);
+            let call = session
+                .call(Method::PATCH)
+                .header(CONTENT_TYPE, OCTETS)
+                .header(CONTENT_RANGE, format!("{at}-{}", end - 1))
+                .body(rest);
+            let (error, asked) = match self.host.send_once(&call).await {
+                Ok(response) => match response.status().as_u16() {
+                    201 => return Ok(State::Accepted),
+                    200 | 202 | 204 => {
+                        let now = acknowledged(session, &response, at, end)?;
+                        if now == end {
+                            return Ok(State::Open);
+                        }
+                        at = now;
+                        backoff.reset();
+                        continue;
+                    }
+                    404 => {
+                        session.close();
+                        return Err(session.lost("the registry does not know it any more".to_owned()));
+                    }
+                    status if status == 416 || is_transient_status(status) => {
+                        let asked = retry_after(response.headers(), SystemTime::now());
+                        (self.host.failure(response, session.request()).await, asked)
+                    }
+                    _ => return Err(self.host.failure(response, session.request()).await),
+                },
+                Err(error) if error.is_transient() => (error, None),
+                Err(error) => return Err(error),
+            };
+            tracing::debug!(%error, at, "chunk interrupted");
+            if !backoff.wait(asked).await {
+                return Err(error);
+            }
+            let now = session.committed().await?;
+            if now < offset || now > end {
+                return Err(session.lost(format!("it has {now} bytes, not {offset} to {end}")));
+            }
+            if now > at {
+                backoff.reset();
+            }
+            at = now;
+            if at == end {
+                return Ok(State::Open);
+            }
+        }
+    }
+
+    /// Closes a session whose bytes are all there.
+    async fn close_session(
+        &self,
+        session: &mut UploadSession,
+        summary: &BlobSummary,
+    ) -> Result<(), BlobError> {
+        let mut backoff = Backoff::new(&self.host.options);
+        loop {
+            let (error, asked) = match self.finish(session, Chunks::default(), &summary.digest).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            };
+            // The session may be gone because it was closed and only the answer was lost.
+            if error.is_not_found() && self.blob_head(&summary.digest).await? == Some(summary.size) {
+                return Ok(());
+            }
+            if !error.is_transient() || !backoff.wait(asked).await {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// One PUT that closes a session, with the content or what is left of it.
+    async fn finish(
+        &self,
+        session: &mut UploadSession,
+        content: Chunks,
+        digest: &Digest,
+    ) -> Result<(), (RegistryError, Option<Duration>)> {
+        let mut call = session.call(Method::PUT).header(CONTENT_TYPE, OCTETS).body(content);
+        call.url = session.closing_url(digest);
+        let response = self.host.send_once(&call).await.map_err(|error| (error, None))?;
+        if !matches!(response.status().as_u16(), 200 | 201 | 204) {
+            let asked = retry_after(response.headers(), SystemTime::now());
+            return Err((self.host.failure(response, session.request()).await, asked));
+        }
+        match announced_digest(response.headers()) {
+            Some(stored) if stored.algorithm() == digest.algorithm() && stored != *digest => {
+                Err((protocol(session.request(), format!("it stored the blob as {stored}")), None))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the stream to its end, which has the digest, and asks whether the registry has the blob under it.
+    async fn accepted_early(
+        &self,
+        session: &mut UploadSession,
+        pieces: &mut Pieces,
+    ) -> Result<BlobSummary, BlobError> {
+        session.close();
+        while pieces.next().await?.is_some() {}
+        let Some(summary) = pieces.summary() else { return Err(BlobError::Interrupted) };
+        if self.blob_head(&summary.digest).await? == Some(summary.size) {
+            return Ok(summary);
+        }
+        Err(session.lost("the registry accepted another blob".to_owned()).into())
+    }
+}
+
+/// Where a session is after a PATCH from `at` to `end`.
+fn acknowledged(
+    session: &mut UploadSession,
+    response: &Response,
+    at: u64,
+    end: u64,
+) -> Result<u64, RegistryError> {
+    session.moved(response)?;
+    // A registry that says nothing has taken all.
+    let now = committed(response.headers()).unwrap_or(end);
+    if now <= at {
+        return Err(session.lost(format!("it does not advance beyond {at} bytes")));
+    }
+    if now > end {
+        return Err(session.lost(format!("it has {now} bytes, and got {end}")));
+    }
+    Ok(now)
+}

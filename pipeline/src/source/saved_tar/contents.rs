@@ -1,0 +1,265 @@
+//! The members of a saved tar, each a region of a file that can be read again.
+//!
+//! A plain file is indexed where it lies: only headers are read, members are skipped. What cannot be sought in (a pipe, a
+//! tar that is compressed as a whole) is read once, and its members are kept in one spool.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_compression::tokio::bufread::{BzDecoder, GzipDecoder, XzDecoder, ZstdDecoder};
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio_stream::StreamExt;
+
+use super::SavedTarError;
+use crate::spool::{FileRegion, SpoolDir};
+use crate::tar::{BLOCK, Kind, Limits, Member, TarError, Walker};
+
+/// Links are followed this many times; more is a loop.
+const MAX_LINKS: usize = 16;
+/// A saved tar has a handful of members a layer; this many is an attack.
+const MAX_MEMBERS: usize = 1 << 14;
+
+/// The members of a saved tar, by their cleaned names.
+#[derive(Debug, Default)]
+pub(super) struct Contents(HashMap<String, Content>);
+
+#[derive(Debug)]
+enum Content {
+    File(FileRegion),
+    /// A symbolic or hard link, as a cleaned name from the top.
+    Link(String),
+}
+
+/// Why the members could not be found.
+#[derive(Debug)]
+pub(super) enum ContentsError {
+    Io(io::Error),
+    Tar(String),
+}
+
+impl From<io::Error> for ContentsError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl ContentsError {
+    pub(super) fn into_saved_tar_error(self, path: String) -> SavedTarError {
+        match self {
+            Self::Io(source) => SavedTarError::Io { path, source },
+            Self::Tar(reason) => SavedTarError::NotATar { path, reason },
+        }
+    }
+}
+
+/// How the whole file is compressed, of the forms that `docker load` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outer {
+    Plain,
+    Gzip,
+    Zstd,
+    Bzip2,
+    Xz,
+}
+
+impl Outer {
+    const SNIFFED: usize = 6;
+
+    fn sniff(start: &[u8]) -> Self {
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', ..] => Self::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            _ => Self::Plain,
+        }
+    }
+}
+
+impl Contents {
+    /// Finds the members of the tar at `path`, or on standard input when that is `-`.
+    pub(super) async fn open(path: &Path, spools: &SpoolDir) -> Result<Self, ContentsError> {
+        let mut file = if path == Path::new("-") {
+            File::from(io::stdin().as_fd().try_clone_to_owned()?)
+        } else {
+            File::open(path)?
+        };
+        // A directory opens, and only its first read would fail, with a stranger message.
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory).into());
+        }
+        let name = path.display().to_string();
+        let mut start = Vec::new();
+        (&mut file).take(Outer::SNIFFED as u64).read_to_end(&mut start)?;
+        let outer = Outer::sniff(&start);
+        let spools = spools.clone();
+        // The work of all three ways is reading, so all of it belongs on a blocking thread.
+        let runtime = tokio::runtime::Handle::current();
+        let task = move || {
+            if metadata.is_file() && outer == Outer::Plain {
+                return Self::index(&Arc::new(file), &name);
+            }
+            let stream = AsyncReadExt::chain(io::Cursor::new(start), tokio::fs::File::from_std(file));
+            runtime.block_on(Self::spool(decoded(outer, stream), &name, &spools))
+        };
+        tokio::task::spawn_blocking(task).await.expect("finding members does not panic")
+    }
+
+    /// The content of a member, links followed.
+    pub(super) fn get(&self, member: &str) -> Option<FileRegion> {
+        let mut name = clean(member);
+        for _ in 0..MAX_LINKS {
+            match self.0.get(&name)? {
+                Content::File(region) => return Some(region.clone()),
+                Content::Link(target) => name.clone_from(target),
+            }
+        }
+        None
+    }
+
+    /// Reads the headers only. Each member has a walker of its own, from where the last member ended.
+    fn index(file: &Arc<File>, name: &str) -> Result<Self, ContentsError> {
+        let mut contents = Self::default();
+        let mut position = 0;
+        loop {
+            (&**file).seek(SeekFrom::Start(position))?;
+            let mut walker = Walker::new(&**file, Limits::default());
+            let mut member = Member::default();
+            if !walker.read_member(&mut member).map_err(|error| at(position, &error))? {
+                return Ok(contents);
+            }
+            let offset = position + walker.header().len() as u64;
+            let path = String::from_utf8_lossy(member.path()).into_owned();
+            let link = String::from_utf8_lossy(member.link());
+            if member.sparse().is_some() {
+                return Err(ContentsError::Tar(format!("{path:?} is a sparse file")));
+            }
+            let size = member.stored_size();
+            let region = FileRegion::new(Arc::clone(file), format!("{name}: {path}"), offset, size);
+            contents.insert(member.kind(), &path, &link, region)?;
+            position = (offset + size).next_multiple_of(BLOCK as u64);
+        }
+    }
+
+    async fn spool(
+        stream: Pin<Box<dyn AsyncRead + Send>>,
+        name: &str,
+        spools: &SpoolDir,
+    ) -> Result<Self, ContentsError> {
+        let mut spool = spools.create()?;
+        let mut members = Vec::new();
+        let mut archive = tokio_tar::Archive::new(stream);
+        let mut entries = archive.entries()?;
+        let mut buffer = vec![0; crate::blob::CHUNK];
+        while let Some(entry) = entries.next().await {
+            let mut entry = entry.map_err(|error| ContentsError::Tar(error.to_string()))?;
+            let path = String::from_utf8_lossy(&entry.path_bytes()?).into_owned();
+            let link = entry.link_name_bytes()?.map(|link| String::from_utf8_lossy(&link).into_owned());
+            let kind = match entry.header().entry_type().as_byte() {
+                b'0' | 0 | b'7' => Kind::Regular,
+                b'1' => Kind::HardLink,
+                b'2' => Kind::Symlink,
+                flag => Kind::Other(flag),
+            };
+            let offset = spool.size();
+            loop {
+                let count = entry.read(&mut buffer).await?;
+                if count == 0 {
+                    break;
+                }
+                spool.write_all(&buffer[..count])?;
+            }
+            members.push((kind, path, link.unwrap_or_default(), offset, spool.size() - offset));
+        }
+        let spool = Arc::new(spool);
+        let mut contents = Self::default();
+        for (kind, path, link, offset, size) in members {
+            let region = FileRegion::of_spool(Arc::clone(&spool), format!("{name}: {path}"), offset, size)?;
+            contents.insert(kind, &path, &link, region)?;
+        }
+        Ok(contents)
+    }
+
+    /// A later member of the same name replaces an earlier one, as unpacking would.
+    fn insert(
+        &mut self,
+        kind: Kind,
+        path: &str,
+        link: &str,
+        region: FileRegion,
+    ) -> Result<(), ContentsError> {
+        let path = clean(path);
+        let content = match kind {
+            Kind::Regular => Content::File(region),
+            Kind::HardLink => Content::Link(clean(link)),
+            Kind::Symlink if link.starts_with('/') => Content::Link(clean(link)),
+            Kind::Symlink => {
+                let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+                Content::Link(clean(&format!("{directory}/{link}")))
+            }
+            _ => return Ok(()),
+        };
+        if self.0.len() == MAX_MEMBERS {
+            return Err(ContentsError::Tar(format!("more than {MAX_MEMBERS} members")));
+        }
+        self.0.insert(path, content);
+        Ok(())
+    }
+}
+
+fn decoded(outer: Outer, stream: impl AsyncRead + Send + 'static) -> Pin<Box<dyn AsyncRead + Send>> {
+    let stream = BufReader::with_capacity(crate::blob::CHUNK, stream);
+    match outer {
+        Outer::Plain => Box::pin(stream),
+        // All members and frames: the default of these decoders is to stop after the first.
+        Outer::Gzip => {
+            let mut decoder = GzipDecoder::new(stream);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+        Outer::Zstd => {
+            let mut decoder = ZstdDecoder::new(stream);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+        Outer::Bzip2 => {
+            let mut decoder = BzDecoder::new(stream);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+        Outer::Xz => {
+            let mut decoder = XzDecoder::new(stream);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        }
+    }
+}
+
+/// A member's name without `./`, `//`, `..` and a leading slash; a name that climbs stays at the top.
+fn clean(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// An error of a walker that began at `position` of the whole tar.
+fn at(position: u64, error: &TarError) -> ContentsError {
+    match position {
+        0 => ContentsError::Tar(error.to_string()),
+        position => ContentsError::Tar(format!("in the member at offset {position}: {error}")),
+    }
+}

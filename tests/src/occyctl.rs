@@ -1,0 +1,197 @@
+//! The binary under test: built once, run in a clean environment, never longer than a minute.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::image::json_of;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The binary's path. `OCCYCTL` in the environment names one; otherwise it is built, beside the test that asks.
+pub fn path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var_os("OCCYCTL").map_or_else(build, PathBuf::from))
+}
+
+fn build() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--quiet", "-p", "occyctl", "--bin", "occyctl"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    // What cargo tells a test of its package would count as a change to build scripts that read it, and half of the
+    // dependencies would be built anew.
+    for (name, _) in std::env::vars_os() {
+        let is_of_package = |prefix| name.to_string_lossy().starts_with(prefix);
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_BIN_"]
+            .into_iter()
+            .any(is_of_package)
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "occyctl does not build");
+    profile.join("occyctl")
+}
+
+/// A run in preparation.
+#[derive(Debug)]
+pub struct Run {
+    command: Command,
+    input: Vec<u8>,
+    what: String,
+}
+
+/// Prepares to run `occyctl` with the arguments. No setting of the user's, of docker or of a proxy reaches it.
+pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
+    let mut command = Command::new(path());
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    for kept in ["PATH", "TMPDIR", "LLVM_PROFILE_FILE"] {
+        if let Some(value) = std::env::var_os(kept) {
+            command.env(kept, value);
+        }
+    }
+    command.env("HOME", "/nonexistent").env("RUST_BACKTRACE", "1");
+    let what = format!("{command:?}").split("occyctl").skip(1).collect::<Vec<_>>().join("occyctl");
+    Run { command, input: Vec::new(), what: format!("occyctl {what}") }
+}
+
+impl Run {
+    /// With a variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// In a directory.
+    #[must_use]
+    pub fn directory(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
+    /// With bytes on its standard input.
+    #[must_use]
+    pub fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = bytes.to_vec();
+        self.command.stdin(Stdio::piped());
+        self
+    }
+
+    /// Starts it, for a test that means to kill it. Its output goes nowhere.
+    pub fn start(mut self) -> Child {
+        self.command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("occyctl starts")
+    }
+
+    /// Runs it to its end.
+    pub fn run(mut self) -> Ended {
+        let child = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", path().display()));
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let input = std::mem::take(&mut self.input);
+        let (status, stdout, stderr) = thread::scope(|scope| {
+            // A run that fails early may leave its input unread.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
+            let stdout = scope.spawn(move || drain(stdout.expect("piped above")));
+            let stderr = scope.spawn(move || drain(stderr.expect("piped above")));
+            let status = wait(&mut child);
+            (status, stdout.join().expect("a reader"), stderr.join().expect("a reader"))
+        });
+        let stderr = String::from_utf8(stderr).expect("messages are UTF-8");
+        let status = status.unwrap_or_else(|| panic!("{} ran for over {LIMIT:?}: {stderr}", self.what));
+        Ended { what: self.what, status, stdout, stderr }
+    }
+
+    /// Runs it and expects success.
+    #[track_caller]
+    pub fn ok(self) -> Ended {
+        let ended = self.run();
+        assert!(ended.status.success(), "{}\nended with {}\n{}", ended.what, ended.status, ended.stderr);
+        ended
+    }
+
+    /// Runs it and expects the exit code of a failure, and no panic.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> Ended {
+        let ended = self.run();
+        assert_eq!(ended.status.code(), Some(code), "{}\n{}\n{}", ended.what, ended.text(), ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}\n{}", ended.what, ended.stderr);
+        ended
+    }
+}
+
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be asked") {
+            return Some(status);
+        }
+        if start.elapsed() > LIMIT {
+            drop(child.kill());
+            drop(child.wait());
+            return None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn drain(mut reader: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).expect("a pipe can be read");
+    bytes
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The command line.
+    pub what: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Results.
+    pub stdout: Vec<u8>,
+    /// Everything else.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard output as JSON.
+    pub fn json(&self) -> Value {
+        json_of(&self.stdout)
+    }
+
+    /// Expects every part in what was said on standard error.
+    #[track_caller]
+    pub fn says(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.stderr.contains(part), "{}\ndoes not say {part:?} but:\n{}", self.what, self.stderr);
+        }
+        self
+    }
+
+    /// Expects that a secret is nowhere in what was said.
+    #[track_caller]
+    pub fn keeps(self, secret: &str) -> Self {
+        let said = format!("{}{}", self.text(), self.stderr);
+        assert!(!said.contains(secret), "{} tells the secret {secret:?}:\n{said}", self.what);
+        self
+    }
+}

@@ -1,0 +1,111 @@
+//! A run that is killed or interrupted leaves no half of anything under its final name.
+
+use std::process::Child;
+use std::thread::sleep;
+use std::time::Duration;
+
+use occy_tests::image::Image;
+use occy_tests::layer::Layer;
+use occy_tests::occyctl::occyctl;
+use occy_tests::proxy::{self, FaultProxy};
+use occy_tests::registry::Registry;
+use occy_tests::tools::{read, tool, write};
+
+use crate::{scratch, tar_uri};
+
+fn large() -> Image {
+    Image::docker((0..3).map(|seed| Layer::noise(seed, 1_000_000)).collect())
+}
+
+/// A proxy through which a layer takes half a second.
+fn slow(registry: &Registry) -> FaultProxy {
+    let proxy = FaultProxy::before(registry.host());
+    proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", proxy::slow(10, Duration::from_millis(50)));
+    proxy.fault(
+        usize::MAX,
+        "PATCH",
+        "*",
+        proxy::change(|answer| {
+            sleep(Duration::from_millis(100));
+            answer
+        }),
+    );
+    proxy
+}
+
+fn end(mut child: Child, signal: &str) -> std::process::ExitStatus {
+    let id = child.id().to_string();
+    tool("kill", [signal, &id]);
+    child.wait().expect("a child can be waited for")
+}
+
+#[test]
+fn a_killed_run_leaves_the_tar_as_it_was() {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let source = format!("registry://{}/app:1", proxy.host());
+    for (millis, signal) in [(50, "-KILL"), (250, "-KILL"), (500, "-KILL"), (250, "-INT"), (250, "-TERM")] {
+        let directory = scratch();
+        let path = directory.path().join("out.tar");
+        write(&path, "what was there");
+        let child = occyctl(["process", &source, &tar_uri(&path), "-j", "1"]).start();
+        sleep(Duration::from_millis(millis));
+        let status = end(child, signal);
+        assert!(!status.success());
+        assert_eq!(read(&path), b"what was there", "{signal} after {millis} ms");
+        assert_eq!(
+            std::fs::read_dir(directory.path()).expect("a directory").count(),
+            1,
+            "nothing else is left"
+        );
+        match signal {
+            "-INT" => assert_eq!(status.code(), Some(130)),
+            "-TERM" => assert_eq!(status.code(), Some(143)),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_killed_push_leaves_the_tag_as_it_was() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = from.push(&large(), "app", "1");
+    let old = Image::docker(vec![Layer::noise(9, 100)]);
+    for filters in [&[][..], &["-f", "normalize-timestamps"]] {
+        for millis in [50, 200, 350] {
+            to.push(&old, "app", "1");
+            let proxy = slow(&to);
+            let target = format!("registry://{}/app:1", proxy.host());
+            let child = occyctl([&["process", &source, &target, "-j", "1"], filters].concat()).start();
+            sleep(Duration::from_millis(millis));
+            end(child, "-KILL");
+            if proxy.count("PUT", "/v2/app/manifests/*") == 0 {
+                assert_eq!(to.digest("app", "1"), old.digest(), "after {millis} ms");
+            } else {
+                to.pull("app", "1");
+            }
+        }
+    }
+    // What was left over does not stand in the way of the next run.
+    occyctl(["process", &source, &to.uri("app:1")]).ok();
+    assert_eq!(to.pull("app", "1").digest, large().digest());
+}
+
+#[test]
+fn a_run_that_is_given_up_ends_its_uploads() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = from.push(&large(), "app", "1");
+    let proxy = FaultProxy::before(to.host());
+    proxy.fault(usize::MAX, "PUT", "/v2/app/blobs/uploads/*", proxy::status(400));
+    let target = format!("registry://{}/app:1", proxy.host());
+    occyctl(["process", &source, &target, "-j", "1"]).fails(1);
+    assert!(proxy.count("DELETE", "/v2/app/blobs/uploads/*") > 0, "{:#?}", proxy.seen());
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing() {
+    let registry = Registry::start();
+    let source = registry.push(&large(), "app", "1");
+    occyctl(["process", &source, "tar:///dev/full"]).fails(1).says(&["/dev/full"]);
+}

@@ -1,0 +1,128 @@
+//! The command line itself: exit codes, streams, help, environment.
+
+use occy_tests::occyctl::occyctl;
+use occy_tests::registry::Registry;
+
+use crate::{scratch, small, tar_uri};
+
+#[test]
+fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
+    for (arguments, says) in [
+        (&["process"][..], "SOURCE"),
+        (&["process", "busybox", "tar://x"], "registry://"),
+        (&["process", "docker-archive://x", "tar://x"], "docker-archive"),
+        (&["process", "tar://x", "rsync://y"], "rsync"),
+        (&["process", "tar://x?arch=arm64", "tar://y"], "arch"),
+        (&["process", "tar://x", "registry://localhost:5000/UPPER/x"], "UPPER"),
+        (&["process", "registry://localhost:5000/x:bad/tag/", "tar://y"], "bad"),
+        (&["process", "tar://x", "tar://y", "--compression", "lz4"], "lz4"),
+        (&["process", "tar://x", "registry://localhost/x?compression=gzip:99"], "gzip:99"),
+        (&["process", "tar://x", "tar://y", "-j", "0"], "--parallel"),
+        (&["process", "tar://x", "tar://y", "--format", "schema1"], "schema1"),
+        (&["search", "tar://x", "["], "["),
+        (&["frobnicate"], "frobnicate"),
+        (&["info", "tar://x", "--client-cert", "a.pem"], "--client-key"),
+    ] {
+        occyctl(arguments).fails(2).says(&[says]);
+    }
+}
+
+#[test]
+fn help_teaches_and_goes_to_standard_output() {
+    let help = occyctl(["--help"]).ok();
+    for part in
+        ["process", "search", "info", "check", "registry://", "tar://", "normalize-timestamps", "Exit"]
+    {
+        assert!(help.text().contains(part), "{part}\n{}", help.text());
+    }
+    assert!(help.stderr.is_empty());
+    for command in ["process", "search", "info", "check"] {
+        let help = occyctl([command, "--help"]).ok().text();
+        assert!(help.contains("occyctl ") && help.contains("OCCYSTRAP_"), "{help}");
+    }
+    assert!(occyctl(["--version"]).ok().text().starts_with("occyctl "));
+}
+
+#[test]
+fn completions_and_a_manual_are_generated() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(occyctl(["completions", shell]).ok().text().contains("occyctl"));
+    }
+    let manual = occyctl(["man"]).ok().text();
+    assert!(manual.contains(".TH occyctl") && manual.contains("process"), "{manual}");
+}
+
+#[test]
+fn results_go_to_standard_output_and_the_rest_to_standard_error() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let out = tar_uri(&directory.path().join("out.tar"));
+    let ended =
+        occyctl(["process", &source, &out]).ok().says(&["Processed ", " bytes in 2 layers in ", " seconds"]);
+    assert_eq!(ended.text(), "");
+    let quiet = occyctl(["process", &source, &out, "--quiet"]).ok();
+    assert_eq!((quiet.text(), quiet.stderr.as_str()), (String::new(), ""));
+    let quiet = occyctl(["process", &source, &out, "-q", "-f", "search:pattern=late"]).ok();
+    assert!(quiet.text().contains("etc/late"));
+    let json = occyctl(["process", &source, &registry.uri("copy:1"), "--output-format", "json"]).ok().json();
+    assert_eq!(json["manifest_digest"], small().digest());
+    let loud = occyctl(["process", &source, &out, "-vvv"]).ok();
+    assert_eq!(loud.text(), "");
+    assert!(loud.stderr.lines().count() > 5, "{}", loud.stderr);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    use std::process::Stdio;
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let mut child = std::process::Command::new(occy_tests::occyctl::path())
+        .args(["process", &source, "tar://-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && !said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn options_come_from_the_environment_under_one_prefix() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let info = occyctl(["info", &source]).env("OCCYSTRAP_OUTPUT_FORMAT", "json").ok();
+    assert_eq!(info.json()["manifest"]["digest"], small().digest());
+    occyctl(["info", &source]).env("OCCYSTRAP_PARALLEL", "none").fails(2).says(&["none"]);
+    occyctl(["info", &source]).env("OCCYSTRAP_PARALLEL", "2").ok();
+    let zstd =
+        occyctl(["process", &source, &registry.uri("copy:1")]).env("OCCYSTRAP_COMPRESSION", "zstd").ok();
+    assert!(zstd.status.success());
+    assert_eq!(registry.pull("copy", "1").blobs[0][..4], [0x28, 0xb5, 0x2f, 0xfd]);
+}
+
+#[test]
+fn errors_stand_on_a_line_with_a_hint_below() {
+    let registry = Registry::start();
+    let ended = occyctl(["info", &registry.uri("no/such:image")]).fails(1);
+    let first = ended.stderr.lines().next().unwrap_or_default();
+    assert!(
+        first.starts_with("error: ") && first.contains("404") && first.contains("no/such"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn temporary_files_go_where_they_are_told_and_are_gone_after() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let temp = occy_tests::certificates::text(directory.path());
+    occyctl(["process", &source, "tar://-", "--temp-dir", &temp]).ok();
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
+    occyctl(["process", &source, "tar://-", "--temp-dir", "/nonexistent"]).fails(1).says(&["/nonexistent"]);
+    occyctl(["process", &source, "tar://-", "--spool-limit", "1K"]).fails(1).says(&["1024"]);
+}

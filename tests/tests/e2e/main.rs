@@ -1,0 +1,59 @@
+//! The real binary against real registries, with faults in between and independent tools to judge the outcome.
+
+mod atomic;
+mod auth;
+mod check;
+mod command_line;
+mod copy;
+mod exclude;
+mod fault_down;
+mod fault_up;
+mod forwarding;
+mod from_tar;
+mod harness;
+mod hostile;
+mod normalize;
+mod platforms;
+mod rewriting;
+mod schema1;
+mod search;
+mod tls;
+mod to_tar;
+
+use std::path::Path;
+
+use occy_tests::certificates::text;
+use occy_tests::image::Image;
+use occy_tests::layer::{Layer, Member};
+
+/// Two layers that differ, the second of which hides a file of the first.
+fn layers() -> Vec<Layer> {
+    vec![
+        Layer::of(&[
+            Member::dir("etc"),
+            Member::file("etc/app.conf", "one\n").owner(5, 6),
+            Member::file("etc/draft.conf", "two"),
+            Member::symlink("etc/link", "app.conf"),
+        ]),
+        Layer::of(&[
+            Member::dir("etc"),
+            Member::file("etc/.wh.draft.conf", ""),
+            Member::file("etc/late", "three"),
+        ]),
+    ]
+}
+
+/// A small docker image.
+fn small() -> Image {
+    Image::docker(layers())
+}
+
+/// `tar://PATH`.
+fn tar_uri(path: &Path) -> String {
+    format!("tar://{}", text(path))
+}
+
+/// A temporary directory.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
