@@ -102,7 +102,9 @@ impl Bars {
             Some(total) => ProgressBar::new(total),
             None => ProgressBar::no_length(),
         });
-        bar.set_style(BarStyle::with_template(template).expect("the templates are fixed").progress_chars("=> "));
+        bar.set_style(
+            BarStyle::with_template(template).expect("the templates are fixed").progress_chars("=> "),
+        );
         let label = layer.label.strip_prefix("sha256:").unwrap_or(&layer.label);
         bar.set_prefix(format!("{label:.12}"));
         bar

@@ -52,13 +52,14 @@ fn main() -> ExitCode {
 
 /// Runs a command. A signal drops it, and with it all that has no name yet.
 async fn until_signal(command: impl Future<Output = anyhow::Result<Exit>>) -> Exit {
-    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("error: failed to start: {error}");
-            return Exit::Failed;
-        }
-    };
+    let (mut interrupt, mut terminate) =
+        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+            (Err(error), _) | (_, Err(error)) => {
+                eprintln!("error: failed to start: {error}");
+                return Exit::Failed;
+            }
+        };
     tokio::select! {
         result = command => match result {
             Ok(exit) => exit,
@@ -70,7 +71,11 @@ async fn until_signal(command: impl Future<Output = anyhow::Result<Exit>>) -> Ex
 }
 
 fn report(error: &anyhow::Error) -> Exit {
-    eprintln!("error: {error:#}");
+    match error.downcast_ref::<Error>() {
+        // Its own words hold those of its causes.
+        Some(error) => eprintln!("error: {error}"),
+        None => eprintln!("error: {error:#}"),
+    }
     if error.is::<settings::Misused>() {
         return Exit::Usage;
     }

@@ -211,7 +211,13 @@ pub(crate) struct Global {
     #[arg(long, value_name = "PATH", global = true, env = "OCCYSTRAP_DOCKER_CONFIG")]
     pub(crate) docker_config: Option<PathBuf>,
     /// A registry that is spoken to without a trusted certificate, or without TLS at all. Loopback ones always may be.
-    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',', global = true, env = "OCCYSTRAP_INSECURE")]
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        value_delimiter = ',',
+        global = true,
+        env = "OCCYSTRAP_INSECURE"
+    )]
     pub(crate) insecure: Vec<String>,
     /// Trust the certificate authorities in this PEM file too.
     #[arg(long, value_name = "FILE", value_delimiter = ',', global = true, env = "OCCYSTRAP_CA_CERT")]
@@ -223,7 +229,13 @@ pub(crate) struct Global {
     #[arg(long, value_name = "FILE", requires = "client_cert", global = true, env = "OCCYSTRAP_CLIENT_KEY")]
     pub(crate) client_key: Option<PathBuf>,
     /// Let a registry send us to token servers and storage in this private network or on this host.
-    #[arg(long, value_name = "CIDR|HOST", value_delimiter = ',', global = true, env = "OCCYSTRAP_ALLOW_NETWORK")]
+    #[arg(
+        long,
+        value_name = "CIDR|HOST",
+        value_delimiter = ',',
+        global = true,
+        env = "OCCYSTRAP_ALLOW_NETWORK"
+    )]
     pub(crate) allow_network: Vec<String>,
     /// How often a request that failed for a passing reason is sent again.
     #[arg(long, value_name = "N", default_value_t = 4, global = true, env = "OCCYSTRAP_RETRIES")]
@@ -262,7 +274,9 @@ fn parallel(text: &str) -> Result<usize, String> {
 fn size(text: &str) -> Result<u64, String> {
     let fail = || format!("{text:?} is not a size: expected a number with an optional K, M, G or T");
     let (number, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(number) => (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped"))),
+        Some(number) => {
+            (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped")))
+        }
         None => (text, 0),
     };
     let number: u64 = number.parse().map_err(|_| fail())?;

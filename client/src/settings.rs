@@ -48,10 +48,7 @@ pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
         format: ManifestFormat::Keep,
         source_registry: registry_options(global, source, "source")?,
         destination_registry: registry_options(global, destination, "destination")?,
-        spools: SpoolDir::new(
-            global.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-            global.spool_limit,
-        ),
+        spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
 }
 
@@ -63,10 +60,16 @@ fn registry_options(
     let username = own.0.or(global.username.as_ref());
     let password = own.1.or(global.password.as_ref());
     let credentials = match (username, password) {
-        (Some(username), Some(password)) => Some(Credentials::Basic { username: username.clone(), password: password.clone().into() }),
+        (Some(username), Some(password)) => {
+            Some(Credentials::Basic { username: username.clone(), password: password.clone().into() })
+        }
         (None, None) => None,
-        (Some(_), None) => return Err(Misused(format!("a username for the {role}'s registry needs a password too"))),
-        (None, Some(_)) => return Err(Misused(format!("a password for the {role}'s registry needs a username too"))),
+        (Some(_), None) => {
+            return Err(Misused(format!("a username for the {role}'s registry needs a password too")));
+        }
+        (None, Some(_)) => {
+            return Err(Misused(format!("a password for the {role}'s registry needs a username too")));
+        }
     };
     let allow_networks = global
         .allow_network
@@ -97,7 +100,12 @@ fn registry_options(
 }
 
 /// What is done with every layer.
-pub(crate) fn plan(global: &Global, settings: &Settings, chain: FilterChain, verify_diff_ids: bool) -> Arc<LayerPlan> {
+pub(crate) fn plan(
+    global: &Global,
+    settings: &Settings,
+    chain: FilterChain,
+    verify_diff_ids: bool,
+) -> Arc<LayerPlan> {
     Arc::new(LayerPlan {
         chain,
         pool: Pool::shared().clone(),

@@ -35,6 +35,11 @@ pub trait Blob: Send + Sync + fmt::Debug {
 
     /// A name under which two blobs of one source are equal exactly when their bytes are.
     fn identity(&self) -> String;
+
+    /// The last four bytes, not checked against anything: only ever a hint. None where they would cost more than they help.
+    async fn tail(&self) -> Option<[u8; 4]> {
+        None
+    }
 }
 
 /// A shared opener.

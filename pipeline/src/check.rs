@@ -147,9 +147,10 @@ async fn check_layer(
         if let (Some(origin), Some(descriptor)) = (&layer.origin, &layer.descriptor) {
             let message = match origin.blob_head(&descriptor.digest).await? {
                 None => Some("is missing".to_owned()),
-                Some(size) if size != descriptor.size => {
-                    Some(format!("size mismatch: the manifest says {} bytes, the registry has {size}", descriptor.size))
-                }
+                Some(size) if size != descriptor.size => Some(format!(
+                    "size mismatch: the manifest says {} bytes, the registry has {size}",
+                    descriptor.size
+                )),
                 Some(_) => None,
             };
             found.extend(message.map(|message| Finding::image(Severity::Error, message)));
@@ -177,7 +178,10 @@ async fn check_layer(
             found.push(Finding::image(Severity::Warning, message));
         }
         (Some(descriptor), Some(stated)) if stated.format != format => {
-            let message = format!("the media type {:?} says {}, the bytes are {format}", descriptor.media_type, stated.format);
+            let message = format!(
+                "the media type {:?} says {}, the bytes are {format}",
+                descriptor.media_type, stated.format
+            );
             found.push(Finding::image(Severity::Error, message));
         }
         _ => {}
@@ -193,7 +197,8 @@ fn check_documents(image: &Image) -> Vec<Finding> {
         findings.push(Finding::image(Severity::Error, mismatch.to_string()));
     }
     if config.platform().is_none() {
-        let message = "the config does not say which operating system and architecture the image is for".to_owned();
+        let message =
+            "the config does not say which operating system and architecture the image is for".to_owned();
         findings.push(Finding::image(Severity::Warning, message));
     }
     if let Some(manifest) = &image.manifest {
@@ -221,4 +226,3 @@ impl CheckReport {
         }
     }
 }
-

@@ -85,7 +85,9 @@ pub enum Error {
         computed: Digest,
     },
     /// Filters rewrite tars; an artifact's blobs are none.
-    #[error("{image} is an artifact ({media_type}), not an image: it can only be copied between registries, unfiltered")]
+    #[error(
+        "{image} is an artifact ({media_type}), not an image: it can only be copied between registries, unfiltered"
+    )]
     NotAnImage {
         /// Which.
         image: String,
@@ -93,7 +95,9 @@ pub enum Error {
         media_type: String,
     },
     /// A layer whose bytes are not in the registry, and which would have to be read.
-    #[error("layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there")]
+    #[error(
+        "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
+    )]
     Foreign(String),
     /// Where any of these happened.
     #[error("failed to {action} layer {number} of {total} ({label}): {source}")]
@@ -145,10 +149,18 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
-            Self::SavedTar(error) => if error.is_io() { Blame::Machine } else { Blame::Image },
+            Self::SavedTar(error) => {
+                if error.is_io() {
+                    Blame::Machine
+                } else {
+                    Blame::Image
+                }
+            }
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
-                OutputError::NotAnImage { .. } | OutputError::ZstdInDocker | OutputError::ByDigest { .. } => Blame::Caller,
+                OutputError::NotAnImage { .. } | OutputError::ZstdInDocker | OutputError::ByDigest { .. } => {
+                    Blame::Caller
+                }
             },
             Self::LayerContent(error) => match error.blob_error() {
                 Some(error) => blob(error),
@@ -160,7 +172,13 @@ impl Error {
     }
 
     /// An error of the layer at `index`, of `total`.
-    pub(crate) fn in_layer(action: &'static str, index: usize, total: usize, label: String, error: Self) -> Self {
+    pub(crate) fn in_layer(
+        action: &'static str,
+        index: usize,
+        total: usize,
+        label: String,
+        error: Self,
+    ) -> Self {
         Self::Layer { action, number: index + 1, total, label, source: Box::new(error) }
     }
 
@@ -198,7 +216,9 @@ impl Error {
                 _ => None,
             },
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
-            Self::DiffId { .. } => Some("`occyctl check` lists everything that is wrong with an image".to_owned()),
+            Self::DiffId { .. } => {
+                Some("`occyctl check` lists everything that is wrong with an image".to_owned())
+            }
             _ => None,
         }
     }

@@ -156,9 +156,9 @@ impl LayerError {
     /// The I/O error that it comes from, if it does.
     fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::Tar { source: TarError::Read { source, .. }, .. } | Self::Output(source) | Self::Spool(source) => {
-                Some(source)
-            }
+            Self::Tar { source: TarError::Read { source, .. }, .. }
+            | Self::Output(source)
+            | Self::Spool(source) => Some(source),
             _ => None,
         }
     }

@@ -60,7 +60,10 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
                     .option("arch")
                     .map(str::to_owned)
                     .or_else(|| settings.platform.architecture.clone()),
-                variant: uri.option("variant").map(str::to_owned).or_else(|| settings.platform.variant.clone()),
+                variant: uri
+                    .option("variant")
+                    .map(str::to_owned)
+                    .or_else(|| settings.platform.variant.clone()),
             };
             let client = Client::new(settings.source_registry.clone())?;
             Box::new(RegistrySource::new(&client, uri.rest.parse::<Reference>()?, platform))

@@ -5,16 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::task::JoinSet;
 
+use crate::compression::Format;
 use crate::config::ConfigError;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Rendering};
-use crate::output::{FinishedImage, ImageOutput, LayerForm, Receipt};
+use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::progress::{LayerState, Progress};
 use crate::source::ImageSource;
 use crate::task::LayerPlan;
+
+/// Sizes that are asked for at once.
+const EXPECTED_AT_ONCE: usize = 8;
 
 /// What came of an image.
 #[derive(Debug)]
@@ -63,7 +68,7 @@ pub async fn process(
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
     let distinct = distinct(&image);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
-    output.begin(&image, &written).await?;
+    output.begin(&image, &expected(&image, &written, &plan, output.form()).await).await?;
     let done = run_layers(&image, written, &plan, &output, parallel, progress).await?;
     let layers = place(&image, &distinct, &done, progress);
     let config = final_config(&image, &plan, &layers)?;
@@ -80,6 +85,28 @@ fn refuse_artifact(image: &Image, plan: &LayerPlan, form: LayerForm) -> Result<(
         return Ok(());
     }
     Err(Error::NotAnImage { image: image.name.to_string(), media_type: image.config.media_type.clone() })
+}
+
+/// What the output is told of the layers that it is going to get.
+///
+/// A plain tar's size helps an output of tars to place layers before they are read. The end of a gzip stream tells it, if the
+/// stream is one member of less than 4 GiB; that it could be a tar's at all is checked here, and the rest by the output.
+async fn expected(image: &Image, written: &[usize], plan: &LayerPlan, form: LayerForm) -> Vec<ExpectedLayer> {
+    let guess = form == LayerForm::Tar && !plan.chain.edits() && written.len() > 1;
+    let sizes = written.iter().map(|&index| async move {
+        let layer = &image.layers[index];
+        let tar_size = match layer.format {
+            _ if !guess => None,
+            Format::None => layer.blob.size(),
+            Format::Gzip => {
+                let size = layer.blob.tail().await.map(|tail| u64::from(u32::from_le_bytes(tail)));
+                size.filter(|&size| size % 512 == 0 && Some(size) > layer.blob.size())
+            }
+            Format::Zstd => None,
+        };
+        ExpectedLayer { index, tar_size }
+    });
+    futures_util::stream::iter(sizes).buffered(EXPECTED_AT_ONCE).collect().await
 }
 
 /// For each layer, the first one with the same content: a layer that stands twice is read and written once.

@@ -43,8 +43,12 @@ impl SpoolDir {
 
     /// An empty spool.
     pub fn create(&self) -> io::Result<Spool> {
-        let file = unlinked(&self.path)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot create a temporary file in {}: {error}", self.path.display())))?;
+        let file = unlinked(&self.path).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot create a temporary file in {}: {error}", self.path.display()),
+            )
+        })?;
         Ok(Spool { file, size: 0, dir: self.clone() })
     }
 
@@ -56,7 +60,10 @@ impl SpoolDir {
         self.release(bytes);
         Err(io::Error::new(
             io::ErrorKind::StorageFull,
-            format!("temporary files would exceed their cap of {} bytes; raise it with --spool-limit", self.cap),
+            format!(
+                "temporary files would exceed their cap of {} bytes; raise it with --spool-limit",
+                self.cap
+            ),
         ))
     }
 
@@ -67,7 +74,8 @@ impl SpoolDir {
 
 fn unlinked(dir: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
-    match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600)) {
+    match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
+    {
         Ok(fd) => Ok(File::from(fd)),
         // EOPNOTSUPP from the file system, EISDIR from a kernel that does not know the flag.
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => tempfile::tempfile_in(dir),
@@ -204,6 +212,13 @@ impl Blob for FileRegion {
 
     fn identity(&self) -> String {
         format!("{}@{}+{}", self.name, self.offset, self.size)
+    }
+
+    async fn tail(&self) -> Option<[u8; 4]> {
+        let mut tail = [0; 4];
+        let start = self.size.checked_sub(4)?;
+        self.file.read_exact_at(&mut tail, self.offset + start).ok()?;
+        Some(tail)
     }
 }
 

@@ -69,6 +69,10 @@ impl LayerPlan {
             LayerForm::Tar => return Way::Rewrite(None),
             LayerForm::Stored { compression } => compression,
         };
+        if layer.is_foreign() && self.chain.is_empty() {
+            // Its bytes are elsewhere, whatever they are compressed with.
+            return Way::Copy;
+        }
         let stored = layer.format;
         let keep = layer.keep_stored && compression.is_none_or(|wanted| wanted.format() == stored);
         let edited = compression.or(match stored {
@@ -81,7 +85,10 @@ impl LayerPlan {
             Way::Rewrite(edited)
         } else if self.chain.edits() {
             Way::ScanFirst(edited)
-        } else if !self.chain.is_empty() || self.verify_diff_ids || layer.lacks_diff_id() {
+        } else if !self.chain.is_empty()
+            || self.verify_diff_ids && layer.diff_id.is_some()
+            || layer.lacks_diff_id()
+        {
             Way::CopyObserved
         } else {
             Way::Copy
@@ -324,11 +331,20 @@ impl LayerPlan {
     }
 
     /// Decompresses on a thread of its own, so that one layer can use two cores.
-    fn decode(&self, input: Input, buffers: BufferPool) -> (Tar, impl Future<Output = Option<Format>> + use<>) {
+    fn decode(
+        &self,
+        input: Input,
+        buffers: BufferPool,
+    ) -> (Tar, impl Future<Output = Option<Format>> + use<>) {
         let (sender, receiver) = sync_channel(CHANNEL);
         let limit = self.max_layer_size;
-        let tar =
-            Tar { pieces: receiver, current: Bytes::new(), position: 0, buffers: buffers.clone(), ended: false };
+        let tar = Tar {
+            pieces: receiver,
+            current: Bytes::new(),
+            position: 0,
+            buffers: buffers.clone(),
+            ended: false,
+        };
         let task = async move {
             blocking(move || {
                 let mut decoder = Decoder::new(input).limit(limit);
@@ -601,14 +617,17 @@ struct Compressed {
 
 impl Compressed {
     fn new(compression: Compression, pool: &Pool, writer: LayerWriter) -> Result<Self, Error> {
-        let compressor = Compressor::new(compression, pool).map_err(|error| LayerError::Output(error.into()))?;
+        let compressor =
+            Compressor::new(compression, pool).map_err(|error| LayerError::Output(error.into()))?;
         Ok(Self { compressor, hasher: Hasher::new(Algorithm::Sha256), writer })
     }
 
     fn finish(mut self, outcome: PassOutcome) -> Result<PassOutcome, Error> {
         if let PassOutcome::Done(_) = &outcome {
             let (hasher, writer) = (&mut self.hasher, &self.writer);
-            self.compressor.finish(&mut |bytes| send_hashed(hasher, writer, bytes)).map_err(LayerError::Output)?;
+            self.compressor
+                .finish(&mut |bytes| send_hashed(hasher, writer, bytes))
+                .map_err(LayerError::Output)?;
             let summary = BlobSummary { size: self.hasher.size(), digest: self.hasher.finish() };
             self.writer.blocking_finish(summary).map_err(gone)?;
         }
@@ -668,4 +687,99 @@ fn written(layer: &Layer, stored: StoredLayer, summary: LayerResult) -> Result<W
         edited: summary.edited,
         reports: summary.reports,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::blob::MemoryBlob;
+    use crate::digest::Digest;
+    use crate::manifest::{Descriptor, Family, LayerType};
+
+    fn plan(filters: &[&str]) -> LayerPlan {
+        LayerPlan {
+            chain: FilterChain::parse(filters).unwrap(),
+            pool: Pool::shared().clone(),
+            spools: SpoolDir::new(std::env::temp_dir(), 1 << 20),
+            limits: Limits::default(),
+            max_layer_size: 1 << 20,
+            verify_diff_ids: false,
+        }
+    }
+
+    fn layer(format: Format) -> Layer {
+        let media_type = LayerType::new(Family::Oci, format).name().unwrap();
+        Layer {
+            index: 0,
+            blob: Arc::new(MemoryBlob::new(Bytes::new())),
+            descriptor: Some(Descriptor::new(media_type, &Digest::sha256(b""), 0)),
+            format,
+            diff_id: Some(Digest::sha256(b"")),
+            origin: None,
+            keep_stored: true,
+        }
+    }
+
+    const KEEP: LayerForm = LayerForm::Stored { compression: None };
+    const ZSTD: LayerForm = LayerForm::Stored { compression: Some(Compression::ZSTD) };
+
+    #[test]
+    fn an_unfiltered_layer_is_copied_unread() {
+        for format in [Format::Gzip, Format::Zstd, Format::None] {
+            assert_eq!(plan(&[]).way(KEEP, &layer(format)), Way::Copy);
+        }
+        assert_eq!(plan(&[]).way(ZSTD, &layer(Format::Zstd)), Way::Copy);
+    }
+
+    #[test]
+    fn a_layer_is_recompressed_only_to_another_format_or_when_it_was_unpacked_to_be_saved() {
+        assert_eq!(plan(&[]).way(ZSTD, &layer(Format::Gzip)), Way::Rewrite(Some(Compression::ZSTD)));
+        let saved = Layer { descriptor: None, keep_stored: false, ..layer(Format::None) };
+        assert_eq!(plan(&[]).way(KEEP, &saved), Way::Rewrite(Some(Compression::GZIP)));
+    }
+
+    #[test]
+    fn filters_that_only_observe_keep_the_blob() {
+        let filters = ["search:pattern=*", "inspect:file=x"];
+        assert_eq!(plan(&filters).way(KEEP, &layer(Format::Gzip)), Way::CopyObserved);
+        assert_eq!(plan(&filters).way(LayerForm::Nothing, &layer(Format::Gzip)), Way::Observe);
+    }
+
+    #[test]
+    fn filters_that_edit_look_first_and_keep_the_format() {
+        let plan = plan(&["exclude:pattern=x"]);
+        assert_eq!(plan.way(KEEP, &layer(Format::Gzip)), Way::ScanFirst(Some(Compression::GZIP)));
+        assert_eq!(plan.way(KEEP, &layer(Format::Zstd)), Way::ScanFirst(Some(Compression::ZSTD)));
+        assert_eq!(plan.way(KEEP, &layer(Format::None)), Way::ScanFirst(None));
+        assert_eq!(plan.way(LayerForm::Tar, &layer(Format::Gzip)), Way::Rewrite(None));
+    }
+
+    #[test]
+    fn an_old_image_is_read_to_learn_its_diff_ids_and_an_artifact_is_not() {
+        let old = Layer { descriptor: None, diff_id: None, ..layer(Format::Gzip) };
+        assert_eq!(plan(&[]).way(KEEP, &old), Way::CopyObserved);
+        let verifying = LayerPlan { verify_diff_ids: true, ..plan(&[]) };
+        assert_eq!(verifying.way(KEEP, &layer(Format::Gzip)), Way::CopyObserved);
+        let artifact = Layer { diff_id: None, ..layer(Format::None) };
+        assert_eq!(verifying.way(KEEP, &artifact), Way::Copy);
+    }
+
+    #[test]
+    fn a_foreign_layer_stays_where_it_is() {
+        let media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        let descriptor = Some(Descriptor::new(media_type, &Digest::sha256(b""), 0));
+        let foreign = Layer { descriptor, ..layer(Format::Gzip) };
+        assert_eq!(plan(&[]).way(ZSTD, &foreign), Way::Copy);
+    }
+
+    #[test]
+    fn a_cancelled_feed_is_not_an_end() {
+        let (sender, pieces) = mpsc::channel(1);
+        drop(sender);
+        let mut input = Input { pieces, current: Bytes::new(), ended: false };
+        let error = input.read(&mut [0]).unwrap_err();
+        assert!(matches!(error.get_ref().and_then(|e| e.downcast_ref()), Some(BlobError::Interrupted)));
+    }
 }

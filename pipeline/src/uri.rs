@@ -84,7 +84,11 @@ impl Uri {
         for (position, (key, value)) in self.options.iter().enumerate() {
             if !keys.contains(&key.as_str()) {
                 let expected = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
-                return Err(UriError::UnknownOption { scheme: self.scheme.clone(), key: key.clone(), expected });
+                return Err(UriError::UnknownOption {
+                    scheme: self.scheme.clone(),
+                    key: key.clone(),
+                    expected,
+                });
             }
             if self.options[..position].iter().any(|(earlier, _)| earlier == key) {
                 return Err(self.bad(key, value, "given twice"));

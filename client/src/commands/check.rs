@@ -45,7 +45,8 @@ fn text(report: &CheckReport, options: &Check) -> Result<String, std::fmt::Error
     }
     let image = report.image.as_deref().unwrap_or(&options.source);
     let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    let read = if options.fast { "not read (--fast)".to_owned() } else { format!("{} verified", report.verified) };
+    let read =
+        if options.fast { "not read (--fast)".to_owned() } else { format!("{} verified", report.verified) };
     match errors {
         0 => writeln!(out, "OK: {image}: {} layer(s), {read}", report.layers)?,
         errors => writeln!(out, "BROKEN: {image}: {errors} error(s); {} layer(s), {read}", report.layers)?,

@@ -92,7 +92,8 @@ fn text(image: &Image) -> Result<String, std::fmt::Error> {
     let size = stored_size(image).map(|size| format!(", {size} bytes")).unwrap_or_default();
     writeln!(out, "Layers:    {}{size}", image.layers.len())?;
     for layer in &image.layers {
-        let size = layer.blob.size().map(|size| format!("{size:>12}")).unwrap_or_else(|| format!("{:>12}", "?"));
+        let size =
+            layer.blob.size().map(|size| format!("{size:>12}")).unwrap_or_else(|| format!("{:>12}", "?"));
         writeln!(out, "  {:>3} {size} {:<4} {}", layer.index + 1, layer.format, layer.label())?;
     }
     let history = config.map(|config| config.history()).unwrap_or_default();

@@ -17,7 +17,8 @@ use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Search, global: &Global) -> anyhow::Result<Exit> {
     let settings = settings(global)?;
-    let filter = SearchFilter::new(&options.pattern, options.regex, options.script_friendly).map_err(|reason| Misused(format!("invalid pattern {:?}: {reason}", options.pattern)))?;
+    let filter = SearchFilter::new(&options.pattern, options.regex, options.script_friendly)
+        .map_err(|reason| Misused(format!("invalid pattern {:?}: {reason}", options.pattern)))?;
     let source = open::source(&options.source, &settings)?;
     let parallel = source.max_workers.unwrap_or(settings.parallel);
     let plan = plan(global, &settings, FilterChain::new(vec![Arc::new(filter)]), false);

@@ -188,6 +188,6 @@ impl Drop for GzipWriter {
 fn compress(level: u8, window: Window, last: bool) -> Block {
     let mut crc = Crc::new();
     crc.update(window.input());
-    let deflated = deflate::with_encoder(level, |encoder| encoder.compress_block(&window, last));
+    let deflated = deflate::with_encoder(level, |encoder| encoder.compress_block(&window, last).to_vec());
     Block { deflated, crc, window }
 }

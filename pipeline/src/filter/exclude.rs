@@ -155,9 +155,7 @@ impl LayerFilter for Layer {
     }
 
     fn finish(mut self: Box<Self>) -> Finish {
-        if !self.wanted.is_empty() {
-            self.wanted.append(&mut self.targets);
-        }
+        self.wanted.append(&mut self.targets);
         Finish { report: Some(Report::Exclude(self.counts)), targets: self.wanted }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `*` and `?` match any characters, `/` included, as the Python tool's `fnmatch` has it: `*.pyc` matches at any depth.
 //! Beyond that, `**/` matches any number of directories, none included, `/**` everything below a directory, and `{a,b}`
-//! either. A pattern is matched against a cleaned path, so it has no leading `/` or `./`; its own ones are ignored.
+//! either. A pattern is matched against a cleaned path; a `/` or `./` before it and a `/` behind it are ignored.
 
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -41,7 +41,8 @@ impl Patterns {
         let mut set = GlobSetBuilder::new();
         for pattern in patterns {
             let below_root = pattern.trim_start_matches("./").trim_start_matches('/');
-            set.add(GlobBuilder::new(below_root).literal_separator(false).backslash_escape(true).build()?);
+            let cleaned = below_root.strip_suffix('/').unwrap_or(below_root);
+            set.add(GlobBuilder::new(cleaned).literal_separator(false).backslash_escape(true).build()?);
         }
         Ok(Self { set: set.build()?, text: patterns.join(",") })
     }

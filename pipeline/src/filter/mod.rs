@@ -85,7 +85,7 @@ pub type Targets = BTreeSet<Vec<u8>>;
 pub struct Finish {
     /// What it found.
     pub report: Option<Report>,
-    /// What it would have had to keep aside, if it returned [`Verdict::Restart`].
+    /// What it must keep aside in the next pass, if there is one: all that it was given, and what it found missing.
     pub targets: Targets,
 }
 

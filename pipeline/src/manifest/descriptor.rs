@@ -29,7 +29,7 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// A descriptor of content that no document has described yet.
-    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+    pub fn new(media_type: &str, digest: &Digest, size: u64) -> Self {
         let value = serde_json::json!({"mediaType": media_type, "size": size, "digest": digest});
         Self::parse(&value, "descriptor").expect("it was just written as one")
     }

@@ -60,6 +60,15 @@ pub enum Moved {
     Nothing,
 }
 
+/// A layer that an output is going to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectedLayer {
+    /// Its place in the image.
+    pub index: usize,
+    /// What it will probably measure as a plain tar, in bytes. It may be wrong.
+    pub tar_size: Option<u64>,
+}
+
 /// The final state of an image, when every layer is stored.
 #[derive(Debug)]
 pub struct FinishedImage<'a> {
@@ -121,10 +130,10 @@ pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
 
-    /// Called before any layer: checks that the image can be written, so that nothing is fetched in vain. `written` lists
-    /// the indices that [`write_layer`](Self::write_layer) or [`copy_layer`](Self::copy_layer) will be called for, in order;
+    /// Called before any layer: checks that the image can be written, so that nothing is fetched in vain. `expected` lists
+    /// the layers that [`write_layer`](Self::write_layer) or [`copy_layer`](Self::copy_layer) will be called for, in order;
     /// a layer that stands twice in an image is stored once.
-    async fn begin(&self, image: &Image, written: &[usize]) -> Result<(), Error>;
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error>;
 
     /// Stores a layer's blob as it is, if it is not there yet. Only for [`LayerForm::Stored`]; its descriptor is known.
     async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error>;

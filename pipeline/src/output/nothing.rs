@@ -1,6 +1,6 @@
 //! No destination at all: layers are read for what filters report of them.
 
-use super::{FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::Format;
 use crate::element::{Image, Layer, StoredLayer};
@@ -16,7 +16,7 @@ impl ImageOutput for NoOutput {
         LayerForm::Nothing
     }
 
-    async fn begin(&self, _image: &Image, _written: &[usize]) -> Result<(), Error> {
+    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         Ok(())
     }
 

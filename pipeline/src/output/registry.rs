@@ -3,7 +3,7 @@
 //! Blobs go up in any order, several at a time, and stay invisible: the tag is the last thing that is written, after all
 //! of them, so whoever pulls it gets the old image or the whole new one.
 
-use super::{FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobSummary, ByteCount, LayerStream, MemoryBlob};
 use crate::compression::{Compression, Format};
 use crate::digest::Digest;
@@ -74,7 +74,9 @@ impl RegistryOutput {
             return Ok(Found::Here);
         }
         match &layer.origin {
-            Some(origin) if origin.host() == self.repository.host() && origin.name() != self.repository.name() => {
+            Some(origin)
+                if origin.host() == self.repository.host() && origin.name() != self.repository.name() =>
+            {
                 match self.repository.mount(&descriptor.digest, origin.name()).await {
                     Mount::Mounted => Ok(Found::Here),
                     Mount::Session(session) => Ok(Found::Not(Some(session))),
@@ -143,7 +145,7 @@ impl super::ImageOutput for RegistryOutput {
         LayerForm::Stored { compression: self.compression }
     }
 
-    async fn begin(&self, _image: &Image, _written: &[usize]) -> Result<(), Error> {
+    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         // Docker schema2 cannot name zstd; said now, not after the layers have been uploaded.
         let docker = self.format == ManifestFormat::Always(Family::Docker);
         match self.compression {

@@ -1,8 +1,9 @@
 //! `tar://PATH`: one saved tar, docker's v1.2 form, that `docker load` and `podman load` read.
 //!
 //! The members stand in a fixed order (layers lowest first, the config, `manifest.json`) with fixed metadata, so the same
-//! image always gives the same bytes. Layers arrive in any order: the one whose turn it is goes straight into the file, its
-//! header patched in afterwards when its name and size are known; the others wait in unlinked spools beside it.
+//! image always gives the same bytes. Layers arrive in any order. A layer whose place is known, because those before it are
+//! whole or their sizes are foreseen, goes straight into the file, and its header is patched in when it is whole; the others
+//! wait in unlinked spools beside it. Should a size turn out other than foreseen, the pieces are put together anew.
 //!
 //! The file has no name until it is whole, so a killed run leaves nothing. Standard output, or any path that is not a
 //! regular file, cannot be patched: there every layer waits in a spool of its own.
@@ -14,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
@@ -31,6 +32,7 @@ pub const KIND: OutputKind = OutputKind {
 };
 
 const BLOCK: u64 = 512;
+const ZEROS: [u8; 1024] = [0; 1024];
 
 /// An image that is being written as a saved tar.
 #[derive(Debug)]
@@ -48,13 +50,33 @@ struct Assembly {
     /// Where the next member's header goes.
     position: u64,
     /// Layers that are not in the tar yet, in its order.
-    pending: VecDeque<usize>,
-    /// The layer that is being written in place, behind the header at `position`.
-    direct: Option<usize>,
-    /// Layers that are whole and wait for their turn; None for one that is in place.
-    finished: HashMap<usize, (BlobSummary, Option<Spool>)>,
+    pending: VecDeque<ExpectedLayer>,
+    /// Where the data of layers begins that are written in place.
+    placed: HashMap<usize, u64>,
+    /// Layers that are whole and wait for their turn.
+    finished: HashMap<usize, (BlobSummary, Whole)>,
     /// Layers that are in the tar.
     present: HashSet<Digest>,
+    /// Members whose data is not where the tar has to have it: from the first of them on, in order.
+    misplaced: Vec<(BlobSummary, Whole)>,
+}
+
+/// Where a whole layer is.
+#[derive(Debug)]
+enum Whole {
+    /// In the file, its data from this offset on.
+    Placed(u64),
+    /// In a spool.
+    Spooled(Spool),
+    /// Both: it was larger than its place in the file.
+    Split {
+        /// Where it begins.
+        offset: u64,
+        /// What fitted in there.
+        placed: u64,
+        /// What did not.
+        rest: Spool,
+    },
 }
 
 #[derive(Debug)]
@@ -67,8 +89,10 @@ enum Target {
 
 /// Where one layer's bytes go while they arrive.
 enum Place {
-    Direct { file: File, offset: u64 },
-    Spool(Spool),
+    /// Into the file, up to a bound if another layer begins there.
+    Direct { file: File, start: u64, filled: u64, room: Option<u64> },
+    /// Into a spool, with what went into the file before.
+    Spool { spool: Spool, before: Option<(u64, u64)> },
 }
 
 impl TarOutput {
@@ -109,19 +133,22 @@ impl super::ImageOutput for TarOutput {
         LayerForm::Tar
     }
 
-    async fn begin(&self, image: &Image, written: &[usize]) -> Result<(), Error> {
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
         if !image.is_image() {
-            return Err(OutputError::NotAnImage { destination: format!("tar://{}", self.path.display()) }.into());
+            return Err(
+                OutputError::NotAnImage { destination: format!("tar://{}", self.path.display()) }.into()
+            );
         }
         let (target, spools) = self.open()?;
         *lock(&self.assembly) = Some(Assembly {
             target,
             spools,
             position: 0,
-            pending: written.iter().copied().collect(),
-            direct: None,
+            pending: expected.iter().copied().collect(),
+            placed: HashMap::new(),
             finished: HashMap::new(),
             present: HashSet::new(),
+            misplaced: Vec::new(),
         });
         Ok(())
     }
@@ -145,7 +172,8 @@ impl super::ImageOutput for TarOutput {
         let progress = progress.clone();
         let task = move || -> Result<BlobSummary, WriteError> {
             let mut place = begun(&mut lock(&assembly)).claim(index)?;
-            let summary = place.fill(&mut stream, &progress)?;
+            let spools = begun(&mut lock(&assembly)).spools.clone();
+            let summary = place.fill(&mut stream, &spools, &progress)?;
             begun(&mut lock(&assembly)).settle(index, place, summary.clone())?;
             Ok(summary)
         };
@@ -163,7 +191,8 @@ impl super::ImageOutput for TarOutput {
         debug_assert!(assembly.pending.is_empty(), "every layer is in the tar before it is finalized");
         let config = finished.config.clone();
         let config_name = format!("{}.json", Digest::sha256(&config).hex());
-        let layers: Vec<String> = finished.layers.iter().map(|layer| member_name(stored_digest(&layer.stored))).collect();
+        let layers: Vec<String> =
+            finished.layers.iter().map(|layer| member_name(stored_digest(&layer.stored))).collect();
         let image = finished.image;
         let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
         repo_tags.extend(image.aliases.iter().cloned());
@@ -173,9 +202,10 @@ impl super::ImageOutput for TarOutput {
             "Layers": layers,
         }]);
         let task = move || -> io::Result<()> {
+            assembly.reassemble()?;
             assembly.append_small(&config_name, &config)?;
             assembly.append_small("manifest.json", manifest.to_string().as_bytes())?;
-            assembly.write(&[0; 2 * BLOCK as usize])?;
+            assembly.write(&ZEROS)?;
             match assembly.target {
                 Target::File(file) => file.publish(assembly.position),
                 Target::Stream(mut file) => file.flush(),
@@ -220,17 +250,16 @@ fn member_name(diff_id: &Digest) -> String {
 }
 
 impl Place {
-    fn fill(&mut self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, WriteError> {
+    fn fill(
+        &mut self,
+        stream: &mut LayerStream,
+        spools: &SpoolDir,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, WriteError> {
         loop {
             match stream.blocking_next().map_err(WriteError::Stream)? {
                 LayerPiece::Data(bytes) => {
-                    match self {
-                        Self::Direct { file, offset } => {
-                            file.write_all_at(&bytes, *offset)?;
-                            *offset += bytes.len() as u64;
-                        }
-                        Self::Spool(spool) => spool.write_all(&bytes)?,
-                    }
+                    self.write(&bytes, spools)?;
                     progress.add(bytes.len() as u64);
                     stream.recycle(bytes);
                 }
@@ -238,45 +267,126 @@ impl Place {
             }
         }
     }
+
+    fn write(&mut self, bytes: &[u8], spools: &SpoolDir) -> io::Result<()> {
+        match self {
+            Self::Direct { start, filled, room: Some(room), .. } if *filled + bytes.len() as u64 > *room => {
+                let before = Some((*start, *filled));
+                let mut spool = spools.create()?;
+                spool.write_all(bytes)?;
+                *self = Self::Spool { spool, before };
+                Ok(())
+            }
+            Self::Direct { file, start, filled, .. } => {
+                file.write_all_at(bytes, *start + *filled)?;
+                *filled += bytes.len() as u64;
+                Ok(())
+            }
+            Self::Spool { spool, .. } => spool.write_all(bytes),
+        }
+    }
+
+    fn whole(self) -> Whole {
+        match self {
+            Self::Direct { start, .. } => Whole::Placed(start),
+            Self::Spool { spool, before: None } => Whole::Spooled(spool),
+            Self::Spool { spool, before: Some((offset, placed)) } => {
+                Whole::Split { offset, placed, rest: spool }
+            }
+        }
+    }
 }
 
 impl Assembly {
+    /// Where a layer's bytes are to go.
     fn claim(&mut self, index: usize) -> io::Result<Place> {
-        if let Target::File(file) = &self.target {
-            let is_next = self.pending.front() == Some(&index);
-            if is_next && self.direct.is_none_or(|direct| direct == index) {
-                self.direct = Some(index);
-                return Ok(Place::Direct { file: file.file().try_clone()?, offset: self.position + BLOCK });
+        let Target::File(file) = &self.target else {
+            return Ok(Place::Spool { spool: self.spools.create()?, before: None });
+        };
+        let file = file.file().try_clone()?;
+        let known = self.placed.get(&index).copied().or_else(|| self.place_of(index));
+        let Some(start) = known else {
+            return Ok(Place::Spool { spool: self.spools.create()?, before: None });
+        };
+        self.placed.insert(index, start);
+        let size = self.pending.iter().find(|layer| layer.index == index).and_then(|layer| layer.tar_size);
+        Ok(Place::Direct { file, start, filled: 0, room: size.map(|size| size.next_multiple_of(BLOCK)) })
+    }
+
+    /// Where a layer's data begins, if the layers before it are whole or their sizes foreseen.
+    fn place_of(&self, index: usize) -> Option<u64> {
+        let mut position = self.position;
+        for layer in &self.pending {
+            if layer.index == index {
+                return Some(position + BLOCK);
             }
+            let size = match self.finished.get(&layer.index) {
+                Some((summary, _)) => summary.size,
+                None => layer.tar_size?,
+            };
+            position += BLOCK + size.next_multiple_of(BLOCK);
         }
-        Ok(Place::Spool(self.spools.create()?))
+        None
     }
 
     /// Takes a whole layer, and puts into the tar all whose turn it is now.
     fn settle(&mut self, index: usize, place: Place, summary: BlobSummary) -> io::Result<()> {
-        let spool = match place {
-            Place::Direct { .. } => None,
-            Place::Spool(spool) => Some(spool),
-        };
-        self.finished.insert(index, (summary, spool));
-        while let Some(next) = self.pending.front().copied() {
-            let Some((summary, spool)) = self.finished.remove(&next) else { break };
+        self.finished.insert(index, (summary, place.whole()));
+        while let Some(next) = self.pending.front().map(|layer| layer.index) {
+            let Some((summary, whole)) = self.finished.remove(&next) else { break };
             self.pending.pop_front();
-            self.direct = None;
-            // Two layers that differed at the source can be equal behind the filters. The second is not kept: the next
-            // member overwrites what was written in place.
+            // Two layers that differed at the source can be equal behind the filters. The second is not kept.
             if !self.present.insert(summary.digest.clone()) {
                 continue;
             }
             let header = header(&member_name(&summary.digest), summary.size);
-            match spool {
-                None => {
+            match whole {
+                whole if !self.misplaced.is_empty() => self.misplaced.push((summary, whole)),
+                Whole::Placed(offset) if offset == self.position + BLOCK => {
                     self.write_at(&header, self.position)?;
                     self.position += BLOCK + summary.size;
+                    self.pad(summary.size)?;
                 }
-                Some(spool) => {
+                // Appending is safe only where nothing has been placed.
+                Whole::Spooled(spool) if self.is_free_behind(summary.size) => {
                     self.write(&header)?;
-                    self.append_spool(&spool)?;
+                    self.append(spool.file(), 0, spool.size())?;
+                    self.pad(summary.size)?;
+                }
+                whole => self.misplaced.push((summary, whole)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a member of this size, put at the current position, would run into no layer that is in its place already.
+    fn is_free_behind(&self, size: u64) -> bool {
+        let end = self.position + BLOCK + size.next_multiple_of(BLOCK);
+        let waiting = |index: &usize| self.pending.iter().any(|layer| layer.index == *index);
+        self.placed.iter().all(|(index, start)| !waiting(index) || *start >= end + BLOCK)
+    }
+
+    /// Puts the tar together in a new file, where layers are not in the places that they have to have.
+    fn reassemble(&mut self) -> io::Result<()> {
+        let misplaced = std::mem::take(&mut self.misplaced);
+        if misplaced.is_empty() {
+            return Ok(());
+        }
+        let Target::File(file) = &self.target else { unreachable!("only a file has places") };
+        let new = file.another()?;
+        let Target::File(old) = std::mem::replace(&mut self.target, Target::File(new)) else {
+            unreachable!("it was a file just now")
+        };
+        let end = std::mem::take(&mut self.position);
+        self.append(old.file(), 0, end)?;
+        for (summary, whole) in misplaced {
+            self.write(&header(&member_name(&summary.digest), summary.size))?;
+            match whole {
+                Whole::Placed(offset) => self.append(old.file(), offset, summary.size)?,
+                Whole::Spooled(spool) => self.append(spool.file(), 0, spool.size())?,
+                Whole::Split { offset, placed, rest } => {
+                    self.append(old.file(), offset, placed)?;
+                    self.append(rest.file(), 0, rest.size())?;
                 }
             }
             self.pad(summary.size)?;
@@ -292,7 +402,7 @@ impl Assembly {
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
         let padding = usize::try_from(size.next_multiple_of(BLOCK) - size).expect("less than a block");
-        self.write(&[0; BLOCK as usize][..padding])
+        self.write(&ZEROS[..padding])
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -311,20 +421,21 @@ impl Assembly {
         }
     }
 
-    fn append_spool(&mut self, spool: &Spool) -> io::Result<()> {
+    /// Appends a part of a file.
+    fn append(&mut self, from: &File, offset: u64, size: u64) -> io::Result<()> {
         match &mut self.target {
-            Target::File(file) => crate::atomic::copy_range(spool.file(), file.file(), self.position, spool.size())?,
-            Target::Stream(file) => crate::atomic::copy_to_stream(spool.file(), file, spool.size())?,
+            Target::File(file) => crate::atomic::copy_range(from, offset, file.file(), self.position, size)?,
+            Target::Stream(file) => crate::atomic::copy_to_stream(from, offset, file, size)?,
         }
-        self.position += spool.size();
+        self.position += size;
         Ok(())
     }
 }
 
 /// A USTAR header of a regular file, mode 0644, owner 0:0, mtime 0. A size of 8 GiB or more is written in base 256, which
 /// GNU tar, Go and Python read: it must fit into the one block that was left free for it.
-fn header(name: &str, size: u64) -> [u8; BLOCK as usize] {
-    let mut header = [0; BLOCK as usize];
+fn header(name: &str, size: u64) -> [u8; 512] {
+    let mut header = [0; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..108].copy_from_slice(b"0000644\0");
     header[108..116].copy_from_slice(b"0000000\0");
@@ -342,4 +453,109 @@ fn header(name: &str, size: u64) -> [u8; BLOCK as usize] {
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::BufferPool;
+
+    /// Writes layers that arrive whole in `arrival`, all of them begun before the first arrives, and gives the tar's bytes.
+    fn assembled(contents: &[&[u8]], foreseen: &[Option<u64>], arrival: &[usize]) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let output = TarOutput::new(dir.path().join("out.tar"), SpoolDir::new(dir.path(), 1 << 30));
+        let (target, spools) = output.open().unwrap();
+        let mut assembly = Assembly {
+            target,
+            spools: spools.clone(),
+            position: 0,
+            pending: (0..contents.len())
+                .map(|index| ExpectedLayer { index, tar_size: foreseen[index] })
+                .collect(),
+            placed: HashMap::new(),
+            finished: HashMap::new(),
+            present: HashSet::new(),
+            misplaced: Vec::new(),
+        };
+        let mut places: HashMap<_, _> =
+            (0..contents.len()).map(|i| (i, assembly.claim(i).unwrap())).collect();
+        for index in arrival {
+            let mut place = places.remove(index).unwrap();
+            for piece in contents[*index].chunks(700) {
+                place.write(piece, &spools).unwrap();
+            }
+            let digest = Digest::sha256(contents[*index]);
+            let summary = BlobSummary { digest, size: contents[*index].len() as u64 };
+            assembly.settle(*index, place, summary).unwrap();
+        }
+        assembly.reassemble().unwrap();
+        assembly.append_small("manifest.json", b"[]").unwrap();
+        let Target::File(file) = assembly.target else { unreachable!() };
+        file.publish(assembly.position).unwrap();
+        std::fs::read(dir.path().join("out.tar")).unwrap()
+    }
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_order_of_arrival_or_on_what_was_foreseen() {
+        let (a, b, c) = (vec![b'a'; 1024], vec![b'b'; 3000], vec![b'c'; 512]);
+        let contents: [&[u8]; 4] = [&a, &b, &c, &b[..2048]];
+        let orders = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1], [1, 3, 0, 2]];
+        let right: Vec<_> = contents.iter().map(|content| Some(content.len() as u64)).collect();
+        let expected = assembled(&contents, &[None; 4], &[0, 1, 2, 3]);
+        let mut guesses = vec![right.clone(), vec![None; 4]];
+        for layer in 0..4 {
+            for wrong in [Some(0), Some(512), Some(10_240), None] {
+                let mut guess = right.clone();
+                guess[layer] = wrong;
+                guesses.push(guess);
+            }
+        }
+        for guess in guesses {
+            for order in orders {
+                assert!(assembled(&contents, &guess, &order) == expected, "{guess:?} {order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn layers_that_turn_out_equal_are_written_once() {
+        let contents: [&[u8]; 3] = [&[1; 512], &[1; 512], &[2; 512]];
+        let once = assembled(&[&[1; 512], &[2; 512]], &[None; 2], &[0, 1]);
+        for order in [[0, 1, 2], [2, 1, 0]] {
+            assert!(assembled(&contents, &[Some(512); 3], &order) == once);
+            assert!(assembled(&contents, &[None; 3], &order) == once);
+        }
+    }
+
+    #[test]
+    fn a_member_of_8_gib_has_its_size_in_base_256() {
+        let header = header("x", 10_000_005_120);
+        assert_eq!(header[124], 0x80);
+        assert_eq!(u64::from_be_bytes(header[128..136].try_into().unwrap()), 10_000_005_120);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stops_is_no_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = TarOutput::new(dir.path().join("out.tar"), SpoolDir::new(dir.path(), 1 << 30));
+        let (target, spools) = output.open().unwrap();
+        *lock(&output.assembly) = Some(Assembly {
+            target,
+            spools,
+            position: 0,
+            pending: [ExpectedLayer { index: 0, tar_size: None }].into(),
+            placed: HashMap::new(),
+            finished: HashMap::new(),
+            present: HashSet::new(),
+            misplaced: Vec::new(),
+        });
+        let (writer, stream) = LayerStream::channel(4, BufferPool::default());
+        writer.send(bytes::Bytes::from_static(b"part of a layer")).await.unwrap();
+        drop(writer);
+        let result =
+            super::super::ImageOutput::write_layer(&output, 0, stream, Format::None, &ByteCount::default())
+                .await;
+        assert!(result.unwrap_err().is_interrupted());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

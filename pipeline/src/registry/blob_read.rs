@@ -67,6 +67,29 @@ impl Blob for RegistryBlob {
     fn identity(&self) -> String {
         self.digest.to_string()
     }
+
+    async fn tail(&self) -> Option<[u8; 4]> {
+        let start = self.size?.checked_sub(4)?;
+        let operation = Operation::GetBlob(self.digest.clone());
+        let call =
+            self.repository.call(Method::GET, &format!("blobs/{}", self.digest), operation).await.ok()?;
+        let call =
+            call.header(ACCEPT_ENCODING, "identity").header(RANGE, format!("bytes={start}-{}", start + 3));
+        let mut response = self.repository.host.send(&call).await.ok()?;
+        // A registry that ignores the range sends the whole blob, which is not waited for.
+        if response.status() != StatusCode::PARTIAL_CONTENT || range_start(response.headers()) != Some(start)
+        {
+            return None;
+        }
+        let mut tail = Vec::new();
+        while let Some(bytes) = response.chunk().await.ok()? {
+            tail.extend_from_slice(&bytes);
+            if tail.len() > 4 {
+                return None;
+            }
+        }
+        tail.try_into().ok()
+    }
 }
 
 struct Reader {

@@ -158,6 +158,8 @@ pub enum ConnectFailure {
     UnknownHost,
     /// The peer's certificate, or its choice of TLS parameters, was not accepted.
     Tls,
+    /// The peer wants a certificate of ours, or another than it got.
+    ClientCertificate,
     /// The peer does not speak TLS.
     NotTls,
 }
@@ -172,7 +174,11 @@ impl RegistryError {
             | Self::Timeout { .. }
             | Self::SessionLost { .. } => true,
             Self::Connect {
-                kind: ConnectFailure::UnknownHost | ConnectFailure::Tls | ConnectFailure::NotTls,
+                kind:
+                    ConnectFailure::UnknownHost
+                    | ConnectFailure::Tls
+                    | ConnectFailure::ClientCertificate
+                    | ConnectFailure::NotTls,
                 ..
             }
             | Self::AddressRefused { .. }
@@ -220,6 +226,9 @@ impl RegistryError {
             Self::Connect { peer, kind: ConnectFailure::Tls, .. } => Some(format!(
                 "pass its certificate authority with --ca-file, or --insecure {peer} to do without verification"
             )),
+            Self::Connect { peer, kind: ConnectFailure::ClientCertificate, .. } => {
+                Some(format!("pass a certificate that {peer} accepts with --client-cert and --client-key"))
+            }
             Self::AddressRefused { address, .. } => {
                 Some(format!("if this is right, pass --allow-network {address}"))
             }

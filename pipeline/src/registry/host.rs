@@ -12,6 +12,7 @@ use super::auth::Authenticator;
 use super::error::{ConnectFailure, ERROR_BODY_CAP, Operation, RegistryError, Request, error_detail};
 use super::http::{self, HttpClients};
 use super::options::Options;
+use super::retry::Backoff;
 use crate::reference;
 
 /// A registry, shared by all that talk to it.
@@ -95,13 +96,22 @@ impl RegistryHost {
         if !insecure {
             return Ok(secure);
         }
-        match self.ping(&secure).await {
-            Ok(_) => Ok(secure),
-            Err(RegistryError::Connect {
-                kind: ConnectFailure::NotTls | ConnectFailure::Tls | ConnectFailure::Network,
-                ..
-            }) => self.ping(&plain).await.map(|_| plain),
-            Err(error) => Err(error),
+        let mut backoff = Backoff::new(&self.options);
+        loop {
+            let error = match self.ping(&secure).await {
+                Ok(_) => return Ok(secure),
+                Err(RegistryError::Connect {
+                    kind: ConnectFailure::NotTls | ConnectFailure::Tls | ConnectFailure::Network,
+                    ..
+                }) => match self.ping(&plain).await {
+                    Ok(_) => return Ok(plain),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if !error.is_transient() || !backoff.wait(None).await {
+                return Err(error);
+            }
         }
     }
 
@@ -118,5 +128,48 @@ impl RegistryHost {
         answer
             .map(|response| response.status())
             .map_err(|error| http::describe(error, &request, url, self.options.connect_timeout))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::server::{Reply, TestServer, options};
+    use super::*;
+
+    fn host(server: &TestServer) -> RegistryHost {
+        let options = Arc::new(options());
+        let http = Arc::new(HttpClients::new(Arc::clone(&options)));
+        RegistryHost::new(&server.host(), options, http)
+    }
+
+    #[tokio::test]
+    async fn a_peer_without_tls_is_told_from_one_with_a_bad_certificate() {
+        let server = TestServer::start(|_| Reply::new(200)).await;
+        let host = host(&server);
+        let error = host.ping(&host.url("https").unwrap()).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Connect { kind: ConnectFailure::NotTls, .. }), "{error:?}");
+        assert!(error.hint().unwrap().contains(&format!("--insecure {}", server.host())));
+    }
+
+    #[tokio::test]
+    async fn a_loopback_registry_is_spoken_to_with_plain_http() {
+        // 400 is what a server with TLS says to plain HTTP, so it is looked at twice.
+        for status in [200, 401, 404, 400] {
+            let server = TestServer::start(move |_| Reply::new(status)).await;
+            assert_eq!(host(&server).base().await.unwrap().as_str(), server.url("/v2/"), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_registries_are_spoken_to_with_tls_without_a_look() {
+        let options = Arc::new(options());
+        let http = Arc::new(HttpClients::new(Arc::clone(&options)));
+        for (name, base) in [
+            ("docker.io", "https://registry-1.docker.io/v2/"),
+            ("registry.invalid:5000", "https://registry.invalid:5000/v2/"),
+        ] {
+            let host = RegistryHost::new(name, Arc::clone(&options), Arc::clone(&http));
+            assert_eq!(host.base().await.unwrap().as_str(), base);
+        }
     }
 }

@@ -173,16 +173,8 @@ pub(super) fn describe(
         if let Some(refused) = at.downcast_ref::<Refused>() {
             return address_refused(refused, &request);
         }
-        let tls = match at.downcast_ref::<std::io::Error>() {
-            // An io::Error's source is that of the error in it, not that error.
-            Some(io) => io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-            None => at.downcast_ref::<rustls::Error>(),
-        };
-        if let Some(tls) = tls {
-            kind = match tls {
-                rustls::Error::InvalidMessage(_) => ConnectFailure::NotTls,
-                _ => ConnectFailure::Tls,
-            };
+        if let Some(tls) = tls_error(at) {
+            kind = tls_failure(tls);
         }
         if is_unknown_host(&at.to_string()) {
             kind = ConnectFailure::UnknownHost;
@@ -193,10 +185,38 @@ pub(super) fn describe(
         return RegistryError::Timeout { request, after: connect_timeout };
     }
     let cause = cause(&error);
-    if error.is_connect() {
+    // In TLS 1.3 a server looks at our certificate after the connection has come about.
+    if error.is_connect() || kind == ConnectFailure::ClientCertificate {
         return RegistryError::Connect { request, peer: peer(url), cause, kind };
     }
     RegistryError::Broken { request, cause }
+}
+
+/// The TLS error in an error. An io::Error's source is that of the error in it and not that error, and they come nested.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(io) => tls_error(io.get_ref()?),
+        None => error.downcast_ref(),
+    }
+}
+
+fn tls_failure(error: &rustls::Error) -> ConnectFailure {
+    use rustls::AlertDescription as Alert;
+    match error {
+        // Bytes that are no TLS at all.
+        rustls::Error::InvalidMessage(_) => ConnectFailure::NotTls,
+        rustls::Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired,
+        ) => ConnectFailure::ClientCertificate,
+        _ => ConnectFailure::Tls,
+    }
 }
 
 /// `getaddrinfo`'s ways to say that a name does not exist, against those that say "not now".

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 
+use super::chunks::Chunks;
 use super::error::{Operation, RegistryError, Request};
-use super::transport::Chunks;
 use super::{Repository, http};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::reference::ManifestRef;
@@ -98,7 +98,7 @@ impl Repository {
         if let ManifestRef::Digest(expected) = reference {
             check(expected, &bytes, &call.request)?;
         }
-        let call = call.header(CONTENT_TYPE, media_type).body(Chunks(vec![bytes.clone()]));
+        let call = call.header(CONTENT_TYPE, media_type).body(Chunks::from(bytes.clone()));
         let response = self.host.send(&call).await?;
         if !matches!(response.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::NO_CONTENT) {
             return Err(self.host.failure(response, &call.request).await);

@@ -10,15 +10,20 @@
 //! | blobs up, digest known before: one PUT | `upload_blob` |
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
-//! Below them, from the top down: `transport` sends one request (authorization, redirects, retries), `auth` and `token` answer
-//! challenges, `credentials` finds out who we are, `host` how a registry is spoken to, `http` owns the connections, `address`
-//! says where they may lead.
+//! Below them, from the top down: `transport` sends one request, with its authorization, redirects and retries (`retry`); `auth`
+//! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! to; `http` owns the connections; `address` says where they may lead. Whoever fuzzes the answers of strangers starts at
+//! [`challenge::parse`].
+//!
+//! Not here: which manifest of an index is meant, what a manifest's bytes say, and in which order blobs go.
 
 mod address;
 mod auth;
 mod blob_read;
 pub mod challenge;
+mod chunks;
 mod credentials;
+mod docker_config;
 mod error;
 mod host;
 mod http;
@@ -28,7 +33,7 @@ mod options;
 mod retry;
 mod session;
 #[cfg(test)]
-mod test_server;
+mod tests;
 mod token;
 mod transport;
 mod upload_blob;

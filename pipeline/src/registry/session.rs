@@ -1,5 +1,6 @@
 //! An upload session: where a blob's bytes go until its digest closes it.
 
+use std::fmt;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, RANGE};
@@ -17,7 +18,6 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_CHUNK_MAX: usize = 64 * 1024 * 1024;
 
 /// An upload that a registry has begun. Dropped before its blob is stored, it is deleted, as well as that can be done.
-#[derive(Debug)]
 pub struct UploadSession {
     repository: Repository,
     request: Box<Request>,
@@ -126,6 +126,13 @@ impl UploadSession {
             self.open = false;
             delete(self.repository.clone(), self.call(Method::DELETE)).await;
         }
+    }
+}
+
+/// Without the URL, whose query may be a signature.
+impl fmt::Debug for UploadSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UploadSession").field("request", &self.request).finish_non_exhaustive()
     }
 }
 

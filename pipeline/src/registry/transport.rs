@@ -1,16 +1,14 @@
 //! One request to a registry: authorized, redirected by hand, and sent again where that may help.
 
-use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use super::auth::{Authorization, Scope};
 use super::challenge;
+use super::chunks::Chunks;
 use super::error::{RegistryError, Request, is_transient_status};
 use super::host::RegistryHost;
 use super::http::{self, describe};
@@ -22,7 +20,6 @@ const REDIRECTS_MAX: usize = 5;
 const AUTHORIZATIONS_MAX: usize = 3;
 
 /// A request that can be sent again.
-#[derive(Debug)]
 pub(super) struct Call {
     pub(super) method: Method,
     pub(super) url: Url,
@@ -32,10 +29,6 @@ pub(super) struct Call {
     pub(super) scopes: Vec<Scope>,
     pub(super) request: Request,
 }
-
-/// A body in memory, in the pieces in which it came.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Chunks(pub(super) Vec<Bytes>);
 
 impl Call {
     pub(super) fn new(method: Method, url: Url, scopes: &[Scope], request: Request) -> Self {
@@ -58,20 +51,6 @@ impl Call {
         self.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.size()));
         self.body = body;
         self
-    }
-}
-
-impl Chunks {
-    pub(super) fn size(&self) -> u64 {
-        self.0.iter().map(|chunk| chunk.len() as u64).sum()
-    }
-
-    fn to_body(&self) -> reqwest::Body {
-        match self.0.as_slice() {
-            [] => reqwest::Body::default(),
-            [one] => reqwest::Body::from(one.clone()),
-            _ => reqwest::Body::wrap_stream(stream::iter(self.0.clone()).map(Ok::<_, Infallible>)),
-        }
     }
 }
 
@@ -142,7 +121,7 @@ impl RegistryHost {
         for _ in 0..=REDIRECTS_MAX {
             let mut built = reqwest::Request::new(call.method.clone(), url.clone());
             *built.headers_mut() = call.headers.clone();
-            *built.body_mut() = (!call.body.0.is_empty()).then(|| call.body.to_body());
+            *built.body_mut() = call.body.to_body();
             if let Some(authorization) = authorization {
                 built.headers_mut().insert(AUTHORIZATION, authorization.header());
             }

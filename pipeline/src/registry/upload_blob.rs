@@ -12,12 +12,12 @@ use futures_util::{StreamExt as _, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Response};
 
+use super::chunks::Pieces;
 use super::error::{RegistryError, Request, is_transient_status};
 use super::manifest::announced_digest;
 use super::retry::{Backoff, retry_after};
 use super::session::UploadSession;
 use super::transport::protocol;
-use super::upload_stream::Pieces;
 use super::{Repository, http};
 use crate::blob::{Blob, BlobError, BlobSummary, ByteCount, ByteStream};
 use crate::digest::Digest;
@@ -92,7 +92,7 @@ impl Repository {
     ) -> Result<BlobSummary, BlobError> {
         progress.reset();
         let content = blob.open().await?;
-        self.upload_pieces(Pieces::of_blob(content, digest, size), progress).await
+        self.upload_pieces(Pieces::of_blob(content, digest, size), false, progress).await
     }
 
     async fn put_whole(

@@ -5,92 +5,20 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::StreamExt as _;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Method, Response};
 
 use super::Repository;
+use super::chunks::{Chunks, Pieces};
 use super::error::{RegistryError, is_transient_status};
 use super::manifest::announced_digest;
 use super::retry::{Backoff, retry_after};
 use super::session::{UploadSession, committed};
-use super::transport::{Chunks, protocol};
-use crate::blob::{BlobError, BlobSummary, ByteCount, ByteStream, LayerPiece, LayerStream};
+use super::transport::protocol;
+use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
 use crate::digest::Digest;
 
 const OCTETS: &str = "application/octet-stream";
-
-/// Where the bytes come from, and at their end their sum.
-pub(super) struct Pieces {
-    content: Content,
-    summary: Option<BlobSummary>,
-    passed: u64,
-}
-
-enum Content {
-    Layer(LayerStream),
-    Blob(ByteStream, BlobSummary),
-}
-
-impl Pieces {
-    fn of_layer(stream: LayerStream) -> Self {
-        Self { content: Content::Layer(stream), summary: None, passed: 0 }
-    }
-
-    pub(super) fn of_blob(stream: ByteStream, digest: &Digest, size: u64) -> Self {
-        let summary = BlobSummary { digest: digest.clone(), size };
-        Self { content: Content::Blob(stream, summary), summary: None, passed: 0 }
-    }
-
-    fn digest(&self) -> Option<&Digest> {
-        match &self.content {
-            Content::Layer(_) => self.summary.as_ref().map(|summary| &summary.digest),
-            Content::Blob(_, summary) => Some(&summary.digest),
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, BlobError> {
-        if self.summary.is_some() {
-            return Ok(None);
-        }
-        let summary = match &mut self.content {
-            Content::Layer(stream) => match stream.next().await? {
-                LayerPiece::Data(bytes) => {
-                    self.passed += bytes.len() as u64;
-                    return Ok(Some(bytes));
-                }
-                LayerPiece::End(summary) => summary,
-            },
-            Content::Blob(stream, summary) => match stream.next().await {
-                Some(bytes) => {
-                    let bytes = bytes?;
-                    self.passed += bytes.len() as u64;
-                    return Ok(Some(bytes));
-                }
-                None => summary.clone(),
-            },
-        };
-        if summary.size != self.passed {
-            return Err(BlobError::Size { expected: summary.size, actual: self.passed });
-        }
-        self.summary = Some(summary);
-        Ok(None)
-    }
-
-    /// At least `wanted` bytes, or all that is left. Empty at the end.
-    async fn gather(&mut self, wanted: usize) -> Result<Chunks, BlobError> {
-        let mut chunks = Chunks::default();
-        while chunks.size() < wanted as u64 {
-            match self.next().await? {
-                Some(bytes) if bytes.is_empty() => {}
-                Some(bytes) => chunks.0.push(bytes),
-                None => break,
-            }
-        }
-        Ok(chunks)
-    }
-}
 
 /// How far a session is.
 enum State {
@@ -111,17 +39,20 @@ impl Repository {
         stream: LayerStream,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
-        self.upload_pieces(Pieces::of_layer(stream), progress).await
+        self.upload_pieces(Pieces::of_layer(stream), true, progress).await
     }
 
+    /// `whole`: whether content that fits into one chunk may go in one PUT.
     pub(super) async fn upload_pieces(
         &self,
         mut pieces: Pieces,
+        whole: bool,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
         let first = pieces.gather(self.host.options.upload_chunk).await?;
-        if let Some(summary) = pieces.summary.clone() {
-            self.upload_small(&first, &summary, progress).await?;
+        if let Some(summary) = pieces.summary().filter(|_| whole)
+            && self.upload_small(&first, &summary, progress).await?
+        {
             return Ok(summary);
         }
         let mut session = UploadSession::start(self, pieces.digest()).await?;
@@ -137,13 +68,14 @@ impl Repository {
         }
     }
 
-    /// POST and PUT of what is in memory, from the start again as often as the options allow.
+    /// POST and PUT of what is in memory, from the start again as often as the options allow. False where the registry refuses
+    /// this form.
     async fn upload_small(
         &self,
         content: &Chunks,
         summary: &BlobSummary,
         progress: &ByteCount,
-    ) -> Result<(), BlobError> {
+    ) -> Result<bool, BlobError> {
         let mut backoff = Backoff::new(&self.host.options);
         loop {
             let mut session = UploadSession::start(self, Some(&summary.digest)).await?;
@@ -151,18 +83,21 @@ impl Repository {
                 Ok(()) => {
                     progress.add(summary.size);
                     session.close();
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(failure) => failure,
             };
             session.delete().await;
+            if matches!(error.status(), Some(405 | 411 | 413 | 415 | 501)) {
+                return Ok(false);
+            }
             // 404: a session that is gone while its blob is not there either.
             if !(error.is_transient() || error.is_not_found()) || !backoff.wait(asked).await {
                 return Err(error.into());
             }
             if self.blob_head(&summary.digest).await? == Some(summary.size) {
                 progress.add(summary.size);
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -175,12 +110,9 @@ impl Repository {
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
         let wanted = self.host.options.upload_chunk.max(session.min_chunk());
-        let mut chunk = first;
-        if chunk.size() < wanted as u64 {
-            chunk.0.extend(pieces.gather(wanted - chunk_len(&chunk)).await?.0);
-        }
+        let mut chunk = pieces.gather_onto(first, wanted).await?;
         let mut offset = 0;
-        while !chunk.0.is_empty() {
+        while !chunk.is_empty() {
             let (state, next) = tokio::try_join!(
                 async { self.patch(session, &chunk, offset).await.map_err(BlobError::from) },
                 pieces.gather(wanted),
@@ -192,7 +124,7 @@ impl Repository {
             progress.add(chunk.size());
             chunk = next;
         }
-        let Some(summary) = pieces.summary.clone() else { return Err(BlobError::Interrupted) };
+        let Some(summary) = pieces.summary() else { return Err(BlobError::Interrupted) };
         self.close_session(session, &summary).await?;
         Ok(summary)
     }
@@ -208,7 +140,7 @@ impl Repository {
         let mut at = offset;
         let mut backoff = Backoff::new(&self.host.options);
         loop {
-            let rest = tail(chunk, at - offset);
+            let rest = chunk.tail(at - offset);
             let call = session
                 .call(Method::PATCH)
                 .header(CONTENT_TYPE, OCTETS)
@@ -309,7 +241,7 @@ impl Repository {
     ) -> Result<BlobSummary, BlobError> {
         session.close();
         while pieces.next().await?.is_some() {}
-        let Some(summary) = pieces.summary.clone() else { return Err(BlobError::Interrupted) };
+        let Some(summary) = pieces.summary() else { return Err(BlobError::Interrupted) };
         if self.blob_head(&summary.digest).await? == Some(summary.size) {
             return Ok(summary);
         }
@@ -334,23 +266,4 @@ fn acknowledged(
         return Err(session.lost(format!("it has {now} bytes, and got {end}")));
     }
     Ok(now)
-}
-
-fn chunk_len(chunk: &Chunks) -> usize {
-    chunk.0.iter().map(Bytes::len).sum()
-}
-
-/// A chunk without its first bytes.
-fn tail(chunk: &Chunks, mut skip: u64) -> Chunks {
-    let mut rest = Vec::with_capacity(chunk.0.len());
-    for piece in &chunk.0 {
-        match usize::try_from(skip) {
-            Ok(skipped) if skipped < piece.len() => {
-                rest.push(piece.slice(skipped..));
-                skip = 0;
-            }
-            _ => skip -= piece.len() as u64,
-        }
-    }
-    Chunks(rest)
 }

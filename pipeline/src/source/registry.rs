@@ -90,7 +90,7 @@ impl RegistrySource {
         ImageName { repository: self.reference.name(), tag: self.reference.tag().map(Tag::to_string) }
     }
 
-    async fn from_manifest(&self, fetched: FetchedManifest, parsed: ImageManifest) -> Result<Image, Error> {
+    async fn image_of(&self, fetched: FetchedManifest, parsed: ImageManifest) -> Result<Image, Error> {
         let config = self.config_file(&parsed).await?;
         let diff_ids = config.document.as_ref().map(ImageConfig::diff_ids).unwrap_or_default();
         if config.document.is_some() && diff_ids.len() != parsed.layers.len() {
@@ -112,7 +112,7 @@ impl RegistrySource {
         })
     }
 
-    fn from_schema1(&self, schema1: Schema1Manifest) -> Image {
+    fn image_of_schema1(&self, schema1: Schema1Manifest) -> Image {
         let layers = schema1.layers.iter().enumerate().map(|(index, digest)| Layer {
             index,
             blob: self.repository.blob(digest, None),
@@ -142,8 +142,8 @@ impl super::ImageSource for RegistrySource {
     async fn image(&self) -> Result<Image, Error> {
         let (fetched, parsed) = self.resolve().await?;
         match parsed {
-            ParsedManifest::Image(parsed) => self.from_manifest(fetched, parsed).await,
-            ParsedManifest::Schema1(schema1) => Ok(self.from_schema1(schema1)),
+            ParsedManifest::Image(parsed) => self.image_of(fetched, parsed).await,
+            ParsedManifest::Schema1(schema1) => Ok(self.image_of_schema1(schema1)),
             ParsedManifest::Index(_) => unreachable!("resolve follows every index"),
         }
     }

@@ -1,15 +1,21 @@
-//! The bytes that an encoder looks at: a block of input and the dictionary before it.
+//! The bytes that an encoder looks at: a block of input behind its dictionary, in one buffer.
 
 /// How many bytes of input a block has at most.
 pub const BLOCK: usize = 512 * 1024;
 
-/// How far back a match may reach (RFC 1951, 3.2.5).
+/// How far back a match may reach (RFC 1951, 3.2.5), so how much of what stands before a block is of use.
 pub(super) const DICTIONARY: usize = 32 * 1024;
 
-/// Bytes after the input that the encoder may load, though never use.
-pub(super) const PADDING: usize = 16;
+/// How many bytes of a window a [`View`] shows from its start: positions in it fit a `u16`.
+pub(super) const SPAN: usize = 64 * 1024;
 
-/// A block of input behind its dictionary, in one buffer.
+/// Bytes after a position that may be loaded, whether or not they belong to the input: the longest match and one load.
+const LOOKAHEAD: usize = 288;
+
+/// A part of a window, whose positions below [`SPAN`] can be read without a check of bounds.
+pub(super) type View = [u8; SPAN + LOOKAHEAD];
+
+/// A block of input behind its dictionary.
 #[derive(Debug)]
 pub struct Window {
     bytes: Box<[u8]>,
@@ -20,7 +26,7 @@ pub struct Window {
 impl Window {
     /// An empty block without a dictionary.
     pub fn new() -> Self {
-        Self { bytes: vec![0; DICTIONARY + BLOCK + PADDING].into_boxed_slice(), start: 0, end: 0 }
+        Self { bytes: vec![0; DICTIONARY + BLOCK + LOOKAHEAD].into_boxed_slice(), start: 0, end: 0 }
     }
 
     /// Begins the block that follows `previous`.
@@ -53,10 +59,37 @@ impl Window {
     pub fn input(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
+
+    /// Where the input begins and ends in [`bytes`](Self::bytes).
+    pub(super) fn range(&self) -> (usize, usize) {
+        (self.start, self.end)
+    }
+
+    /// Dictionary, input, and bytes without meaning.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The part that begins at `base`, which is at most the input's end less [`SPAN`], rounded up to 32 KiB.
+    pub(super) fn view(&self, base: usize) -> &View {
+        self.bytes[base..].first_chunk().expect("the buffer ends a whole lookahead after the input")
+    }
 }
 
 impl Default for Window {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The four bytes at `at`.
+#[inline(always)]
+pub(super) fn load32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// The eight bytes at `at`.
+#[inline(always)]
+pub(super) fn load64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }

@@ -103,7 +103,7 @@ impl Contents {
         let runtime = tokio::runtime::Handle::current();
         let task = move || {
             if metadata.is_file() && outer == Outer::Plain {
-                return Self::index(Arc::new(file), &name);
+                return Self::index(&Arc::new(file), &name);
             }
             let stream = AsyncReadExt::chain(io::Cursor::new(start), tokio::fs::File::from_std(file));
             runtime.block_on(Self::spool(decoded(outer, stream), &name, &spools))
@@ -124,12 +124,12 @@ impl Contents {
     }
 
     /// Reads the headers only. Each member has a walker of its own, from where the last member ended.
-    fn index(file: Arc<File>, name: &str) -> Result<Self, ContentsError> {
+    fn index(file: &Arc<File>, name: &str) -> Result<Self, ContentsError> {
         let mut contents = Self::default();
         let mut position = 0;
         loop {
-            (&*file).seek(SeekFrom::Start(position))?;
-            let mut walker = Walker::new(&*file, Limits::default());
+            (&**file).seek(SeekFrom::Start(position))?;
+            let mut walker = Walker::new(&**file, Limits::default());
             let mut member = Member::default();
             if !walker.read_member(&mut member).map_err(|error| at(position, &error))? {
                 return Ok(contents);
@@ -141,7 +141,7 @@ impl Contents {
                 return Err(ContentsError::Tar(format!("{path:?} is a sparse file")));
             }
             let size = member.stored_size();
-            let region = FileRegion::new(Arc::clone(&file), format!("{name}: {path}"), offset, size);
+            let region = FileRegion::new(Arc::clone(file), format!("{name}: {path}"), offset, size);
             contents.insert(member.kind(), &path, &link, region)?;
             position = (offset + size).next_multiple_of(BLOCK as u64);
         }
@@ -187,7 +187,13 @@ impl Contents {
     }
 
     /// A later member of the same name replaces an earlier one, as unpacking would.
-    fn insert(&mut self, kind: Kind, path: &str, link: &str, region: FileRegion) -> Result<(), ContentsError> {
+    fn insert(
+        &mut self,
+        kind: Kind,
+        path: &str,
+        link: &str,
+        region: FileRegion,
+    ) -> Result<(), ContentsError> {
         let path = clean(path);
         let content = match kind {
             Kind::Regular => Content::File(region),

@@ -21,7 +21,7 @@ use crate::error::{Error, MAX_INDEX_DEPTH};
 use crate::manifest::{
     self, Descriptor, Family, ImageManifest, LayerType, MAX_DOCUMENT, ParsedManifest, media_type,
 };
-use crate::reference::{Reference, Tag};
+use crate::reference::Reference;
 use crate::spool::{FileRegion, SpoolDir};
 
 /// This source's line in the table.
@@ -130,7 +130,11 @@ impl SavedTarSource {
     }
 
     fn path(&self) -> String {
-        if self.path.as_os_str() == "-" { "standard input".to_owned() } else { self.path.display().to_string() }
+        if self.path.as_os_str() == "-" {
+            "standard input".to_owned()
+        } else {
+            self.path.display().to_string()
+        }
     }
 
     fn choose(&self, images: Vec<SavedImage>) -> Result<(SavedImage, Option<String>), SavedTarError> {
@@ -157,7 +161,9 @@ impl SavedTarSource {
 
     fn read(&self, contents: &Contents, member: &str) -> Result<Vec<u8>, SavedTarError> {
         let region = self.region(contents, member)?;
-        region.read_small(MAX_DOCUMENT as u64).map_err(|source| SavedTarError::Io { path: self.path(), source })
+        region
+            .read_small(MAX_DOCUMENT as u64)
+            .map_err(|source| SavedTarError::Io { path: self.path(), source })
     }
 
     fn region(&self, contents: &Contents, member: &str) -> Result<FileRegion, SavedTarError> {
@@ -200,7 +206,7 @@ impl SavedTarSource {
             let size = region.size().expect("a region knows its size");
             region = region.verified(digest.clone());
             let media_type = LayerType::new(Family::Oci, format).name().expect("oci has every format");
-            descriptor = Some(Descriptor::new(media_type, digest, size));
+            descriptor = Some(Descriptor::new(media_type, &digest, size));
         }
         Ok(Layer {
             index,
@@ -321,18 +327,21 @@ fn is_of(manifest: &SourceManifest, layers: &[Layer]) -> bool {
     let named: &ImageManifest = &manifest.parsed;
     named.layers.len() == layers.len()
         && named.layers.iter().zip(layers).all(|(descriptor, layer)| {
-            layer.descriptor.as_ref().is_some_and(|own| {
-                own.digest == descriptor.digest && own.size == descriptor.size
-            })
+            layer
+                .descriptor
+                .as_ref()
+                .is_some_and(|own| own.digest == descriptor.digest && own.size == descriptor.size)
         })
 }
 
-fn image_name(tag: &str) -> ImageName {
-    match tag.parse::<Reference>() {
-        Ok(reference) => {
-            ImageName { repository: reference.name(), tag: reference.tag().map(Tag::to_string) }
+/// A name as the tar has it: `hello:1.0` stays that.
+fn image_name(name: &str) -> ImageName {
+    match name.rsplit_once(':') {
+        // A colon before a slash belongs to a port.
+        Some((repository, tag)) if !tag.contains('/') => {
+            ImageName { repository: repository.to_owned(), tag: Some(tag.to_owned()) }
         }
-        Err(_) => ImageName { repository: tag.to_owned(), tag: None },
+        _ => ImageName { repository: name.to_owned(), tag: None },
     }
 }
 

@@ -1,0 +1,151 @@
+//! Content of an upload that is held in memory until the registry has it.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+
+use crate::blob::{BlobError, BlobSummary, ByteStream, LayerPiece, LayerStream};
+use crate::digest::Digest;
+
+/// Bytes in the pieces in which they came, so that nothing is copied.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chunks {
+    pieces: Vec<Bytes>,
+    size: u64,
+}
+
+impl Chunks {
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        self.size += bytes.len() as u64;
+        self.pieces.push(bytes);
+    }
+
+    /// All but the first bytes.
+    pub(super) fn tail(&self, mut skip: u64) -> Self {
+        let mut rest = Self::default();
+        for piece in &self.pieces {
+            match usize::try_from(skip) {
+                Ok(skipped) if skipped < piece.len() => {
+                    rest.push(piece.slice(skipped..));
+                    skip = 0;
+                }
+                _ => skip -= piece.len() as u64,
+            }
+        }
+        rest
+    }
+
+    /// A request's body. It has no length of its own: the request's header says it.
+    pub(super) fn to_body(&self) -> Option<reqwest::Body> {
+        match self.pieces.as_slice() {
+            [] => None,
+            [one] => Some(reqwest::Body::from(one.clone())),
+            _ => {
+                let pieces = stream::iter(self.pieces.clone()).map(Ok::<_, Infallible>);
+                Some(reqwest::Body::wrap_stream(pieces))
+            }
+        }
+    }
+}
+
+impl From<Bytes> for Chunks {
+    fn from(bytes: Bytes) -> Self {
+        let mut chunks = Self::default();
+        chunks.push(bytes);
+        chunks
+    }
+}
+
+/// Where the bytes come from, and at their end their sum.
+pub(super) struct Pieces {
+    content: Content,
+    summary: Option<BlobSummary>,
+    passed: u64,
+}
+
+enum Content {
+    Layer(LayerStream),
+    Blob(ByteStream, BlobSummary),
+}
+
+impl Pieces {
+    pub(super) fn of_layer(stream: LayerStream) -> Self {
+        Self { content: Content::Layer(stream), summary: None, passed: 0 }
+    }
+
+    pub(super) fn of_blob(stream: ByteStream, digest: &Digest, size: u64) -> Self {
+        let summary = BlobSummary { digest: digest.clone(), size };
+        Self { content: Content::Blob(stream, summary), summary: None, passed: 0 }
+    }
+
+    /// The digest, as soon as it is known.
+    pub(super) fn digest(&self) -> Option<&Digest> {
+        match &self.content {
+            Content::Layer(_) => self.summary.as_ref().map(|summary| &summary.digest),
+            Content::Blob(_, summary) => Some(&summary.digest),
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, BlobError> {
+        if self.summary.is_some() {
+            return Ok(None);
+        }
+        let summary = match &mut self.content {
+            Content::Layer(stream) => match stream.next().await? {
+                LayerPiece::Data(bytes) => {
+                    self.passed += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                LayerPiece::End(summary) => summary,
+            },
+            Content::Blob(stream, summary) => match stream.next().await {
+                Some(bytes) => {
+                    let bytes = bytes?;
+                    self.passed += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                None => summary.clone(),
+            },
+        };
+        if summary.size != self.passed {
+            return Err(BlobError::Size { expected: summary.size, actual: self.passed });
+        }
+        self.summary = Some(summary);
+        Ok(None)
+    }
+
+    /// At least `wanted` bytes, or all that is left. Empty at the end.
+    pub(super) async fn gather(&mut self, wanted: usize) -> Result<Chunks, BlobError> {
+        self.gather_onto(Chunks::default(), wanted).await
+    }
+
+    /// Adds to what was gathered until it is at least `wanted` bytes.
+    pub(super) async fn gather_onto(
+        &mut self,
+        mut chunks: Chunks,
+        wanted: usize,
+    ) -> Result<Chunks, BlobError> {
+        while chunks.size() < wanted as u64 {
+            match self.next().await? {
+                Some(bytes) if bytes.is_empty() => {}
+                Some(bytes) => chunks.push(bytes),
+                None => break,
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// The sum of all bytes, once they have all come.
+    pub(super) fn summary(&self) -> Option<BlobSummary> {
+        self.summary.clone()
+    }
+}

@@ -1,0 +1,10 @@
+//! The client against servers that do what real ones do on bad days.
+
+mod auth;
+mod blob_read;
+mod manifest;
+mod mount;
+pub(super) mod server;
+mod transport;
+mod upload_blob;
+mod upload_stream;
