@@ -167,6 +167,26 @@ fn inspect_appends_a_line_of_layers_newest_first() {
 }
 
 #[test]
+fn lines_of_processes_that_append_at_once_do_not_mix() {
+    let registry = Registry::start();
+    let source =
+        registry.push(&Image::docker((0..6).map(|seed| Layer::noise(seed, 1000)).collect()), "app", "1");
+    let directory = scratch();
+    let path = directory.path().join("layers.jsonl");
+    let filter = format!("inspect:file={}", path.display());
+    std::thread::scope(|scope| {
+        for copy in 0..6 {
+            let target = registry.uri(&format!("copy-{copy}:1"));
+            let (source, filter) = (&source, &filter);
+            scope.spawn(move || occyctl(["process", source, &target, "-f", filter]).ok());
+        }
+    });
+    let lines = inspected(&path);
+    assert_eq!(lines.len(), 6);
+    assert!(lines.iter().all(|line| *line == lines[0]));
+}
+
+#[test]
 fn inspect_sees_the_layers_as_they_are_where_it_stands() {
     let registry = Registry::start();
     let image = Image::docker(vec![
