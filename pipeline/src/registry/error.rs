@@ -224,7 +224,7 @@ impl RegistryError {
                 Some(format!("it seems to speak plain HTTP; if that is right, pass --insecure {peer}"))
             }
             Self::Connect { peer, kind: ConnectFailure::Tls, .. } => Some(format!(
-                "pass its certificate authority with --ca-file, or --insecure {peer} to do without verification"
+                "pass its certificate authority with --ca-cert, or --insecure {peer} to do without verification"
             )),
             Self::Connect { peer, kind: ConnectFailure::ClientCertificate, .. } => {
                 Some(format!("pass a certificate that {peer} accepts with --client-cert and --client-key"))

@@ -52,19 +52,25 @@ impl Repository {
         let summary = BlobSummary { digest: digest.clone(), size };
         let mut session = session;
         let mut backoff = Backoff::new(&self.host.options);
-        let mut broken = 0;
+        let (mut broken, mut in_pieces) = (0, false);
         loop {
             progress.reset();
-            let current = match session.take() {
-                Some(session) => session,
-                None => UploadSession::start(self, Some(digest)).await?,
+            let attempt = if in_pieces {
+                self.put_in_pieces(blob, digest, size, progress).await
+            } else {
+                let session = match session.take() {
+                    Some(session) => session,
+                    None => UploadSession::start(self, Some(digest)).await?,
+                };
+                self.put_whole(session, blob, digest, size, progress).await
             };
-            let (error, asked) = match self.put_whole(current, blob, digest, size, progress).await {
+            let (error, asked) = match attempt {
                 Ok(()) => return Ok(summary),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::InPieces(error)) => {
                     tracing::debug!(%error, "uploading in pieces");
-                    return self.upload_in_pieces(blob, digest, size, progress).await;
+                    in_pieces = true;
+                    continue;
                 }
                 Err(Failure::Again(error, asked)) => (error, asked),
             };
@@ -77,22 +83,25 @@ impl Repository {
                 return Ok(summary);
             }
             broken += u32::from(matches!(error, RegistryError::Broken { .. }));
-            if broken >= BROKEN_MAX {
-                return self.upload_in_pieces(blob, digest, size, progress).await;
-            }
+            in_pieces |= broken >= BROKEN_MAX;
         }
     }
 
-    async fn upload_in_pieces(
+    async fn put_in_pieces(
         &self,
         blob: &dyn Blob,
         digest: &Digest,
         size: u64,
         progress: &ByteCount,
-    ) -> Result<BlobSummary, BlobError> {
-        progress.reset();
-        let content = blob.open().await?;
-        self.upload_pieces(Pieces::of_blob(content, digest, size), false, progress).await
+    ) -> Result<(), Failure> {
+        let content = blob.open().await.map_err(Failure::Final)?;
+        let pieces = Pieces::of_blob(content, digest, size);
+        match self.upload_pieces(pieces, false, progress).await {
+            Ok(_) => Ok(()),
+            // Not every registry can go on with a session whose chunk broke: distribution gives it up.
+            Err(BlobError::Registry(error)) if error.is_transient() => Err(Failure::Again(error, None)),
+            Err(error) => Err(Failure::Final(error)),
+        }
     }
 
     async fn put_whole(

@@ -30,6 +30,9 @@ enum State {
 impl Repository {
     /// Stores a blob as a pipeline produces it.
     ///
+    /// A session that the registry gives up (distribution does when a chunk breaks in the middle) is
+    /// [`RegistryError::SessionLost`]: whoever can produce the bytes again may try again.
+    ///
     /// `progress` counts the bytes that the registry has acknowledged.
     ///
     /// # Cancel safety

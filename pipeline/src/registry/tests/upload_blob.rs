@@ -200,6 +200,28 @@ async fn a_way_that_breaks_twice_is_gone_in_pieces() {
 }
 
 #[tokio::test]
+async fn pieces_start_again_when_the_registry_gives_their_session_up() {
+    let (committed, patches) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let server = TestServer::start(move |seen| match seen.method.as_str() {
+        "PUT" if !seen.body.is_empty() => Reply::new(413),
+        "PATCH" if patches.fetch_add(1, Ordering::SeqCst) == 1 => Reply::new(404),
+        "POST" => {
+            committed.store(0, Ordering::SeqCst);
+            session()
+        }
+        _ => takes_chunks(seen, &committed),
+    })
+    .await;
+    let blob = Content::new(content(1_000_000).0);
+    let progress = ByteCount::default();
+    let (repository, digest) =
+        (server.repository(Options { upload_chunk: 300_000, ..options() }), Digest::sha256(&blob.bytes));
+    repository.upload_blob(&blob, &digest, 1_000_000, None, &progress).await.unwrap();
+    assert_eq!(blob.opened.load(Ordering::SeqCst), 3);
+    assert_eq!(progress.get(), 1_000_000);
+}
+
+#[tokio::test]
 async fn a_refused_blob_is_not_sent_again_and_its_session_deleted() {
     let server = TestServer::start(|seen| answers(seen, |_| Reply::new(400))).await;
     let error = upload(&server, &Content::new(content(SIZE).0), options()).await.unwrap_err();

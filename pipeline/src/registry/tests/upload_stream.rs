@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use super::server::{Head, Reply, Seen, TestServer, content, options};
-use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
+use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, LayerStream};
 use crate::digest::Digest;
 use crate::registry::{Options, RegistryError};
 
@@ -96,7 +96,7 @@ async fn upload_as(
     summary: BlobSummary,
     options: Options,
 ) -> Result<BlobSummary, BlobError> {
-    let (writer, stream) = LayerStream::channel(2);
+    let (writer, stream) = LayerStream::channel(2, BufferPool::default());
     let pieces: Vec<Bytes> = bytes.chunks(64 * 1024).map(Bytes::copy_from_slice).collect();
     let producer = tokio::spawn(async move {
         for piece in pieces {
@@ -364,7 +364,7 @@ async fn an_answer_to_the_last_put_that_was_lost_is_found_by_a_head() {
 #[tokio::test]
 async fn a_producer_that_stops_leaves_nothing() {
     let (server, session) = registry(|_, _| None).await;
-    let (writer, stream) = LayerStream::channel(2);
+    let (writer, stream) = LayerStream::channel(2, BufferPool::default());
     let producer = tokio::spawn(async move {
         let _ = writer.send(Bytes::from(vec![0; 2 * CHUNK])).await;
     });
