@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::http::{Delivery, Request, Response};
-use crate::server::{Server, fits};
+use crate::server::{Seen, Server, fits};
 use crate::tools::sha256;
 
 /// Asks the registry itself.
@@ -73,9 +73,19 @@ impl FaultProxy {
         self.rules.lock().expect("no fault panics").clear();
     }
 
-    /// How many times faults have yet to strike.
+    /// How many times faults have yet to strike; those that strike always do not count.
     pub fn pending(&self) -> usize {
-        self.rules.lock().expect("no fault panics").iter().map(|rule| rule.times).sum()
+        let rules = self.rules.lock().expect("no fault panics");
+        rules.iter().map(|rule| rule.times).filter(|times| *times < usize::MAX / 2).sum()
+    }
+
+    /// The requests so far, a line each: method, path without its query, length of the body, status.
+    pub fn story(&self) -> String {
+        let line = |seen: Seen| {
+            let path = seen.request.path.split('?').next().unwrap_or_default().to_owned();
+            format!("{} {path} ({} bytes): {}\n", seen.request.method, seen.body, seen.status)
+        };
+        self.seen().into_iter().map(line).collect()
     }
 }
 
@@ -131,8 +141,13 @@ pub fn truncate(at: usize) -> Fault {
     deliver(Delivery::Truncated(at))
 }
 
-/// The connection is reset before an answer.
+/// The connection is reset; the registry never hears of the request.
 pub fn reset() -> Fault {
+    answer(Response { delivery: Delivery::Reset(None), ..Response::status(500) })
+}
+
+/// The registry does what it is asked, but its answer is lost.
+pub fn lose_answer() -> Fault {
     deliver(Delivery::Reset(None))
 }
 

@@ -100,7 +100,7 @@ fn a_run_that_is_given_up_ends_its_uploads() {
     proxy.fault(usize::MAX, "PUT", "/v2/app/blobs/uploads/*", proxy::status(400));
     let target = format!("registry://{}/app:1", proxy.host());
     occyctl(["process", &source, &target, "-j", "1"]).fails(1);
-    assert!(proxy.count("DELETE", "/v2/app/blobs/uploads/*") > 0, "{:#?}", proxy.seen());
+    assert!(proxy.count("DELETE", "/v2/app/blobs/uploads/*") > 0, "{}", proxy.story());
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Setting {
         let ended = self.run().ok();
         let saved = read_saved(&self.directory.path().join("out.tar"));
         assert_eq!(sha256(&saved.tars[0]), self.image.diff_ids()[0]);
-        assert_eq!(self.proxy.pending(), 0, "every fault struck: {:#?}", self.proxy.seen());
+        assert_eq!(self.proxy.pending(), 0, "every fault struck: {}", self.proxy.story());
         ended
     }
 
@@ -122,7 +122,7 @@ fn a_broken_body_is_resumed_where_it_broke() {
     setting.is_right();
     let ranges: Vec<String> =
         setting.proxy.seen().iter().filter_map(|seen| seen.request.get("Range").map(str::to_owned)).collect();
-    assert_eq!(ranges.len(), 2, "{:#?}", setting.proxy.seen());
+    assert_eq!(ranges.len(), 2, "{}", setting.proxy.story());
     assert!(ranges[0].starts_with("bytes=") && ranges[0].ends_with('-'), "{ranges:?}");
 }
 

@@ -81,7 +81,7 @@ fn the_filter_says_what_the_command_says_and_passes_everything_on() {
     let regex =
         occyctl(["process", &source, &registry.uri("copy:1"), "-f", r"search:pattern=^etc/a,regex=true"])
             .ok();
-    assert!(regex.text().contains("Found 2 matches in 2 layers."), "{}", regex.text());
+    assert!(regex.text().contains("Found 2 matches in 1 layer."), "{}", regex.text());
 }
 
 #[test]
@@ -164,6 +164,26 @@ fn inspect_appends_a_line_of_layers_newest_first() {
     }
     assert_eq!(layers[0]["Tags"], Value::from(vec![name]));
     assert_eq!(layers[1]["Tags"], Value::Null);
+}
+
+#[test]
+fn lines_of_processes_that_append_at_once_do_not_mix() {
+    let registry = Registry::start();
+    let source =
+        registry.push(&Image::docker((0..6).map(|seed| Layer::noise(seed, 1000)).collect()), "app", "1");
+    let directory = scratch();
+    let path = directory.path().join("layers.jsonl");
+    let filter = format!("inspect:file={}", path.display());
+    std::thread::scope(|scope| {
+        for copy in 0..6 {
+            let target = registry.uri(&format!("copy-{copy}:1"));
+            let (source, filter) = (&source, &filter);
+            scope.spawn(move || occyctl(["process", source, &target, "-f", filter]).ok());
+        }
+    });
+    let lines = inspected(&path);
+    assert_eq!(lines.len(), 6);
+    assert!(lines.iter().all(|line| *line == lines[0]));
 }
 
 #[test]
