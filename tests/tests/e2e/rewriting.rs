@@ -124,7 +124,7 @@ fn normalizing_changes_times_and_nothing_else_in_every_format() {
             members
         };
         assert_eq!(timeless(rewritten), timeless(original), "{arguments:?}");
-        let listing = judge::gnu_listing(&rewritten);
+        let listing = judge::gnu_listing(rewritten);
         assert!(
             listing.lines().all(|line| line.contains(" 1970-01-01 00:00:00")),
             "{arguments:?}\n{listing}"
