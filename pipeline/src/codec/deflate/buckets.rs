@@ -5,7 +5,7 @@
 
 use std::mem;
 
-use super::finder::{Finder, Found, SEARCHED};
+use super::finder::{Finder, Found, LITERAL, Match, SEARCHED};
 use super::symbols::MAX_LENGTH;
 use super::window::{DICTIONARY, View, load32, load64};
 
@@ -69,12 +69,6 @@ pub(super) struct Buckets<B, const SIZE: usize, const DENSE: usize, const STEP: 
     table: Box<[B; SIZE]>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Match {
-    length: usize,
-    start: usize,
-}
-
 impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Buckets<B, SIZE, DENSE, STEP> {
     pub(super) fn new() -> Self {
         let table = vec![B::default(); SIZE].into_boxed_slice();
@@ -110,19 +104,15 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Bucket
             let bytes = load64(view, position);
             let candidates = self.remember(view, position);
             if any(view, candidates, 0, bytes as u32)
-                && let Some(Match { mut length, mut start }) = longest(view, candidates, position, bytes, end)
+                && let Some(mut best) = longest(view, candidates, position, bytes, end)
             {
                 // It may have begun at a position that was left out.
-                while position > from
-                    && start > 0
-                    && length < MAX_LENGTH
-                    && view[position - 1] == view[start - 1]
-                {
+                let is_equal = |at: usize| at > best.distance && view[at - 1] == view[at - 1 - best.distance];
+                while position > from && best.length < MAX_LENGTH && is_equal(position) {
                     position -= 1;
-                    start -= 1;
-                    length += 1;
+                    best.length += 1;
                 }
-                return (position, Some(Match { length, start }));
+                return (position, Some(best));
             }
             position += 1 + ((literals + position - from) / SKIM).min(32);
         }
@@ -181,22 +171,22 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Finder
                     continue;
                 };
                 let mut next_bucket = self.remember(view, position + 1);
-                // A longer match at the next position is worth a literal.
+                // A better match at the next position is worth a literal; one that is not shorter has the same tail.
                 while best.length < NICE_LENGTH && position + 2 < stop {
                     let next = position + 1;
-                    let tail = best.length + 1 - MIN_MATCH;
+                    let tail = best.length - MIN_MATCH;
                     if !any(view, next_bucket, tail, load32(view, next + tail)) {
                         break;
                     }
                     match longest(view, next_bucket, next, load64(view, next), end) {
-                        Some(better) if better.length > best.length => best = better,
+                        Some(better) if better.gain_over(best) > LITERAL => best = better,
                         _ => break,
                     }
                     found.histogram.litlen[usize::from(view[position])] += 1;
                     position = next;
                     next_bucket = self.remember(view, position + 1);
                 }
-                found.push(position.wrapping_sub(first_literal), best.length, position - best.start);
+                found.push(position.wrapping_sub(first_literal), best);
                 // The two positions after the first two are part of every match.
                 self.remember(view, position + 2);
                 self.remember(view, position + 3);
@@ -216,7 +206,7 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Finder
                 found.count_literals(&view[position..next]);
                 position = next;
                 if let Some(best) = best {
-                    found.push(position.wrapping_sub(first_literal), best.length, position - best.start);
+                    found.push(position.wrapping_sub(first_literal), best);
                     position += best.length;
                     first_literal = position;
                 }
@@ -259,27 +249,12 @@ fn longest<B: Bucket>(view: &View, bucket: B, position: usize, bytes: u64, end: 
         for (way, &equal) in equal.iter().enumerate().take(B::WAYS) {
             let candidate = bucket.get(way);
             if equal == ALL {
-                let longer = extend(view, candidate, position, most);
+                let longer = Match::length(view, candidate, position, 7, most);
                 if longer > length {
                     (length, start) = (longer, candidate);
                 }
             }
         }
     }
-    (length >= MIN_MATCH).then_some(Match { length, start })
-}
-
-/// How long the match is, of which seven bytes are known.
-#[inline(always)]
-fn extend(view: &View, candidate: usize, position: usize, most: usize) -> usize {
-    let mut length = 7;
-    while length < most {
-        let different = load64(view, candidate + length) ^ load64(view, position + length);
-        if different != 0 {
-            length += (different.trailing_zeros() / 8) as usize;
-            break;
-        }
-        length += 8;
-    }
-    length.min(most)
+    (length >= MIN_MATCH).then(|| Match { length, distance: position - start })
 }
