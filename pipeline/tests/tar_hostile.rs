@@ -342,10 +342,18 @@ fn caps_end_in_errors() {
         "bytes of a path",
     );
     let mut globals = Archive::new();
-    for key in ["a", "b", "c"] {
-        globals = globals.global(&[(key, &"x".repeat(1000))]);
+    let records: Vec<String> = (0..129).map(|number| format!("key{number}")).collect();
+    let payload = |half: &str| -> Vec<u8> {
+        records.iter().flat_map(|key| record(format!("{key}{half}").as_bytes(), b"x")).collect()
+    };
+    for half in ["a", "b"] {
+        globals = globals.extension(b'g', &payload(half));
     }
-    check(normalize, &globals.end(), "bytes of global records");
+    let error = rewrite(&chain(normalize), &globals.end()).unwrap_err().to_string();
+    assert!(error.contains("the limit of 256 global records"), "{error}");
+    let large = "x".repeat(65_536);
+    let error = rewrite(&chain(normalize), &Archive::new().global(&[("a", &large)]).end()).unwrap_err();
+    assert!(error.to_string().contains("global records"), "{error}");
     let long = "n".repeat(90);
     let many = Archive::new().directory(&long).directory(&long);
     check(&["search:pattern=*"], &many.end(), "search would need more than 200 bytes");

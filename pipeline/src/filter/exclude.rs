@@ -26,7 +26,7 @@ pub static KIND: FilterKind = FilterKind {
     }],
     parse: |options| {
         let text = options.required("pattern")?;
-        let patterns = Patterns::list(text).map_err(|error| options.invalid("pattern", text, &error))?;
+        let patterns = Patterns::subtrees(text).map_err(|error| options.invalid("pattern", text, &error))?;
         if patterns.is_empty() {
             return Err(options.invalid("pattern", text, &"expected a pattern"));
         }
@@ -60,7 +60,7 @@ impl Filter for Exclude {
 
     fn layer(&self, targets: &Targets, limits: &Limits) -> Box<dyn LayerFilter> {
         Box::new(Layer {
-            matcher: Matcher { patterns: self.patterns.clone(), parent: Vec::new(), parent_matches: false },
+            patterns: self.patterns.clone(),
             counts: Counts::default(),
             path: Vec::new(),
             target: Vec::new(),
@@ -75,40 +75,8 @@ impl Filter for Exclude {
     }
 }
 
-/// Matches paths that mostly stand beside each other.
-struct Matcher {
-    patterns: Patterns,
-    /// The last path's parent, and whether it or one of its own parents matches.
-    parent: Vec<u8>,
-    parent_matches: bool,
-}
-
-impl Matcher {
-    /// Whether a cleaned path or one of its parents matches.
-    fn matches(&mut self, cleaned: &[u8]) -> bool {
-        if cleaned.is_empty() {
-            return false;
-        }
-        if let Some(parent) = path::parent(cleaned) {
-            if parent != self.parent {
-                self.parent_matches = self.any_matches(parent);
-                self.parent.clear();
-                self.parent.extend_from_slice(parent);
-            }
-            if self.parent_matches {
-                return true;
-            }
-        }
-        self.patterns.matches(cleaned)
-    }
-
-    fn any_matches(&self, path: &[u8]) -> bool {
-        std::iter::successors(Some(path), |path| path::parent(path)).any(|path| self.patterns.matches(path))
-    }
-}
-
 struct Layer {
-    matcher: Matcher,
+    patterns: Patterns,
     counts: Counts,
     /// Cleaned paths of the member at hand and of its target.
     path: Vec<u8>,
@@ -140,14 +108,14 @@ impl LayerFilter for Layer {
             return Ok(Verdict::Keep);
         }
         path::clean(member.path(), &mut self.path);
-        if !path::is_whiteout(&self.path) && self.matcher.matches(&self.path) {
+        if self.drops(&self.path) {
             self.counts.dropped += 1;
             self.drop_member(member, keep)?;
             return Ok(Verdict::Drop);
         }
         if member.kind() == Kind::HardLink && self.counts.dropped > 0 {
             path::clean(member.link(), &mut self.target);
-            if !path::is_whiteout(&self.target) && self.matcher.matches(&self.target) {
+            if self.drops(&self.target) {
                 return self.relink(member);
             }
         }
@@ -161,6 +129,11 @@ impl LayerFilter for Layer {
 }
 
 impl Layer {
+    /// Whether a member of this cleaned path is dropped.
+    fn drops(&self, cleaned: &[u8]) -> bool {
+        !cleaned.is_empty() && !path::is_whiteout(cleaned) && self.patterns.matches(cleaned)
+    }
+
     /// Remembers of a dropped member what links to it may need.
     fn drop_member(&mut self, member: &Member, keep: &mut Keep) -> Result<(), FilterError> {
         let is_link = member.kind() == Kind::HardLink;
@@ -175,11 +148,11 @@ impl Layer {
             return Ok(());
         }
         let file = if is_link {
-            if path::is_whiteout(&self.target) || !self.matcher.matches(&self.target) {
+            if self.drops(&self.target) {
+                self.names.get(&self.target).copied()
+            } else {
                 self.files.push(File::Named(member.link().to_owned()));
                 Some(self.files.len() - 1)
-            } else {
-                self.names.get(&self.target).copied()
             }
         } else if member.kind() == Kind::Directory {
             None
@@ -218,14 +191,14 @@ impl Layer {
     fn want(&mut self) -> Result<(), FilterError> {
         let mut target = self.target.clone();
         loop {
-            let next = self.links.get(&target).filter(|next| !path::is_whiteout(next)).cloned();
+            let next = self.links.get(&target).filter(|next| self.drops(next)).cloned();
             self.remember(target.len() + 2 * size_of::<Vec<u8>>())?;
             if !self.wanted.insert(target) {
                 return Ok(());
             }
             match next {
-                Some(next) if self.matcher.matches(&next) => target = next,
-                _ => return Ok(()),
+                Some(next) => target = next,
+                None => return Ok(()),
             }
         }
     }

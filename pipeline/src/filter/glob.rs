@@ -2,7 +2,8 @@
 //!
 //! `*` and `?` match any characters, `/` included, as the Python tool's `fnmatch` has it: `*.pyc` matches at any depth.
 //! Beyond that, `**/` matches any number of directories, none included, `/**` everything below a directory, and `{a,b}`
-//! either. A pattern is matched against a cleaned path; a `/` or `./` before it and a `/` behind it are ignored.
+//! either. `?` and `[...]` match one byte. A pattern is matched against a cleaned path; a `/` or `./` before it and a `/`
+//! behind it are ignored.
 
 use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -14,13 +15,13 @@ pub(super) struct Patterns {
 }
 
 impl Patterns {
-    /// One pattern.
+    /// One pattern, for whole paths.
     pub(super) fn one(pattern: &str) -> Result<Self, globset::Error> {
-        Self::new(&[pattern])
+        Self::new(&[pattern], false)
     }
 
-    /// Patterns separated by commas; a comma between braces belongs to its pattern.
-    pub(super) fn list(patterns: &str) -> Result<Self, globset::Error> {
+    /// Patterns separated by commas, for paths and everything below them. A comma between braces belongs to its pattern.
+    pub(super) fn subtrees(patterns: &str) -> Result<Self, globset::Error> {
         let mut depth = 0_usize;
         let parts: Vec<&str> = patterns
             .split(|character| {
@@ -34,20 +35,25 @@ impl Patterns {
             .map(str::trim)
             .filter(|part| !part.is_empty())
             .collect();
-        Self::new(&parts)
+        Self::new(&parts, true)
     }
 
-    fn new(patterns: &[&str]) -> Result<Self, globset::Error> {
+    fn new(patterns: &[&str], subtrees: bool) -> Result<Self, globset::Error> {
         let mut set = GlobSetBuilder::new();
         for pattern in patterns {
             let below_root = pattern.trim_start_matches("./").trim_start_matches('/');
             let cleaned = below_root.strip_suffix('/').unwrap_or(below_root);
-            set.add(GlobBuilder::new(cleaned).literal_separator(false).backslash_escape(true).build()?);
+            let glob =
+                |text: &str| GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build();
+            set.add(glob(cleaned)?);
+            if subtrees {
+                set.add(glob(&format!("{cleaned}/**"))?);
+            }
         }
         Ok(Self { set: set.build()?, text: patterns.join(",") })
     }
 
-    /// Whether one of them matches the whole of a path.
+    /// Whether one of them matches.
     pub(super) fn matches(&self, path: &[u8]) -> bool {
         self.set.is_match_candidate(&Candidate::from_bytes(path))
     }
@@ -71,7 +77,7 @@ mod tests {
     fn stars_cross_directories_as_in_the_python_tool() {
         let check = |pattern: &str, path: &str, expected: bool| {
             assert_eq!(
-                Patterns::list(pattern).unwrap().matches(path.as_bytes()),
+                Patterns::subtrees(pattern).unwrap().matches(path.as_bytes()),
                 expected,
                 "{pattern} {path}"
             );
@@ -93,6 +99,12 @@ mod tests {
         check("[!a]*", "b", true);
         check("[!a]*", "a", false);
         check("A", "a", false);
-        assert!(Patterns::list("f?o").unwrap().matches(b"f\xffo"));
+        check("a", "a/b\nc/d", true);
+        check("a", "ab/c", false);
+        check("{a,b}", "b/c", true);
+        check("*.d", "etc/conf.d/file", true);
+        check("etc/**", "etc/a/b", true);
+        check("[!a]*/x", "b/x/y", true);
+        assert!(Patterns::subtrees("f?o").unwrap().matches(b"f\xffo"));
     }
 }

@@ -1,6 +1,5 @@
 //! PAX records: `length key=value\n`, as POSIX.1-2001 (pax, "Extended header") defines them.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::number;
@@ -36,6 +35,10 @@ pub enum InvalidRecords {
     #[error("a NUL in a key or name")]
     Nul,
 }
+
+/// Global records that may be in force at once, and their bytes: each member looks through them.
+pub(super) const GLOBAL_RECORDS: usize = 256;
+pub(super) const GLOBAL_BYTES: usize = 64 * 1024;
 
 /// Keys that mirror a field of the header. They are applied to the member and written anew where it needs them.
 pub(super) const MIRRORS: [&[u8]; 8] =
@@ -120,17 +123,21 @@ impl Records {
         self.append(key, value);
     }
 
-    /// Takes over another header's records, which override those that are here. An empty value deletes its key.
-    pub(crate) fn merge(&mut self, newer: &Self) {
-        let mut values = BTreeMap::new();
-        for (key, value) in self.iter().chain(newer.iter()) {
-            values.insert(key, value);
+    /// Takes over a newer global header's records, which override those that are here; an empty value deletes its key.
+    /// False says that more would be held than any tar needs.
+    pub(crate) fn merge(&mut self, newer: &Self) -> bool {
+        if newer.records.len() > GLOBAL_RECORDS || newer.bytes.len() > 2 * GLOBAL_BYTES {
+            return false;
         }
         let mut merged = Self::default();
-        for (key, value) in values.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (key, value) in self.iter().filter(|(key, _)| newer.get(key).is_none()) {
             merged.append(key, value);
         }
+        for (key, value) in newer.iter().filter(|(_, value)| !value.is_empty()) {
+            merged.set(key, value);
+        }
         *self = merged;
+        self.records.len() <= GLOBAL_RECORDS && self.bytes.len() <= GLOBAL_BYTES
     }
 
     fn append(&mut self, key: &[u8], value: &[u8]) {

@@ -2,7 +2,7 @@
 
 use super::header::{self, Block, Dialect, Numbers};
 use super::member::{Content, Edits};
-use super::pax::MIRRORS;
+use super::pax::{GLOBAL_RECORDS, MIRRORS};
 use super::sparse::{self, Segment, Sparse};
 use super::{Kind, Limits, Member, Records, TarError, Time, number};
 
@@ -87,7 +87,9 @@ impl Extensions {
                 return Err(self.ambiguous("an empty PAX record for a field"));
             }
         }
-        globals.merge(&member.records);
+        if !globals.merge(&member.records) {
+            return Err(TarError::Limit { offset, limit: GLOBAL_RECORDS as u64, unit: "global records" });
+        }
         member.kind = Kind::Global;
         member.flag = b'g';
         member.plain = false;

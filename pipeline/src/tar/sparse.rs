@@ -58,9 +58,9 @@ pub struct Expander {
 
 #[derive(Debug)]
 enum State {
-    /// The map of PAX 1.0 as far as it was read.
-    Map(Vec<u8>),
+    Map(MapReader),
     Data {
+        /// Those that are not empty.
         segments: Vec<Segment>,
         /// The one that the next byte belongs to.
         current: usize,
@@ -69,12 +69,55 @@ enum State {
     },
 }
 
+/// The map of PAX 1.0 as far as it was read: decimal lines, the number of segments, then offset and length of each.
+#[derive(Debug, Default)]
+struct MapReader {
+    /// Bytes taken, of whole blocks in the end.
+    length: u64,
+    line: Vec<u8>,
+    count: Option<u64>,
+    numbers: Vec<u64>,
+}
+
+impl MapReader {
+    /// Takes bytes up to the end of the map's last block, and says how many. None is a malformed line.
+    fn take(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (index, &byte) in bytes.iter().enumerate() {
+            if self.is_complete() && self.length.is_multiple_of(BLOCK as u64) {
+                return Some(index);
+            }
+            self.length += 1;
+            if self.is_complete() {
+                continue;
+            }
+            if byte != b'\n' {
+                self.line.push(byte);
+                if self.line.len() > 20 {
+                    return None;
+                }
+                continue;
+            }
+            let number = number::decimal(&self.line)?;
+            self.line.clear();
+            match self.count {
+                None => self.count = Some(number),
+                Some(_) => self.numbers.push(number),
+            }
+        }
+        Some(bytes.len())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.count.is_some_and(|count| (self.numbers.len() as u64) / 2 >= count)
+    }
+}
+
 impl Expander {
     /// For a file of `size` bytes that the tar stores in `stored`; the map is at most `limit` bytes long.
     pub fn new(sparse: &Sparse, size: u64, stored: u64, limit: u64, offset: u64) -> Self {
         let state = match sparse {
-            Sparse::InHeaders(segments) => State::Data { segments: segments.clone(), current: 0, given: 0 },
-            Sparse::InData => State::Map(Vec::new()),
+            Sparse::InHeaders(segments) => State::data(segments.clone()),
+            Sparse::InData => State::Map(MapReader::default()),
         };
         Self { offset, size, stored, limit, state, position: 0 }
     }
@@ -85,17 +128,23 @@ impl Expander {
         mut stored: &[u8],
         give: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        while let State::Map(map) = &mut self.state {
-            if stored.is_empty() {
+        if let State::Map(map) = &mut self.state {
+            let fail = |what| TarError::Sparse { offset: self.offset, what };
+            let taken = map.take(stored).ok_or(fail("the map is malformed"))?;
+            if map.length > self.limit {
+                let unit = "bytes of a sparse map";
+                return Err(TarError::Limit { offset: self.offset, limit: self.limit, unit }.into());
+            }
+            stored = &stored[taken..];
+            if !map.is_complete() || !map.length.is_multiple_of(BLOCK as u64) {
                 return Ok(());
             }
-            let missing = BLOCK - map.len() % BLOCK;
-            let (block, rest) = stored.split_at(missing.min(stored.len()));
-            map.extend_from_slice(block);
-            stored = rest;
-            if map.len().is_multiple_of(BLOCK) {
-                self.finish_map()?;
-            }
+            let (pairs, _) = map.numbers.as_chunks();
+            let segments: Vec<Segment> =
+                pairs.iter().map(|&[offset, length]| Segment { offset, length }).collect();
+            let data = self.stored.checked_sub(map.length).ok_or(fail("the map is longer than the data"))?;
+            validate(&segments, self.size, data, self.offset)?;
+            self.state = State::data(segments);
         }
         while !stored.is_empty() {
             let State::Data { segments, current, given } = &mut self.state else {
@@ -129,53 +178,19 @@ impl Expander {
     pub fn finish<E: From<TarError>>(self, give: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let complete = match &self.state {
             State::Map(_) => false,
-            State::Data { segments, current, .. } => {
-                segments[*current..].iter().all(|segment| segment.length == 0)
-            }
+            State::Data { segments, current, .. } => *current == segments.len(),
         };
         if !complete {
             return Err(TarError::Sparse { offset: self.offset, what: "data is missing" }.into());
         }
         zeros(self.size - self.position, give)
     }
+}
 
-    /// Reads the map if all its lines are there: the number of segments, then offset and length of each.
-    fn finish_map(&mut self) -> Result<(), TarError> {
-        let fail = |what| TarError::Sparse { offset: self.offset, what };
-        let State::Map(map) = &self.state else { return Ok(()) };
-        if map.len() as u64 > self.limit {
-            return Err(TarError::Limit {
-                offset: self.offset,
-                limit: self.limit,
-                unit: "bytes of a sparse map",
-            });
-        }
-        let mut lines =
-            map.split_inclusive(|&byte| byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
-        let Some(count) = lines.next() else { return Ok(()) };
-        let count = number::decimal(count).ok_or(fail("the map's count is malformed"))?;
-        if count > map.len() as u64 {
-            // More lines than bytes so far; the limit ends this.
-            return Ok(());
-        }
-        let mut segments = Vec::new();
-        for _ in 0..count {
-            let (Some(offset), Some(length)) = (lines.next(), lines.next()) else { return Ok(()) };
-            let number = |text| number::decimal(text).ok_or(fail("the map is malformed"));
-            segments.push(Segment { offset: number(offset)?, length: number(length)? });
-        }
-        let data =
-            self.stored.checked_sub(map.len() as u64).ok_or(fail("the map is longer than the data"))?;
-        validate(&segments, self.size, data, self.offset)?;
-        self.state = State::Data { segments, current: 0, given: 0 };
-        self.skip_empty();
-        Ok(())
-    }
-
-    fn skip_empty(&mut self) {
-        if let State::Data { segments, .. } = &mut self.state {
-            segments.retain(|segment| segment.length > 0);
-        }
+impl State {
+    fn data(mut segments: Vec<Segment>) -> Self {
+        segments.retain(|segment| segment.length > 0);
+        Self::Data { segments, current: 0, given: 0 }
     }
 }
 

@@ -190,9 +190,6 @@ impl<R: Read> Walker<R> {
                     let size = self.require_payload(numbers.size, at, length)?;
                     let payload = &self.input.peeked(length + size)[length..];
                     extensions.global(payload, at, &mut self.globals, member)?;
-                    if self.globals.size() as u64 > self.limits.extension {
-                        return Err(limit(at, self.limits.extension, "bytes of global records"));
-                    }
                     return Ok(Some(length + size.next_multiple_of(BLOCK)));
                 }
                 flag => {
