@@ -67,6 +67,17 @@ fn a_tag_that_exists_moves_to_the_new_image() {
 }
 
 #[test]
+fn an_image_may_be_rewritten_in_its_place() {
+    let registry = Registry::start();
+    let uri = registry.push(&small(), "app", "1");
+    occyctl(["process", &uri, &uri]).ok();
+    assert_eq!(registry.digest("app", "1"), small().digest());
+    occyctl(["process", &uri, &uri, "-f", "exclude:pattern=etc/late"]).ok();
+    assert_eq!(registry.pull("app", "1").tars[0], small().layers[0].tar);
+    assert_ne!(registry.digest("app", "1"), small().digest());
+}
+
+#[test]
 fn a_wrong_diff_id_is_found_in_a_copy_only_when_asked() {
     let (from, to) = (Registry::start(), Registry::start());
     let image = small().edit_config(|config| config["rootfs"]["diff_ids"][0] = sha256(b"other").into());
