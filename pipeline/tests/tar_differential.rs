@@ -197,7 +197,7 @@ fn unedited_layers_are_copied_byte_for_byte() {
         let observed = observe(&chain(&["search:pattern=*"]), tar).unwrap();
         assert_eq!(observed.input, result.input);
         let globals = usize::from(*name == "posix global");
-        assert_eq!(observed.members as usize, entries.len() + globals, "{name}");
+        assert_eq!(observed.members, (entries.len() + globals) as u64, "{name}");
     }
 }
 

@@ -258,7 +258,7 @@ fn every_truncation_is_an_error_or_a_clean_end() {
     let all = members(&tar).unwrap();
     let chain = chain(&["exclude:pattern=a", "normalize-timestamps", "inspect:file=x"]);
     let mut clean = Vec::new();
-    let interesting = |length: &usize| matches!(length % BLOCK, 0..3 | 505..) || length % 61 == 0;
+    let interesting = |length: &usize| matches!(length % BLOCK, 0..3 | 505..) || length.is_multiple_of(61);
     for length in (0..tar.len()).filter(interesting) {
         let part = &tar[..length];
         match (members(part), rewrite(&chain, part)) {

@@ -61,6 +61,34 @@ impl Dialect {
     }
 }
 
+/// The numbers of a header, all of which must parse: Go and Python refuse a header for any that does not.
+pub(super) struct Numbers {
+    pub(super) mode: i64,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) size: i64,
+    pub(super) mtime: i64,
+    pub(super) major: i64,
+    pub(super) minor: i64,
+}
+
+impl Numbers {
+    /// The numbers, or the name of one that is malformed.
+    pub(super) fn parse(block: &Block) -> Result<Self, &'static str> {
+        let field = |range: Range<usize>, name| number::field(&block[range]).ok_or(name);
+        let has_devices = Dialect::of(block) != Dialect::V7;
+        Ok(Self {
+            mode: field(MODE, "mode")?,
+            uid: field(UID, "uid")?,
+            gid: field(GID, "gid")?,
+            size: field(SIZE, "size")?,
+            mtime: field(MTIME, "mtime")?,
+            major: if has_devices { field(MAJOR, "major device number")? } else { 0 },
+            minor: if has_devices { field(MINOR, "minor device number")? } else { 0 },
+        })
+    }
+}
+
 /// The bytes before the first NUL.
 pub(super) fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());

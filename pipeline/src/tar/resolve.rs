@@ -1,6 +1,6 @@
 //! From raw headers to the metadata that they mean.
 
-use super::header::{self, Block, Dialect};
+use super::header::{self, Block, Dialect, Numbers};
 use super::member::{Content, Edits};
 use super::pax::MIRRORS;
 use super::sparse::{self, Segment, Sparse};
@@ -28,54 +28,55 @@ impl Extensions {
         Self { offset, records: false, solaris: false, long_path: None, long_link: None }
     }
 
-    pub(super) fn are_none(&self) -> bool {
-        !self.records && self.long_path.is_none() && self.long_link.is_none()
-    }
-
-    /// Takes an extension header's payload.
+    /// Takes an extension header's payload, behind which `rest` pads its last block.
     ///
     /// One of a kind is all that any writer makes. Of two, Go takes the last and Python the first.
     pub(super) fn add(
         &mut self,
         flag: u8,
         payload: &[u8],
+        rest: &[u8],
         offset: u64,
         member: &mut Member,
     ) -> Result<(), TarError> {
-        let twice =
-            TarError::Ambiguous { offset, what: "two extension headers of one kind before one member" };
-        match flag {
-            b'x' | b'X' => {
-                if self.records {
-                    return Err(twice);
-                }
-                self.records = true;
-                self.solaris = flag == b'X';
-                member.records.parse(payload).map_err(|problem| TarError::Records { offset, problem })
+        let ambiguous = |what| Err(TarError::Ambiguous { offset, what });
+        const TWICE: &str = "two extension headers of one kind before one member";
+        if matches!(flag, b'x' | b'X') {
+            if self.records {
+                return ambiguous(TWICE);
             }
-            _ => {
-                let name = if flag == b'L' { &mut self.long_path } else { &mut self.long_link };
-                if name.is_some() {
-                    return Err(twice);
-                }
-                let text = header::text(payload);
-                if text.is_empty() {
-                    return Err(TarError::Ambiguous { offset, what: "an empty GNU long name" });
-                }
-                *name = Some(text.to_owned());
-                Ok(())
-            }
+            self.records = true;
+            self.solaris = flag == b'X';
+            return member.records.parse(payload).map_err(|problem| TarError::Records { offset, problem });
         }
+        let name = if flag == b'L' { &mut self.long_path } else { &mut self.long_link };
+        if name.is_some() {
+            return ambiguous(TWICE);
+        }
+        let text = header::text(payload);
+        if text.is_empty() {
+            return ambiguous("an empty GNU long name");
+        }
+        // Python reads on to the end of the block.
+        if text.len() == payload.len() && rest.first().is_some_and(|&byte| byte != 0) {
+            return ambiguous("a GNU long name that is longer than its size");
+        }
+        *name = Some(text.to_owned());
+        Ok(())
     }
 
     /// The member is a global header.
     pub(super) fn global(
         &self,
         payload: &[u8],
+        offset: u64,
         globals: &mut Records,
         member: &mut Member,
     ) -> Result<(), TarError> {
-        let offset = self.offset;
+        if self.records || self.long_path.is_some() || self.long_link.is_some() {
+            let what = "a global header behind an extension header";
+            return Err(TarError::Ambiguous { offset, what });
+        }
         member.records.parse(payload).map_err(|problem| TarError::Records { offset, problem })?;
         for (key, value) in member.records.iter() {
             // Go ignores global records, GNU tar and Python apply them: that must not move or rename what follows.
@@ -97,39 +98,31 @@ impl Extensions {
         Ok(())
     }
 
-    /// The member's own header, at `at`.
+    /// The member's own header.
     pub(super) fn resolve(
         &mut self,
         block: &Block,
-        at: u64,
+        numbers: &Numbers,
         globals: &Records,
         member: &mut Member,
         limits: &Limits,
     ) -> Result<(), TarError> {
-        let field = |range: std::ops::Range<usize>, field: &'static str| {
-            number::field(&block[range]).ok_or(TarError::Number { offset: at, field })
-        };
+        let malformed = |field| TarError::Number { offset: self.offset, field };
         let dialect = Dialect::of(block);
         member.block = *block;
         member.dialect = dialect;
-        member.plain = self.are_none();
+        member.plain = !self.records && self.long_path.is_none() && self.long_link.is_none();
         member.flag = block[header::FLAG];
-        member.mode = u32::try_from(field(header::MODE, "mode")?)
-            .map_err(|_| TarError::Number { offset: at, field: "mode" })?;
-        member.uid = field(header::UID, "uid")?;
-        member.gid = field(header::GID, "gid")?;
-        member.mtime = Time::from_seconds(field(header::MTIME, "mtime")?);
-        let size = u64::try_from(field(header::SIZE, "size")?)
-            .map_err(|_| TarError::Number { offset: at, field: "size" })?;
-        (member.major, member.minor) = match dialect {
-            Dialect::V7 => (0, 0),
-            _ => (field(header::MAJOR, "major device number")?, field(header::MINOR, "minor device number")?),
-        };
+        member.mode = u32::try_from(numbers.mode).map_err(|_| malformed("mode"))?;
+        (member.uid, member.gid) = (numbers.uid, numbers.gid);
+        (member.major, member.minor) = (numbers.major, numbers.minor);
+        member.mtime = Time::from_seconds(numbers.mtime);
+        let size = u64::try_from(numbers.size).map_err(|_| malformed("size"))?;
         set(&mut member.link, header::text(&block[header::LINK]));
         let owners = dialect != Dialect::V7;
         set(&mut member.uname, if owners { header::text(&block[header::UNAME]) } else { b"" });
         set(&mut member.gname, if owners { header::text(&block[header::GNAME]) } else { b"" });
-        header_path(block, dialect, at, member)?;
+        header_path(block, dialect, self.offset, member)?;
         self.apply_names(member)?;
         let size = self.apply_records(globals, member, size)?;
         self.apply_sparse(member, size)?;
@@ -183,13 +176,13 @@ impl Extensions {
     }
 
     fn apply_names(&mut self, member: &mut Member) -> Result<(), TarError> {
-        for (long, key, name) in [
-            (self.long_path.take(), &b"path"[..], &mut member.path),
-            (self.long_link.take(), b"linkpath", &mut member.link),
+        for (long, keys, name) in [
+            (self.long_path.take(), &[&b"path"[..], b"GNU.sparse.name"][..], &mut member.path),
+            (self.long_link.take(), &[b"linkpath"], &mut member.link),
         ] {
             let Some(long) = long else { continue };
             // Go prefers the GNU name, GNU tar the PAX one, Python the one that stands first.
-            if member.records.get(key).is_some_and(|value| !value.is_empty() && value != long) {
+            if keys.iter().any(|key| member.records.get(key).is_some_and(|value| value != long)) {
                 return Err(self.ambiguous("a GNU long name and a PAX name that differ"));
             }
             *name = long;
@@ -313,20 +306,23 @@ impl Extensions {
 }
 
 impl Member {
-    /// Adds the segments of one block of an old GNU sparse map; the first empty entry ends it.
+    /// Adds the segments of one block of an old GNU sparse map. The first empty entry ends it, but Python parses all.
     pub(super) fn add_segments(&mut self, entries: &[u8]) -> Result<(), TarError> {
         let offset = self.offset;
-        let malformed = TarError::Number { offset, field: "sparse map" };
         let Some(Sparse::InHeaders(segments)) = &mut self.sparse else { return Ok(()) };
         let (entries, _) = entries.as_chunks::<24>();
+        let mut ended = false;
         for entry in entries {
-            if entry[0] == 0 {
-                break;
-            }
             let (start, length) = entry.split_at(12);
-            let number = |bytes| number::field(bytes).and_then(|value| u64::try_from(value).ok());
-            let (Some(start), Some(length)) = (number(start), number(length)) else { return Err(malformed) };
-            segments.push(Segment { offset: start, length });
+            let number = |bytes| {
+                let value = number::field(bytes).and_then(|value| u64::try_from(value).ok());
+                value.ok_or(TarError::Number { offset, field: "sparse map" })
+            };
+            let segment = Segment { offset: number(start)?, length: number(length)? };
+            ended |= entry[0] == 0;
+            if !ended {
+                segments.push(segment);
+            }
         }
         Ok(())
     }

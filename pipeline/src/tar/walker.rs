@@ -2,10 +2,10 @@
 
 use std::io::Read;
 
-use super::header::{self, Block};
+use super::header::{self, Block, Numbers};
 use super::input::Input;
 use super::resolve::Extensions;
-use super::{BLOCK, Kind, Limits, Member, Records, TarError, number, padding};
+use super::{BLOCK, Kind, Limits, Member, Records, TarError, padding};
 use crate::digest::Hasher;
 
 /// A tar being read.
@@ -72,70 +72,13 @@ impl<R: Read> Walker<R> {
             return Ok(false);
         }
         let offset = self.input.offset();
-        let mut extensions = Extensions::new(offset, member);
-        let mut length = 0;
-        loop {
-            let at = offset + length as u64;
-            let Some(block) = self.block(length)? else {
-                if length > 0 {
-                    return Err(TarError::Dangling { offset: at });
-                }
-                self.ended = true;
-                return Ok(false);
-            };
-            if block.iter().all(|&byte| byte == 0) {
-                if length > 0 {
-                    return Err(TarError::Dangling { offset: at });
-                }
-                self.check_end()?;
-                self.ended = true;
-                self.marked = true;
-                return Ok(false);
-            }
-            if !header::checksum_matches(&block) {
-                return Err(TarError::Checksum { offset: at });
-            }
-            length += BLOCK;
-            match block[header::FLAG] {
-                flag @ (b'x' | b'X' | b'L' | b'K') => {
-                    let payload = self.payload(&block, at, length)?;
-                    extensions.add(flag, &self.input.peeked(length + payload)[length..], at, member)?;
-                    length = (length + payload).next_multiple_of(BLOCK);
-                    self.require(length, "an extension header")?;
-                }
-                b'g' => {
-                    if !extensions.are_none() {
-                        return Err(TarError::Ambiguous {
-                            offset: at,
-                            what: "a global header behind an extension header",
-                        });
-                    }
-                    let payload = self.payload(&block, at, length)?;
-                    extensions.global(
-                        &self.input.peeked(length + payload)[length..],
-                        &mut self.globals,
-                        member,
-                    )?;
-                    if self.globals.size() as u64 > self.limits.extension {
-                        return Err(self.limit(at, self.limits.extension, "bytes of global records"));
-                    }
-                    length = (length + payload).next_multiple_of(BLOCK);
-                    self.require(length, "a global header")?;
-                    break;
-                }
-                _ => {
-                    extensions.resolve(&block, at, &self.globals, member, &self.limits)?;
-                    if block[header::FLAG] == b'S' {
-                        length = self.sparse_blocks(&block, length, member)?;
-                        extensions.check_sparse(member)?;
-                    }
-                    break;
-                }
-            }
-        }
+        let Some(length) = self.read_headers(member)? else {
+            self.ended = true;
+            return Ok(false);
+        };
         self.members += 1;
         if self.members > self.limits.members {
-            return Err(self.limit(offset, self.limits.members, "members"));
+            return Err(limit(offset, self.limits.members, "members"));
         }
         self.header = length;
         self.data = member.stored;
@@ -215,6 +158,55 @@ impl<R: Read> Walker<R> {
         Ok(())
     }
 
+    /// Looks at all headers of the next member and gives their length, or nothing at the end of the archive.
+    fn read_headers(&mut self, member: &mut Member) -> Result<Option<usize>, TarError> {
+        let offset = self.input.offset();
+        let mut extensions = Extensions::new(offset, member);
+        let mut length = 0;
+        loop {
+            let at = offset + length as u64;
+            let block = self.block(length)?.filter(|block| block.iter().any(|&byte| byte != 0));
+            let Some(block) = block else {
+                if length > 0 {
+                    return Err(TarError::Dangling { offset: at });
+                }
+                self.check_end()?;
+                return Ok(None);
+            };
+            if !header::checksum_matches(&block) {
+                return Err(TarError::Checksum { offset: at });
+            }
+            let numbers = Numbers::parse(&block).map_err(|field| TarError::Number { offset: at, field })?;
+            length += BLOCK;
+            match block[header::FLAG] {
+                flag @ (b'x' | b'X' | b'L' | b'K') => {
+                    let size = self.require_payload(numbers.size, at, length)?;
+                    let padded = size.next_multiple_of(BLOCK);
+                    let (payload, rest) = self.input.peeked(length + padded)[length..].split_at(size);
+                    extensions.add(flag, payload, rest, at, member)?;
+                    length += padded;
+                }
+                b'g' => {
+                    let size = self.require_payload(numbers.size, at, length)?;
+                    let payload = &self.input.peeked(length + size)[length..];
+                    extensions.global(payload, at, &mut self.globals, member)?;
+                    if self.globals.size() as u64 > self.limits.extension {
+                        return Err(limit(at, self.limits.extension, "bytes of global records"));
+                    }
+                    return Ok(Some(length + size.next_multiple_of(BLOCK)));
+                }
+                flag => {
+                    extensions.resolve(&block, &numbers, &self.globals, member, &self.limits)?;
+                    if flag == b'S' {
+                        length = self.sparse_blocks(&block, length, member)?;
+                        extensions.check_sparse(member)?;
+                    }
+                    return Ok(Some(length));
+                }
+            }
+        }
+    }
+
     /// The block `at` bytes ahead; none at the end of the input.
     fn block(&mut self, at: usize) -> Result<Option<Block>, TarError> {
         let offset = self.input.offset();
@@ -226,33 +218,28 @@ impl<R: Read> Walker<R> {
         }
     }
 
-    /// The size of an extension's payload, whose bytes are then there to be looked at.
-    fn payload(&mut self, block: &Block, at: u64, length: usize) -> Result<usize, TarError> {
-        let size = number::field(&block[header::SIZE])
-            .and_then(|size| u64::try_from(size).ok())
-            .ok_or(TarError::Number { offset: at, field: "size" })?;
-        let payload = usize::try_from(size).ok().filter(|_| size <= self.limits.extension);
-        let payload = payload.ok_or(self.limit(at, self.limits.extension, "bytes of an extension header"))?;
-        self.require(length + payload, "an extension header")?;
-        Ok(payload)
-    }
-
-    fn require(&mut self, length: usize, inside: &'static str) -> Result<(), TarError> {
+    /// Has an extension header's payload and padding there to be looked at, `length` bytes ahead.
+    fn require_payload(&mut self, size: i64, at: u64, length: usize) -> Result<usize, TarError> {
         let offset = self.input.offset();
-        let there = self.input.peek(length)?.len();
-        if there < length {
-            return Err(TarError::Truncated { offset: offset + there as u64, inside });
+        let size = u64::try_from(size).map_err(|_| TarError::Number { offset: at, field: "size" })?;
+        let size = usize::try_from(size).ok().filter(|_| size <= self.limits.extension);
+        let size = size.ok_or(limit(at, self.limits.extension, "bytes of an extension header"))?;
+        let wanted = length + size.next_multiple_of(BLOCK);
+        let there = self.input.peek(wanted)?.len();
+        if there < wanted {
+            return Err(TarError::Truncated { offset: offset + there as u64, inside: "an extension header" });
         }
-        Ok(())
+        Ok(size)
     }
 
     /// The blocks that continue an old GNU sparse map.
     fn sparse_blocks(
         &mut self,
         block: &Block,
-        mut length: usize,
+        length: usize,
         member: &mut Member,
     ) -> Result<usize, TarError> {
+        let mut length = length;
         let mut extended = block[header::GNU_SPARSE_EXTENDED] != 0;
         while extended {
             let Some(block) = self.block(length)? else {
@@ -263,28 +250,29 @@ impl<R: Read> Walker<R> {
             extended = block[header::CONTINUED_EXTENDED] != 0;
             length += BLOCK;
             if length as u64 > self.limits.extension + 4 * BLOCK as u64 && extended {
-                return Err(self.limit(member.offset, self.limits.extension, "bytes of a sparse map"));
+                return Err(limit(member.offset, self.limits.extension, "bytes of a sparse map"));
             }
         }
         Ok(length)
     }
 
-    /// A zero block was seen: nothing but another one, or the end of the input, may follow.
+    /// The input is at its end or at a zero block: nothing but another one, or the end, may follow.
     fn check_end(&mut self) -> Result<(), TarError> {
         let offset = self.input.offset();
-        let second = &self.input.peek(2 * BLOCK)?[BLOCK..];
-        if second.iter().any(|&byte| byte != 0) {
+        let blocks = self.input.peek(2 * BLOCK)?;
+        if blocks.iter().any(|&byte| byte != 0) {
             return Err(TarError::Ambiguous {
                 offset,
                 what: "a single zero block with something else behind it",
             });
         }
+        self.marked = !blocks.is_empty();
         Ok(())
     }
+}
 
-    fn limit(&self, offset: u64, limit: u64, unit: &'static str) -> TarError {
-        TarError::Limit { offset, limit, unit }
-    }
+fn limit(offset: u64, limit: u64, unit: &'static str) -> TarError {
+    TarError::Limit { offset, limit, unit }
 }
 
 impl<R> std::fmt::Debug for Walker<R> {
