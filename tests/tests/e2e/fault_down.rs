@@ -37,8 +37,8 @@ impl Setting {
     /// A fault that strikes requests for the layer, not those for the config before it.
     fn layer_fault(&self, times: usize, fault: Fault) {
         let digest = self.image.layer_digests().remove(0);
-        let pattern: &'static str = Box::leak(format!("/v2/app/blobs/{digest}").into_boxed_str());
-        self.proxy.fault(times, "GET", pattern, fault);
+        let pattern = format!("/v2/app/blobs/{digest}");
+        self.proxy.fault(times, "GET", &pattern, fault);
     }
 
     fn run(&self) -> Run {
@@ -142,9 +142,9 @@ fn a_rewrite_is_right_whatever_breaks_on_its_way() {
     for (skip, pair) in [(0, [0, 1]), (0, [0, 4]), (0, [1, 5]), (1, [0, 0]), (1, [2, 3]), (9, [0, 0])] {
         let setting = Setting::new();
         let digest = setting.image.layer_digests().remove(0);
-        let pattern: &'static str = Box::leak(format!("/v2/app/blobs/{digest}").into_boxed_str());
+        let pattern = format!("/v2/app/blobs/{digest}");
         for (nth, fault) in pair.into_iter().enumerate() {
-            setting.proxy.fault_after(skip + nth.min(skip), 1, "GET", pattern, faults[fault]());
+            setting.proxy.fault_after(skip + nth.min(skip), 1, "GET", &pattern, faults[fault]());
         }
         let source = format!("registry://{}/app:1", setting.proxy.host());
         occyctl([

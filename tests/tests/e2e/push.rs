@@ -151,6 +151,24 @@ fn a_registry_gets_gzip_of_what_has_no_compression_and_keeps_what_has() {
 }
 
 #[test]
+fn an_oci_manifest_needs_no_media_type() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let image = Image::oci(layers()).edit_manifest(|manifest| {
+        manifest.as_object_mut().expect("an object").shift_remove("mediaType");
+    });
+    let source = from.push(&image, "app", "1");
+    occyctl(["process", &source, &to.uri("app:1")]).ok();
+    assert_eq!(to.digest("app", "1"), image.digest());
+    occyctl(["process", &source, &to.uri("app:2"), "-f", "normalize-timestamps"]).ok();
+    assert_eq!(to.manifest("app", "2").get("Content-Type"), Some(Family::Oci.manifest()));
+    occyctl(["process", &source, &to.uri("app:3"), "--format", "docker"]).ok();
+    assert_eq!(to.pull("app", "3").config, image.config);
+    for tag in ["1", "2", "3"] {
+        occyctl(["check", &to.uri(&format!("app:{tag}"))]).ok();
+    }
+}
+
+#[test]
 fn an_artifact_is_checked_without_diff_ids() {
     let registry = Registry::start();
     let artifact = Image::oci(vec![Layer::from_tar(b"no tar".to_vec()).packed(Packing::Plain)])
