@@ -18,8 +18,8 @@ pub type Upstream<'a> = dyn Fn(&Request) -> Response + 'a;
 pub type Fault = Arc<dyn Fn(&Request, &Upstream<'_>) -> Response + Send + Sync>;
 
 struct Rule {
-    method: &'static str,
-    pattern: &'static str,
+    method: String,
+    pattern: String,
     skip: usize,
     times: usize,
     fault: Fault,
@@ -52,20 +52,19 @@ impl FaultProxy {
     }
 
     /// The next `times` requests that fit meet the fault. Of several rules that fit, the first that is not used up counts.
-    pub fn fault(&self, times: usize, method: &'static str, pattern: &'static str, fault: Fault) {
+    pub fn fault(&self, times: usize, method: &str, pattern: &str, fault: Fault) {
         self.fault_after(0, times, method, pattern, fault);
     }
 
     /// Likewise, after `skip` requests that fit were left alone.
-    pub fn fault_after(
-        &self,
-        skip: usize,
-        times: usize,
-        method: &'static str,
-        pattern: &'static str,
-        fault: Fault,
-    ) {
-        self.rules.lock().expect("no fault panics").push(Rule { method, pattern, skip, times, fault });
+    pub fn fault_after(&self, skip: usize, times: usize, method: &str, pattern: &str, fault: Fault) {
+        self.rules.lock().expect("no fault panics").push(Rule {
+            method: method.to_owned(),
+            pattern: pattern.to_owned(),
+            skip,
+            times,
+            fault,
+        });
     }
 
     /// Takes all faults away.
@@ -91,7 +90,7 @@ impl FaultProxy {
 
 impl Rule {
     fn due(&mut self, request: &Request) -> Option<Fault> {
-        if !fits(request, self.method, self.pattern) {
+        if !fits(request, &self.method, &self.pattern) {
             return None;
         }
         if self.skip > 0 {

@@ -67,6 +67,17 @@ fn a_tag_that_exists_moves_to_the_new_image() {
 }
 
 #[test]
+fn an_image_may_be_rewritten_in_its_place() {
+    let registry = Registry::start();
+    let uri = registry.push(&small(), "app", "1");
+    occyctl(["process", &uri, &uri]).ok();
+    assert_eq!(registry.digest("app", "1"), small().digest());
+    occyctl(["process", &uri, &uri, "-f", "exclude:pattern=etc/late"]).ok();
+    assert_eq!(registry.pull("app", "1").tars[0], small().layers[0].tar);
+    assert_ne!(registry.digest("app", "1"), small().digest());
+}
+
+#[test]
 fn a_wrong_diff_id_is_found_in_a_copy_only_when_asked() {
     let (from, to) = (Registry::start(), Registry::start());
     let image = small().edit_config(|config| config["rootfs"]["diff_ids"][0] = sha256(b"other").into());
@@ -137,6 +148,24 @@ fn a_registry_gets_gzip_of_what_has_no_compression_and_keeps_what_has() {
     let pushed = to.pull("app", "1");
     let kinds: Vec<_> = (0..2).map(|layer| pushed.document["layers"][layer]["mediaType"].clone()).collect();
     assert_eq!(kinds, [Family::Oci.layer(Packing::Zstd, false), Family::Oci.layer(Packing::Gzip, false)]);
+}
+
+#[test]
+fn an_oci_manifest_needs_no_media_type() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let image = Image::oci(layers()).edit_manifest(|manifest| {
+        manifest.as_object_mut().expect("an object").shift_remove("mediaType");
+    });
+    let source = from.push(&image, "app", "1");
+    occyctl(["process", &source, &to.uri("app:1")]).ok();
+    assert_eq!(to.digest("app", "1"), image.digest());
+    occyctl(["process", &source, &to.uri("app:2"), "-f", "normalize-timestamps"]).ok();
+    assert_eq!(to.manifest("app", "2").get("Content-Type"), Some(Family::Oci.manifest()));
+    occyctl(["process", &source, &to.uri("app:3"), "--format", "docker"]).ok();
+    assert_eq!(to.pull("app", "3").config, image.config);
+    for tag in ["1", "2", "3"] {
+        occyctl(["check", &to.uri(&format!("app:{tag}"))]).ok();
+    }
 }
 
 #[test]

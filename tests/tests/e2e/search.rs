@@ -262,3 +262,17 @@ fn a_failed_run_writes_no_inspect_line() {
     occyctl(["process", &source, &copy, "-f", "normalize-timestamps"]).fails(1).says(&["layer 2 of 2"]);
     assert!(!registry.has("copy", "1"));
 }
+
+#[test]
+fn an_inspect_file_that_cannot_be_written_stops_the_run_before_it_changes_anything() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let out = directory.path().join("out.tar");
+    for target in [registry.uri("copy:1"), tar_uri(&out)] {
+        let command = ["process", &source, &target, "-f", "inspect:file=/nonexistent/layers.jsonl"];
+        occyctl(command).fails(1).says(&["/nonexistent/layers.jsonl"]);
+    }
+    assert!(!registry.has("copy", "1"));
+    assert!(!out.exists());
+}
