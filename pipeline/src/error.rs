@@ -206,6 +206,21 @@ impl Error {
         self.blame() == Blame::Network
     }
 
+    /// Whether beginning the layer anew may help where its single requests, which were sent again already, did not: an upload
+    /// whose session the registry gave up, or which broke with bytes on their way.
+    pub(crate) fn is_worth_a_new_attempt(&self) -> bool {
+        let error = match self {
+            Self::Registry(error) => error,
+            Self::Blob(BlobError::Registry(error)) => error,
+            Self::LayerContent(error) => match error.blob_error() {
+                Some(BlobError::Registry(error)) => error,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(error, RegistryError::SessionLost { .. } | RegistryError::Broken { .. })
+    }
+
     /// What the user can do about it, where we know.
     pub fn hint(&self) -> Option<String> {
         match self {
