@@ -292,6 +292,11 @@ fn a_layer_cut_between_members_gets_its_end_marker_when_it_is_edited() {
         let names: Vec<String> =
             python_reads(&written).unwrap().into_iter().map(|entry| entry.name).collect();
         assert_eq!(names, ["b"]);
+        let tapped = ["inspect:file=a", "normalize-timestamps", "inspect:file=b", "search:pattern=*"];
+        assert!(
+            rewritten(&tapped, part).ends_with(&[0; 2 * BLOCK]),
+            "also where a tap has the output's hash"
+        );
         assert_eq!(rewritten(&["exclude:pattern=c"], part), part, "an unedited one stays as it is");
         assert_eq!(python_reads(&rewritten(&["exclude:pattern=*"], part)).unwrap(), []);
     }
@@ -405,9 +410,21 @@ fn sparse_maps_that_contradict_themselves_are_refused() {
         let tar = Archive::new().pax(records).file("s", "xx").end();
         check_refused(&tar, "invalid sparse file at offset 0");
     }
-    let records = [("GNU.sparse.major", "2"), ("GNU.sparse.minor", "0")];
-    check_refused(&Archive::new().pax(&records).file("s", "xx").end(), "an unknown version of sparse files");
-    let records = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0")];
+    for records in [
+        &[("GNU.sparse.major", "2"), ("GNU.sparse.minor", "0")][..],
+        &[("GNU.sparse.name", "elsewhere")],
+        &[("GNU.sparse.size", "10")],
+    ] {
+        let tar = Archive::new().pax(records).file("s", "").end();
+        check_refused(&tar, "a sparse file in an unknown format");
+    }
+    let sizes = [("GNU.sparse.size", "10"), ("GNU.sparse.realsize", "11"), ("GNU.sparse.map", "0,0")];
+    check_refused(&Archive::new().pax(&sizes).file("s", "").end(), "a sparse file with two sizes");
+    check_refused(
+        &Archive::new().pax(&[("GNU.sparse.size", "10")]).header(&old_sparse(&[], 0, 0)).end(),
+        "an unknown",
+    );
+    let records = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "1")];
     check_refused(&Archive::new().pax(&records).directory("s").end(), "only regular files can be sparse");
 }
 

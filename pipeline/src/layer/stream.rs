@@ -9,7 +9,7 @@ use super::LayerError;
 use crate::digest::Hasher;
 use crate::tar::encode;
 use crate::tar::sparse::Expander;
-use crate::tar::{Content, Limits, Member, Records};
+use crate::tar::{BLOCK, Content, Limits, Member, Records, ZEROS, padding};
 
 /// Smaller writes are collected up to this size, larger ones pass without a copy.
 const COLLECT: usize = 128 * 1024;
@@ -87,14 +87,14 @@ impl<'o> Stream<'o> {
         }
         self.header.clear();
         encode::header(member, &self.globals, &mut self.header)
-            .map_err(|source| LayerError::Encode { path: super::name(member), source })?;
+            .map_err(|source| LayerError::Encode { path: super::run::name(member), source })?;
         self.content = member.content();
-        self.padding = crate::tar::padding(member.size());
+        self.padding = padding(member.size());
         self.expander = member.expander(limits);
         if self.expander.is_some() {
             *holes = holes.saturating_add(member.size().saturating_sub(member.stored_size()));
             if *holes > limits.holes {
-                return Err(LayerError::Holes { path: super::name(member), limit: limits.holes });
+                return Err(LayerError::Holes { path: super::run::name(member), limit: limits.holes });
             }
         }
         Ok(())
@@ -170,7 +170,7 @@ impl<'o> Stream<'o> {
             if let Some(expander) = self.expander.take() {
                 expander.finish(&mut |data| self.write(data))?;
             }
-            self.write(&crate::tar::ZEROS[..self.padding])?;
+            self.write(&ZEROS[..self.padding])?;
         }
         Ok(())
     }
@@ -180,13 +180,17 @@ impl<'o> Stream<'o> {
         self.write(bytes)
     }
 
-    /// Ends the tar. One that was edited always gets its end-of-archive marker.
-    pub(super) fn finish(&mut self, has_end_marker: bool) -> Result<(), LayerError> {
-        if self.edited && !has_end_marker {
-            let padding = self.fork_hasher()?.map_or(0, |hasher| crate::tar::padding(hasher.size()));
-            self.write(&crate::tar::ZEROS[..padding + 2 * crate::tar::BLOCK])?;
+    /// Ends the tar, and says how long it is. One that was edited always gets its end-of-archive marker, and padding
+    /// before it where the source's last member lacks it.
+    pub(super) fn finish(&mut self, has_end_marker: bool, before: u64) -> Result<u64, LayerError> {
+        let size = self.fork_hasher()?.map_or(before, |hasher| hasher.size());
+        if !self.edited || has_end_marker {
+            return Ok(size);
         }
-        self.flush()
+        let end = padding(size) + 2 * BLOCK;
+        self.write(&ZEROS[..end])?;
+        self.flush()?;
+        Ok(size)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), LayerError> {

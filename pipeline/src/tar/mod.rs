@@ -13,6 +13,8 @@
 //! - links, directories, devices and fifos have no data, whatever size their headers claim;
 //! - a GNU header whose atime and ctime fields hold text has a ustar prefix there (archives written by Go before 1.8).
 //!
+//! Names alone are Go's where Python's reading is a known defect: it takes a GNU header's atime for a prefix.
+//!
 //! # The end
 //! Two zero blocks end an archive; so does one at the end of the input, and the end of the input where a header could
 //! begin (as in Go and Python). One zero block with something else behind it is an error (as in Go). Everything after the
@@ -20,6 +22,7 @@
 
 pub mod encode;
 mod error;
+mod extension;
 mod header;
 mod input;
 mod member;
@@ -28,6 +31,7 @@ pub mod path;
 mod pax;
 mod resolve;
 pub mod sparse;
+mod sparse_header;
 mod time;
 mod walker;
 

@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
+use super::extension::Extensions;
 use super::header::{self, Block, Numbers};
 use super::input::Input;
-use super::resolve::Extensions;
 use super::{BLOCK, Kind, Limits, Member, Records, TarError, padding};
 use crate::digest::Hasher;
 
