@@ -11,10 +11,17 @@ pub(super) struct BitWriter<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Position {
     /// Whole bytes that were written.
-    pub(super) bytes: usize,
+    bytes: u32,
     /// Bits that were not; above `count` they are zero.
     bits: u64,
     count: u32,
+}
+
+impl Position {
+    /// How many whole bytes were written.
+    pub(super) fn bytes(self) -> usize {
+        self.bytes as usize
+    }
 }
 
 impl<'a> BitWriter<'a> {
@@ -52,8 +59,10 @@ impl<'a> BitWriter<'a> {
     #[inline(always)]
     pub(super) fn flush(&mut self) {
         let Position { bytes, bits, count } = &mut self.position;
-        self.out[*bytes..*bytes + 8].copy_from_slice(&bits.to_le_bytes());
-        *bytes += (*count >> 3) as usize;
+        // 32 bits, so that the sum cannot overflow and there is one check of bounds.
+        let at = *bytes as usize;
+        self.out[at..at + 8].copy_from_slice(&bits.to_le_bytes());
+        *bytes += *count >> 3;
         *bits >>= *count & 56;
         *count &= 7;
     }
@@ -72,8 +81,8 @@ impl<'a> BitWriter<'a> {
     /// Appends whole bytes to whole bytes.
     pub(super) fn put_bytes(&mut self, bytes: &[u8]) {
         debug_assert_eq!(self.position.count, 0, "aligned");
-        let at = self.position.bytes;
+        let at = self.position.bytes();
         self.out[at..at + bytes.len()].copy_from_slice(bytes);
-        self.position.bytes += bytes.len();
+        self.position.bytes += bytes.len() as u32;
     }
 }

@@ -12,6 +12,10 @@ const HEADS: usize = 1 << 15;
 /// A match of three bytes is worth less than its literals if it is farther away.
 const NEAR: usize = 4096;
 
+/// After so many literals in a row, every second position is looked at, after as many more every third, and so on.
+const SKIM: usize = 512;
+const MAX_STEP: usize = 16;
+
 /// How much is done for a match.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
@@ -131,8 +135,11 @@ impl Finder for Chains {
         let mut first_literal = position.wrapping_sub(found.literals);
         while position < stop {
             let Some(mut best) = self.search(view, position, self.least, depth, end) else {
-                found.histogram.litlen[usize::from(view[position])] += 1;
-                position += 1;
+                // Where there are only literals, what stands here can hardly be compressed: fewer and fewer positions are looked at.
+                let literals = position.wrapping_sub(first_literal);
+                let step = (1 + literals / SKIM).min(MAX_STEP).min(stop - position);
+                found.count_literals(&view[position..position + step]);
+                position += step;
                 continue;
             };
             // The next position that is not remembered.

@@ -135,20 +135,20 @@ impl Encoder {
         if let Some(mut open) = open {
             self.write(window, &mut open, end, last, &mut writer);
         }
-        self.out.resize(self.out.len().max(writer.bytes + 64), 0);
+        self.out.resize(self.out.len().max(writer.bytes() + 64), 0);
         let mut bits = BitWriter::at(writer, &mut self.out);
         if last {
             bits.align();
         } else {
             block::write_stored(&mut bits, &[], false);
         }
-        let written = bits.position().bytes;
+        let written = bits.position().bytes();
         &self.out[..written]
     }
 
     /// Writes a block up to `end`, and drops its sequences.
     fn write(&mut self, window: &Window, open: &mut Open, end: usize, last: bool, position: &mut Position) {
-        let needed = position.bytes + (end - open.start) + block::overhead(end - open.start);
+        let needed = position.bytes() + (end - open.start) + block::overhead(end - open.start);
         if self.out.len() < needed {
             self.out.resize(needed, 0);
         }

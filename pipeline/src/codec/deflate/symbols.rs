@@ -102,17 +102,36 @@ fn entropy(counts: &[u32]) -> u64 {
     for &count in counts {
         total += count;
         used += u64::from(count != 0);
-        saved += u64::from(count) * u64::from(log2(count));
+        saved += information(count);
     }
-    u64::from(total) * u64::from(log2(total)) - saved + used * LENGTH
+    information(total) - saved + used * LENGTH
+}
+
+/// A count times its logarithm.
+#[inline(always)]
+fn information(count: u32) -> u64 {
+    /// Of the counts that are most common.
+    static SMALL: [u32; 1024] = {
+        let mut table = [0; 1024];
+        let mut count = 1;
+        while count < 1024 {
+            table[count as usize] = count * log2(count);
+            count += 1;
+        }
+        table
+    };
+    match SMALL.get(count as usize) {
+        Some(&information) => information.into(),
+        None => u64::from(count) * u64::from(log2(count)),
+    }
 }
 
 /// The binary logarithm in 1/4096, rounded down; zero of zero. No floating point, whose library functions differ between machines.
-#[inline(always)]
-pub(super) fn log2(value: u32) -> u32 {
-    let whole = (value | 1).ilog2();
-    let fraction = ((u64::from(value | u32::from(value == 0)) << 8) >> whole) as usize & 255;
-    (whole << 12) + u32::from(LOG2[fraction])
+const fn log2(value: u32) -> u32 {
+    let value = if value == 0 { 1 } else { value };
+    let whole = value.ilog2();
+    let fraction = (((value as u64) << 8) >> whole) as usize & 255;
+    (whole << 12) + LOG2[fraction] as u32
 }
 
 /// log2(1 + i/256) in 1/4096.

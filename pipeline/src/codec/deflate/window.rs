@@ -1,7 +1,7 @@
 //! The bytes that an encoder looks at: a block of input behind its dictionary, in one buffer.
 
 /// How many bytes of input a block has at most.
-pub const BLOCK: usize = 512 * 1024;
+pub const BLOCK: usize = 256 * 1024;
 
 /// How far back a match may reach (RFC 1951, 3.2.5), so how much of what stands before a block is of use.
 pub(super) const DICTIONARY: usize = 32 * 1024;
