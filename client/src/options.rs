@@ -158,7 +158,7 @@ pub(crate) struct Check {
 pub(crate) enum OutputFormat {
     /// For people.
     Text,
-    /// One JSON document.
+    /// For programs: a JSON document for each result.
     Json,
 }
 

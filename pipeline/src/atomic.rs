@@ -72,6 +72,9 @@ impl UnnamedFile {
     /// Cuts the file to `size` bytes and gives it its name, replacing in one step what had it before.
     pub fn publish(mut self, size: u64) -> io::Result<()> {
         self.file.set_len(size)?;
+        if let Ok(replaced) = std::fs::metadata(&self.destination) {
+            self.file.set_permissions(replaced.permissions())?;
+        }
         if !self.named {
             // A name cannot be taken over by linkat, only by rename; so link beside it first.
             let fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());

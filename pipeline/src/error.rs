@@ -75,7 +75,7 @@ pub enum Error {
     Output(#[from] OutputError),
     /// A layer's bytes: not the promised ones, not a tar, not what its compression says.
     #[error(transparent)]
-    LayerContent(#[from] LayerError),
+    LayerContent(LayerError),
     /// The tar of a layer is not the one that the config names.
     #[error("diff_id mismatch: the config says {expected}, the uncompressed layer is {computed}")]
     DiffId {
@@ -113,6 +113,16 @@ pub enum Error {
         /// What happened.
         source: Box<Error>,
     },
+}
+
+impl From<LayerError> for Error {
+    /// What was wrong with the blob or its destination is told as that, and not as the tar's end that it looks like from inside.
+    fn from(error: LayerError) -> Self {
+        match error.into_blob_error() {
+            Ok(error) => Self::Blob(error),
+            Err(error) => Self::LayerContent(error),
+        }
+    }
 }
 
 /// How deep indexes may lead to indexes.
@@ -162,11 +172,13 @@ impl Error {
                     Blame::Caller
                 }
             },
-            Self::LayerContent(error) => match error.blob_error() {
-                Some(error) => blob(error),
-                None if error.is_machine() => Blame::Machine,
-                None => Blame::Image,
-            },
+            Self::LayerContent(error) => {
+                if error.is_machine() {
+                    Blame::Machine
+                } else {
+                    Blame::Image
+                }
+            }
             Self::Layer { source, .. } => source.blame(),
         }
     }
@@ -184,21 +196,12 @@ impl Error {
 
     /// Whether it only says that another part of the same work stopped, whose own error tells why.
     pub(crate) fn is_interrupted(&self) -> bool {
-        match self {
-            Self::Blob(error) => matches!(error, BlobError::Interrupted),
-            Self::LayerContent(error) => matches!(error.blob_error(), Some(BlobError::Interrupted)),
-            _ => false,
-        }
+        matches!(self, Self::Blob(BlobError::Interrupted))
     }
 
     /// Whether a registry says that it does not have a blob that the manifest names.
     pub(crate) fn is_missing_blob(&self) -> bool {
-        let error = match self {
-            Self::Blob(error) => Some(error),
-            Self::LayerContent(error) => error.blob_error(),
-            _ => None,
-        };
-        matches!(error, Some(BlobError::Registry(error)) if error.is_not_found())
+        matches!(self, Self::Blob(BlobError::Registry(error)) if error.is_not_found())
     }
 
     /// Whether the same request may succeed when it is made again.
@@ -206,15 +209,23 @@ impl Error {
         self.blame() == Blame::Network
     }
 
+    /// Whether beginning the layer anew may help where its single requests, which were sent again already, did not: an upload
+    /// whose session the registry gave up, or which broke with bytes on their way.
+    pub(crate) fn is_worth_a_new_attempt(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry(RegistryError::SessionLost { .. } | RegistryError::Broken { .. })
+                | Self::Blob(BlobError::Registry(
+                    RegistryError::SessionLost { .. } | RegistryError::Broken { .. }
+                ))
+        )
+    }
+
     /// What the user can do about it, where we know.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
-            Self::LayerContent(error) => match error.blob_error() {
-                Some(BlobError::Registry(error)) => error.hint(),
-                _ => None,
-            },
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
             Self::DiffId { .. } => {
                 Some("`occyctl check` lists everything that is wrong with an image".to_owned())

@@ -27,7 +27,7 @@ use crate::tar::Limits;
 
 /// Chunks between two stages: about a megabyte.
 const CHANNEL: usize = 4;
-/// A layer is begun this often at most, when the network fails it.
+/// A layer is begun this often at most, when its upload is lost.
 const ATTEMPTS: u32 = 3;
 
 /// What is done with every layer of a job.
@@ -106,7 +106,7 @@ impl LayerPlan {
         loop {
             progress.set(LayerState::Running);
             match self.attempt(output, layer, progress).await {
-                Err(error) if error.is_transient() && attempt < ATTEMPTS => {
+                Err(error) if error.is_worth_a_new_attempt() && attempt < ATTEMPTS => {
                     tracing::warn!(layer = layer.label(), attempt, %error, "layer failed; starting it again");
                     progress.bytes.reset();
                     let jitter = Duration::from_millis(fastrand::u64(0..500));

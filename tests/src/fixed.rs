@@ -50,10 +50,15 @@ impl Fixed {
         )
     }
 
-    /// Starts to serve.
+    /// Starts to serve on 127.0.0.1.
     pub fn serve(self) -> Server {
+        self.serve_on("127.0.0.1")
+    }
+
+    /// Starts to serve on the address.
+    pub fn serve_on(self, ip: &str) -> Server {
         let answers = Arc::new(self.answers);
-        Server::start(move |request| {
+        Server::start_on(ip, move |request| {
             if request.path == "/v2/" {
                 return Response::status(200);
             }

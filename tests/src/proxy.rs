@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::http::{Delivery, Request, Response};
-use crate::server::{Server, fits};
+use crate::server::{Seen, Server, fits};
 use crate::tools::sha256;
 
 /// Asks the registry itself.
@@ -18,8 +18,8 @@ pub type Upstream<'a> = dyn Fn(&Request) -> Response + 'a;
 pub type Fault = Arc<dyn Fn(&Request, &Upstream<'_>) -> Response + Send + Sync>;
 
 struct Rule {
-    method: &'static str,
-    pattern: &'static str,
+    method: String,
+    pattern: String,
     skip: usize,
     times: usize,
     fault: Fault,
@@ -52,20 +52,19 @@ impl FaultProxy {
     }
 
     /// The next `times` requests that fit meet the fault. Of several rules that fit, the first that is not used up counts.
-    pub fn fault(&self, times: usize, method: &'static str, pattern: &'static str, fault: Fault) {
+    pub fn fault(&self, times: usize, method: &str, pattern: &str, fault: Fault) {
         self.fault_after(0, times, method, pattern, fault);
     }
 
     /// Likewise, after `skip` requests that fit were left alone.
-    pub fn fault_after(
-        &self,
-        skip: usize,
-        times: usize,
-        method: &'static str,
-        pattern: &'static str,
-        fault: Fault,
-    ) {
-        self.rules.lock().expect("no fault panics").push(Rule { method, pattern, skip, times, fault });
+    pub fn fault_after(&self, skip: usize, times: usize, method: &str, pattern: &str, fault: Fault) {
+        self.rules.lock().expect("no fault panics").push(Rule {
+            method: method.to_owned(),
+            pattern: pattern.to_owned(),
+            skip,
+            times,
+            fault,
+        });
     }
 
     /// Takes all faults away.
@@ -73,15 +72,25 @@ impl FaultProxy {
         self.rules.lock().expect("no fault panics").clear();
     }
 
-    /// How many times faults have yet to strike.
+    /// How many times faults have yet to strike; those that strike always do not count.
     pub fn pending(&self) -> usize {
-        self.rules.lock().expect("no fault panics").iter().map(|rule| rule.times).sum()
+        let rules = self.rules.lock().expect("no fault panics");
+        rules.iter().map(|rule| rule.times).filter(|times| *times < usize::MAX / 2).sum()
+    }
+
+    /// The requests so far, a line each: method, path without its query, length of the body, status.
+    pub fn story(&self) -> String {
+        let line = |seen: Seen| {
+            let path = seen.request.path.split('?').next().unwrap_or_default().to_owned();
+            format!("{} {path} ({} bytes): {}\n", seen.request.method, seen.body, seen.status)
+        };
+        self.seen().into_iter().map(line).collect()
     }
 }
 
 impl Rule {
     fn due(&mut self, request: &Request) -> Option<Fault> {
-        if !fits(request, self.method, self.pattern) {
+        if !fits(request, &self.method, &self.pattern) {
             return None;
         }
         if self.skip > 0 {
@@ -131,8 +140,13 @@ pub fn truncate(at: usize) -> Fault {
     deliver(Delivery::Truncated(at))
 }
 
-/// The connection is reset before an answer.
+/// The connection is reset; the registry never hears of the request.
 pub fn reset() -> Fault {
+    answer(Response { delivery: Delivery::Reset(None), ..Response::status(500) })
+}
+
+/// The registry does what it is asked, but its answer is lost.
+pub fn lose_answer() -> Fault {
     deliver(Delivery::Reset(None))
 }
 

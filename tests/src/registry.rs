@@ -25,6 +25,8 @@ pub struct Setup<'a> {
     pub tls: bool,
     /// HTTPS for clients with a certificate of the run's authority only.
     pub client_certificates: bool,
+    /// The address in place of 127.0.0.1.
+    pub ip: Option<&'a str>,
 }
 
 /// A running registry. It ends with the value.
@@ -61,8 +63,9 @@ impl Registry {
         let mut config = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-             validation: {{manifests: {{urls: {{allow: [\".*\"]}}}}}}\nhttp:\n  addr: 127.0.0.1:0\n  secret: test\n",
-            at("data").display()
+             validation: {{manifests: {{urls: {{allow: [\".*\"]}}}}}}\nhttp:\n  addr: {}:0\n  secret: test\n",
+            at("data").display(),
+            setup.ip.unwrap_or("127.0.0.1")
         );
         let certificates = (setup.tls || setup.client_certificates).then(Certificates::shared);
         if let Some(certificates) = certificates {

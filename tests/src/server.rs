@@ -1,6 +1,6 @@
 //! A server that can misbehave on purpose, and remembers what it was asked.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -144,8 +144,13 @@ fn read_request(stream: &mut TcpStream) -> io::Result<Option<Request>> {
     let mut window = vec![0; 64 * 1024];
     let end = loop {
         let length = stream.peek(&mut window)?;
-        // A client that tries TLS first is told at once that there is none.
-        if length == 0 || window[0] == 0x16 {
+        if length == 0 {
+            return Ok(None);
+        }
+        // What real servers say to a client that tries TLS.
+        if window[0] == 0x16 {
+            stream.read_exact(&mut window[..length])?;
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")?;
             return Ok(None);
         }
         if let Some(end) = find(&window[..length], b"\r\n\r\n") {

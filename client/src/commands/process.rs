@@ -1,6 +1,8 @@
 //! `occyctl process`: an image from a source, through filters, to a destination.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
@@ -23,6 +25,13 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let source = open::source(&options.source, &settings)?;
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
+    let files = Files::open(&chain)?;
+    if options.compression.is_some() && options.destination.starts_with("tar://") {
+        tracing::warn!(
+            "--compression means nothing to {}: a saved tar has plain layers",
+            options.destination
+        );
+    }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();
     let display = Display::start(global, progress.clone());
@@ -33,6 +42,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     for rendering in outcome.renderings(&plan.chain, rendered(global)) {
         deliver(&rendering, stdout_is_taken)?;
     }
+    files.keep();
     match global.output_format {
         OutputFormat::Json if stdout_is_taken => eprintln!("{}", document(&outcome)),
         OutputFormat::Json => {
@@ -51,6 +61,43 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     Ok(Exit::Done)
 }
 
+/// The files that filters append to, opened before anything is written elsewhere: one that cannot be opened stops the run while
+/// the destination is still as it was. Those that this run created are removed again when it fails.
+struct Files(Vec<PathBuf>);
+
+impl Files {
+    fn open(chain: &FilterChain) -> anyhow::Result<Self> {
+        let mut created = Self(Vec::new());
+        for path in chain.filters().iter().filter_map(|filter| filter.file()) {
+            let is_new = !path.exists();
+            append(path)?;
+            if is_new {
+                created.0.push(path.to_owned());
+            }
+        }
+        Ok(created)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if path.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn append(path: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).append(true).open(path);
+    file.with_context(|| format!("failed to open {}", path.display()))
+}
+
 /// The form in which filters print.
 pub(super) fn rendered(global: &Global) -> filter::OutputFormat {
     match global.output_format {
@@ -67,13 +114,9 @@ pub(super) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::R
             print_bytes(rendering.text.as_bytes())?;
         }
         Target::Append(path) => {
-            let mut file = std::fs::File::options()
-                .create(true)
-                .append(true)
-                .open(path)
-                .with_context(|| format!("failed to open {}", path.display()))?;
             // One write: the lines of processes that append to the same file do not mix.
-            file.write_all(rendering.text.as_bytes())
+            append(path)?
+                .write_all(rendering.text.as_bytes())
                 .with_context(|| format!("failed to write to {}", path.display()))?;
         }
     }

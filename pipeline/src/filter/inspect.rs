@@ -57,6 +57,10 @@ impl Filter for Inspect {
         true
     }
 
+    fn file(&self) -> Option<&std::path::Path> {
+        Some(&self.file)
+    }
+
     fn layer(&self, _targets: &Targets, _limits: &Limits) -> Box<dyn LayerFilter> {
         Box::new(Tap)
     }

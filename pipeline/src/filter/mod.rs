@@ -40,6 +40,11 @@ pub trait Filter: Send + Sync + fmt::Debug {
         false
     }
 
+    /// The file that its results are going to be appended to, which had better be opened before anything else is done.
+    fn file(&self) -> Option<&std::path::Path> {
+        None
+    }
+
     /// Starts on a layer. `targets` are what an earlier pass over the same layer found to be needed.
     fn layer(&self, targets: &Targets, limits: &Limits) -> Box<dyn LayerFilter>;
 

@@ -122,6 +122,7 @@ impl LayerFilter for Layer {
         if member.is_global() {
             // Every member gets its own time below, which readers that ignore global headers see as well.
             member.remove_record(b"mtime");
+            member.remove_global_time();
         } else {
             let target = match self.filter.mode {
                 Mode::Set => Time::from_seconds(self.filter.time),

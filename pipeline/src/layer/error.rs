@@ -78,19 +78,17 @@ impl LayerError {
         TarError::Read { offset, source }.into()
     }
 
-    /// The I/O error that it comes from, if it does.
-    fn io(&self) -> Option<&io::Error> {
+    /// What was wrong with the blob that the tar came from, or with the place that it went to; otherwise the error itself.
+    pub(crate) fn into_blob_error(self) -> Result<BlobError, Self> {
         match self {
-            Self::Tar { source: TarError::Read { source, .. }, .. }
-            | Self::Output(source)
-            | Self::Spool(source) => Some(source),
-            _ => None,
+            Self::Tar { source: TarError::Read { source, .. }, .. } | Self::Output(source)
+                if source.get_ref().is_some_and(|error| error.is::<BlobError>()) =>
+            {
+                let inner = source.into_inner().expect("it was there just now");
+                Ok(*inner.downcast().expect("its type was found right"))
+            }
+            other => Err(other),
         }
-    }
-
-    /// What was wrong with the blob that the tar came from, or with the place that it went to.
-    pub fn blob_error(&self) -> Option<&BlobError> {
-        self.io()?.get_ref()?.downcast_ref()
     }
 
     /// Whether this machine is at fault: a temporary file.

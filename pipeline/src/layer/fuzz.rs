@@ -63,4 +63,15 @@ mod tests {
     fn nothing_is_a_layer_too() {
         super::fuzz_layer(b"");
     }
+
+    #[test]
+    fn what_fuzzing_found_stays_mended() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/seeds/layer");
+        let mut count = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            super::fuzz_layer(&std::fs::read(seed.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{seeds} has no seeds");
+    }
 }

@@ -102,7 +102,7 @@ impl TarOutput {
     }
 
     fn open(&self) -> Result<(Target, SpoolDir), OutputError> {
-        let fail = |what| move |source| OutputError::Io { what, path: self.path.clone(), source };
+        let fail = |what| move |source| OutputError::Io { what, path: self.shown_path(), source };
         if self.path == Path::new("-") {
             let stdout = rustix::io::dup(io::stdout()).map_err(|errno| fail("write to")(errno.into()))?;
             return Ok((Target::Stream(File::from(stdout)), self.spools.clone()));
@@ -122,8 +122,13 @@ impl TarOutput {
         Ok((Target::File(file), spools))
     }
 
+    /// The path as messages have it.
+    fn shown_path(&self) -> PathBuf {
+        if self.path == Path::new("-") { PathBuf::from("standard output") } else { self.path.clone() }
+    }
+
     fn error(&self, what: &'static str, source: io::Error) -> Error {
-        OutputError::Io { what, path: self.path.clone(), source }.into()
+        OutputError::Io { what, path: self.shown_path(), source }.into()
     }
 }
 

@@ -58,11 +58,13 @@ impl Repository {
             ManifestRef::Digest(digest) => Some(digest.clone()),
             ManifestRef::Tag(_) => None,
         };
+        // The digest of a signed schema 1 manifest is that of its payload.
+        let digested = crate::schema1::digested(&bytes);
         for expected in expected.iter().chain(&announced) {
-            check(expected, &bytes, &call.request)?;
+            check(expected, &digested, &call.request)?;
         }
         let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
-        Ok(FetchedManifest { digest: hash(algorithm, &bytes), bytes, media_type })
+        Ok(FetchedManifest { digest: hash(algorithm, &digested), bytes, media_type })
     }
 
     /// Whether the repository has a manifest, and what the registry says about it.

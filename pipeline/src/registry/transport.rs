@@ -152,11 +152,15 @@ impl RegistryHost {
     ) -> Result<Response, RegistryError> {
         let patience = self.patience(built.method());
         let url = built.url().clone();
+        let method = built.method().clone();
         let client = self.http.for_url(&url, self.owns(&url), request).await?;
-        tokio::time::timeout(patience, client.execute(built))
+        let response = tokio::time::timeout(patience, client.execute(built))
             .await
             .map_err(|_| RegistryError::Timeout { request: Box::new(request.clone()), after: patience })?
-            .map_err(|error| describe(error, request, &url, self.options.connect_timeout))
+            .map_err(|error| describe(error, request, &url, self.options.connect_timeout))?;
+        // Without the query: a storage's holds a signature, an upload's its state.
+        tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
+        Ok(response)
     }
 
     /// How long the head of an answer may take. A registry may hash or move what it has just got before it answers.

@@ -2,7 +2,7 @@
 
 use super::header::{Block, Dialect};
 use super::sparse::Sparse;
-use super::{BLOCK, Records, Time};
+use super::{BLOCK, Records, Time, number};
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -237,6 +237,18 @@ impl Member {
             self.edits.count += 1;
         }
         removed
+    }
+
+    /// Gives a global header no time of its own: those that we write have none. Says whether it had one.
+    pub fn remove_global_time(&mut self) -> bool {
+        debug_assert_eq!(self.kind, Kind::Global);
+        let had_time = number::field(&self.block[super::header::MTIME]).is_some_and(|time| time != 0);
+        if had_time {
+            self.block[super::header::MTIME].fill(0);
+            self.edits.other = true;
+            self.edits.count += 1;
+        }
+        had_time
     }
 
     /// Sets a record of a global header.

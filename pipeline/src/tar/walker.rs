@@ -190,6 +190,7 @@ impl<R: Read> Walker<R> {
                     let size = self.require_payload(numbers.size, at, length)?;
                     let payload = &self.input.peeked(length + size)[length..];
                     extensions.global(payload, at, &mut self.globals, member)?;
+                    member.block = block;
                     return Ok(Some(length + size.next_multiple_of(BLOCK)));
                 }
                 flag => {

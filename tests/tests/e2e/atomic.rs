@@ -68,6 +68,23 @@ fn a_killed_run_leaves_the_tar_as_it_was() {
 }
 
 #[test]
+fn a_killed_run_leaves_no_temporary_files() {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let source = format!("registry://{}/app:1", proxy.host());
+    for filters in [&[][..], &["-f", "normalize-timestamps"]] {
+        let directory = scratch();
+        let temp = occy_tests::certificates::text(directory.path());
+        let child =
+            occyctl([&["process", &source, "tar://-", "--temp-dir", &temp], filters].concat()).start();
+        sleep(Duration::from_millis(700));
+        end(child, "-KILL");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
+    }
+}
+
+#[test]
 fn a_killed_push_leaves_the_tag_as_it_was() {
     let (from, to) = (Registry::start(), Registry::start());
     let source = from.push(&large(), "app", "1");
@@ -100,7 +117,7 @@ fn a_run_that_is_given_up_ends_its_uploads() {
     proxy.fault(usize::MAX, "PUT", "/v2/app/blobs/uploads/*", proxy::status(400));
     let target = format!("registry://{}/app:1", proxy.host());
     occyctl(["process", &source, &target, "-j", "1"]).fails(1);
-    assert!(proxy.count("DELETE", "/v2/app/blobs/uploads/*") > 0, "{:#?}", proxy.seen());
+    assert!(proxy.count("DELETE", "/v2/app/blobs/uploads/*") > 0, "{}", proxy.story());
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use occy_tests::http::{Request, Response};
-use occy_tests::layer::noise;
+use occy_tests::image::Image;
+use occy_tests::layer::{Layer, noise};
 use occy_tests::occyctl::{Run, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::token::{TokenRules, TokenServer};
-use occy_tests::tools::write;
+use occy_tests::tools::{Packing, write};
 use serde_json::json;
 
 use crate::{scratch, small};
@@ -167,7 +168,7 @@ fn an_identity_token_is_exchanged() {
 fn a_token_that_runs_out_in_the_middle_of_a_blob_is_renewed() {
     let tokens = TokenServer::with_user("ann", SECRET);
     let registry = Registry::with_tokens(&tokens);
-    let image = occy_tests::image::Image::docker(vec![occy_tests::layer::Layer::noise(1, 3_000_000)]);
+    let image = Image::oci(vec![Layer::noise(1, 20_000_000).packed(Packing::Plain)]);
     registry.push(&image, "app", "1");
     let proxy = FaultProxy::before(registry.host());
     let challenge = Request::new("GET", "/v2/app/manifests/1").send(registry.host()).expect("an answer");
@@ -182,14 +183,19 @@ fn a_token_that_runs_out_in_the_middle_of_a_blob_is_renewed() {
     let directory = scratch();
     let out = crate::tar_uri(&directory.path().join("out.tar"));
     occyctl([&["process", &source, &out][..], &login].concat()).ok();
-    assert_eq!(proxy.pending(), 0, "{:#?}", proxy.seen());
+    assert_eq!(proxy.pending(), 0, "{}", proxy.story());
     // Up: the same in the middle of an upload.
     proxy.fault(1, "PATCH", "*", proxy::answer(expired.clone()));
     proxy.fault(1, "PUT", "/v2/copy/blobs/*", proxy::answer(expired.clone()));
     proxy.fault(1, "PUT", "/v2/copy/manifests/*", proxy::answer(expired));
     let direct = registry.uri("app:1");
     let target = format!("registry://{}/copy:1", proxy.host());
-    occyctl([&["process", &direct, &target, "-f", "normalize-timestamps"][..], &login].concat()).ok();
+    occyctl(
+        [&["process", &direct, &target, "-f", "normalize-timestamps", "--compression", "zstd"][..], &login]
+            .concat(),
+    )
+    .ok();
+    assert_eq!(proxy.pending(), 0, "{}", proxy.story());
     registry.pull("copy", "1");
 }
 

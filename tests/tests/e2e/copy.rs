@@ -48,9 +48,9 @@ fn a_finished_copy_again_moves_no_blob() {
     let again = [format!("registry://{}/app:1", near.host()), format!("registry://{}/app:1", far.host())];
     let ended = occyctl(["process", &again[0], &again[1]]).ok();
     // The config is read, since it says what the layers are.
-    assert!(near.count("GET", "/v2/app/blobs/*") <= 1, "{:#?}", near.seen());
+    assert!(near.count("GET", "/v2/app/blobs/*") <= 1, "{}", near.story());
     for method in ["POST", "PATCH"] {
-        assert_eq!(far.count(method, "*"), 0, "{}\n{:#?}", ended.stderr, far.seen());
+        assert_eq!(far.count(method, "*"), 0, "{}\n{}", ended.stderr, far.story());
     }
     assert_eq!(far.count("PUT", "*/blobs/*"), 0);
 }
@@ -65,8 +65,8 @@ fn within_a_registry_layers_are_mounted() {
     occyctl(["process", &uri("old/app"), &uri("new/app")]).ok();
     assert_eq!(registry.pull("new/app", "1").digest, image.digest());
     let mounts = proxy.seen().iter().filter(|seen| !seen.request.query("mount").is_empty()).count();
-    assert!(mounts >= image.layers.len(), "{:#?}", proxy.seen());
-    assert_eq!(proxy.count("GET", "/v2/old/app/blobs/*"), 1, "only the config: {:#?}", proxy.seen());
+    assert!(mounts >= image.layers.len(), "{}", proxy.story());
+    assert_eq!(proxy.count("GET", "/v2/old/app/blobs/*"), 1, "only the config: {}", proxy.story());
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_repeated_layer_is_moved_once_and_keeps_its_places() {
         assert_eq!(copied.tars[0], copied.tars[2]);
         assert_eq!(copied.tars[1], copied.tars[3]);
         let puts = proxy.count("PUT", &format!("/v2/{tag}/blobs/uploads/*"));
-        assert_eq!(puts, 3, "two layers and the config: {:#?}", proxy.seen());
+        assert_eq!(puts, 3, "two layers and the config: {}", proxy.story());
     }
 }
 

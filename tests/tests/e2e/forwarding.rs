@@ -26,7 +26,8 @@ fn credentials_do_not_follow_a_redirect_to_another_host() {
         std::sync::Arc::new(move |request, upstream| {
             let checked = upstream(request);
             if checked.status == 200 || checked.status == 206 {
-                Response::status(307).header("Location", &format!("{elsewhere}{}", request.path))
+                let signed = format!("{elsewhere}{}?X-Amz-Signature=signed-secret", request.path);
+                Response::status(307).header("Location", &signed)
             } else {
                 checked
             }
@@ -35,13 +36,16 @@ fn credentials_do_not_follow_a_redirect_to_another_host() {
     let source = format!("registry://{}/app:1", proxy.host());
     let directory = scratch();
     let out = crate::tar_uri(&directory.path().join("out.tar"));
-    let login = ["--username", "ann", "--password", SECRET];
+    let login = ["--username", "ann", "--password", SECRET, "-vvv"];
     // Another name is another host, also where both lead to this machine.
     occyctl([&["process", &source, &out][..], &login].concat())
         .fails(1)
         .says(&["localhost", "--allow-network"]);
     assert!(storage.seen().is_empty());
-    occyctl([&["process", &source, &out, "--allow-network", "127.0.0.0/8,::1"][..], &login].concat()).ok();
+    occyctl([&["process", &source, &out, "--allow-network", "127.0.0.0/8,::1"][..], &login].concat())
+        .ok()
+        .keeps("signed-secret")
+        .keeps(SECRET);
     assert!(storage.seen().len() >= 2, "config and layers: {:#?}", storage.seen());
     for seen in storage.seen() {
         assert_eq!(seen.request.get("Authorization"), None, "{seen:#?}");
@@ -82,4 +86,36 @@ fn a_token_servers_redirect_is_not_followed() {
     occyctl(["info", &source, "--username", "ann", "--password", SECRET, "--retries", "0"]).fails(1);
     assert!(!tokens.seen().is_empty());
     assert!(trap.seen().is_empty(), "{:#?}", trap.seen());
+}
+
+#[test]
+fn redirects_of_blobs_into_private_networks_are_refused() {
+    let trap = Server::start_on("127.0.0.2", |_| Response::ok("x", *b"x"));
+    let registry = Registry::start();
+    registry.push(&small(), "app", "1");
+    for location in [
+        "http://169.254.169.254/latest".to_owned(),
+        "http://10.0.0.1/".into(),
+        format!("http://127.0.0.2:{}/", trap.port()),
+    ] {
+        let proxy = FaultProxy::before(registry.host());
+        let redirect = Response::status(307).header("Location", &location);
+        proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", occy_tests::proxy::answer(redirect));
+        let source = format!("registry://{}/app:1", proxy.host());
+        occyctl(["info", &source, "--retries", "0"]).fails(1).says(&["hint: "]);
+    }
+    assert!(trap.seen().is_empty(), "{:#?}", trap.seen());
+}
+
+#[test]
+fn redirects_that_go_round_end() {
+    let registry = Registry::start();
+    registry.push(&small(), "app", "1");
+    let proxy = FaultProxy::before(registry.host());
+    let round: occy_tests::proxy::Fault =
+        std::sync::Arc::new(|request, _| Response::status(307).header("Location", &request.path));
+    proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", round);
+    let source = format!("registry://{}/app:1", proxy.host());
+    occyctl(["info", &source, "--retries", "0"]).fails(1).says(&["redirect"]);
+    assert!(proxy.seen().len() < 30, "{}", proxy.story());
 }

@@ -6,7 +6,7 @@ use occy_tests::layer::{Member, tar};
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::Registry;
 use occy_tests::saved::{self, read_saved};
-use occy_tests::tools::{Packing, hex, read, write};
+use occy_tests::tools::{Packing, hex, read, tool, write};
 
 use crate::{layers, scratch, small, tar_uri};
 
@@ -60,6 +60,27 @@ fn containerds_layers_and_manifest_are_pushed_as_they_were_pulled() {
     let pushed = registry.pull("app", "1");
     assert_eq!(pushed.blobs, image.layers.iter().map(occy_tests::layer::Layer::blob).collect::<Vec<_>>());
     assert_eq!(pushed.document["mediaType"], Family::Oci.manifest());
+}
+
+#[test]
+fn what_real_tools_save_is_read() {
+    let registry = Registry::start();
+    let mut list = layers();
+    list.push(list[0].clone());
+    let image = Image::docker(list);
+    let source = registry.push(&image, "app", "1").replace("registry://", "docker://");
+    let directory = scratch();
+    let (path, output) = (directory.path().join("in.tar"), directory.path().join("out.tar"));
+    let archive = format!("docker-archive:{}:example.com/app:1", occy_tests::certificates::text(&path));
+    tool("skopeo", ["copy", "--quiet", "--src-tls-verify=false", &source, &archive]);
+    occyctl(["process", &tar_uri(&path), &tar_uri(&output)]).ok();
+    let saved = read_saved(&output);
+    assert_eq!((saved.config, saved.names), (image.config.clone(), vec!["example.com/app:1".to_owned()]));
+    // The engine's own, which the project carries.
+    let hello = concat!("tar://", env!("CARGO_MANIFEST_DIR"), "/images/hello.tar");
+    occyctl(["process", hello, &tar_uri(&output)]).ok();
+    assert_eq!(read_saved(&output).tars.len(), 4);
+    occyctl(["check", hello]).ok();
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod harness;
 mod hostile;
 mod normalize;
 mod platforms;
+mod progress;
+mod push;
 mod rewriting;
 mod schema1;
 mod search;

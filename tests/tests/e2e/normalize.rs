@@ -97,6 +97,18 @@ fn images_that_differ_in_times_only_become_one() {
 }
 
 #[test]
+fn headers_for_all_members_have_no_time_of_their_own_either() {
+    let at = |time: u64| {
+        let record = "13 comment=x\n";
+        let layer =
+            Layer::of(&[Member::raw("g", b'g', record).mtime(time), Member::file("f", "data").mtime(time)]);
+        Image::docker(vec![layer])
+    };
+    let (one, two) = (normalized(&at(5), "normalize-timestamps"), normalized(&at(6), "normalize-timestamps"));
+    assert_eq!(one.digest, two.digest);
+}
+
+#[test]
 fn a_second_pass_changes_nothing() {
     let registry = Registry::start();
     let source = registry.push(&small(), "in", "1");

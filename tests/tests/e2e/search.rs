@@ -81,7 +81,7 @@ fn the_filter_says_what_the_command_says_and_passes_everything_on() {
     let regex =
         occyctl(["process", &source, &registry.uri("copy:1"), "-f", r"search:pattern=^etc/a,regex=true"])
             .ok();
-    assert!(regex.text().contains("Found 2 matches in 2 layers."), "{}", regex.text());
+    assert!(regex.text().contains("Found 2 matches in 1 layer."), "{}", regex.text());
 }
 
 #[test]
@@ -167,6 +167,26 @@ fn inspect_appends_a_line_of_layers_newest_first() {
 }
 
 #[test]
+fn lines_of_processes_that_append_at_once_do_not_mix() {
+    let registry = Registry::start();
+    let source =
+        registry.push(&Image::docker((0..6).map(|seed| Layer::noise(seed, 1000)).collect()), "app", "1");
+    let directory = scratch();
+    let path = directory.path().join("layers.jsonl");
+    let filter = format!("inspect:file={}", path.display());
+    std::thread::scope(|scope| {
+        for copy in 0..6 {
+            let target = registry.uri(&format!("copy-{copy}:1"));
+            let (source, filter) = (&source, &filter);
+            scope.spawn(move || occyctl(["process", source, &target, "-f", filter]).ok());
+        }
+    });
+    let lines = inspected(&path);
+    assert_eq!(lines.len(), 6);
+    assert!(lines.iter().all(|line| *line == lines[0]));
+}
+
+#[test]
 fn inspect_sees_the_layers_as_they_are_where_it_stands() {
     let registry = Registry::start();
     let image = Image::docker(vec![
@@ -241,4 +261,18 @@ fn a_failed_run_writes_no_inspect_line() {
     let copy = registry.uri("copy:1");
     occyctl(["process", &source, &copy, "-f", "normalize-timestamps"]).fails(1).says(&["layer 2 of 2"]);
     assert!(!registry.has("copy", "1"));
+}
+
+#[test]
+fn an_inspect_file_that_cannot_be_written_stops_the_run_before_it_changes_anything() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let out = directory.path().join("out.tar");
+    for target in [registry.uri("copy:1"), tar_uri(&out)] {
+        let command = ["process", &source, &target, "-f", "inspect:file=/nonexistent/layers.jsonl"];
+        occyctl(command).fails(1).says(&["/nonexistent/layers.jsonl"]);
+    }
+    assert!(!registry.has("copy", "1"));
+    assert!(!out.exists());
 }

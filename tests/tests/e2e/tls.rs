@@ -1,9 +1,11 @@
 //! TLS: whom we trust, and who we say we are.
 
 use occy_tests::certificates::{Certificates, text};
+use occy_tests::fixed::Fixed;
 use occy_tests::http::Response;
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::{Registry, Setup};
+use occy_tests::saved::read_saved;
 use occy_tests::server::Server;
 
 use crate::small;
@@ -33,15 +35,51 @@ fn a_private_authority_is_trusted_when_named() {
     missing.says(&["/nonexistent/ca.crt"]);
 }
 
+/// An address of this machine that is not loopback, if it has one.
+fn outer_address() -> Option<String> {
+    // Nothing is sent: the system only says from where it would be.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then(|| address.to_string())
+}
+
 #[test]
 fn an_unknown_authority_is_not_trusted_unless_the_host_is_insecure() {
-    let registry = Registry::with(Setup { tls: true, ..Setup::default() });
-    let ca = path("ca.crt");
-    let source = push(&registry, &["--ca-cert", &ca]);
-    let host = source.trim_start_matches("registry://").split('/').next().expect("a host").to_owned();
-    let _ = occyctl(["info", &source, "--retries", "0"]).run();
-    occyctl(["info", &source, "--insecure", &host]).ok();
-    occyctl(["info", &source]).env("OCCYSTRAP_INSECURE", &host).ok();
+    let Some(ip) = outer_address() else {
+        eprintln!("NOT RUN: this machine has loopback addresses only");
+        return;
+    };
+    let registry = Registry::with(Setup { tls: true, ip: Some(&ip), ..Setup::default() });
+    let host = registry.host();
+    let target = registry.uri("app:1");
+    let open = Registry::start();
+    let source = open.push(&small(), "app", "1");
+    let ended = occyctl(["process", &source, &target, "--retries", "0"]).fails(1).says(&[host, "hint: "]);
+    assert!(ended.stderr.contains("certificate"), "{}", ended.stderr);
+    occyctl(["process", &source, &target, "--insecure", host]).ok();
+    occyctl(["info", &target]).env("OCCYSTRAP_INSECURE", &ip).ok();
+    // The authority is right, but the certificate is for other hosts.
+    occyctl(["info", &target, "--ca-cert", &path("ca.crt"), "--retries", "0"])
+        .fails(1)
+        .says(&["certificate"]);
+}
+
+#[test]
+fn plain_http_to_another_machine_needs_insecure() {
+    let Some(ip) = outer_address() else {
+        eprintln!("NOT RUN: this machine has loopback addresses only");
+        return;
+    };
+    let server = Fixed::default().image("app", "1", &small()).serve_on(&ip);
+    let source = format!("registry://{}/app:1", server.host());
+    occyctl(["info", &source, "--retries", "0", "--username", "ann", "--password", "secret"])
+        .fails(1)
+        .says(&["hint: "]);
+    assert!(server.seen().is_empty(), "{:#?}", server.seen());
+    occyctl(["info", &source, "--insecure", &server.host()]).ok();
+    let other = format!("{ip}:1");
+    occyctl(["info", &source, "--insecure", &other, "--retries", "0"]).fails(1);
 }
 
 #[test]
@@ -56,15 +94,23 @@ fn a_client_certificate_is_shown() {
 }
 
 #[test]
-fn plain_http_is_for_loopback_and_insecure_hosts() {
-    // A name that is not loopback but leads to a server of ours: only the request's shape matters.
+fn an_address_of_version_6_is_a_host() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let image = small();
+    let server = Fixed::default().image("app", "1", &image).serve_on("::1");
+    let directory = crate::scratch();
+    let out = directory.path().join("out.tar");
+    occyctl(["process", &format!("registry://{}/app:1", server.host()), &crate::tar_uri(&out)]).ok();
+    assert_eq!(read_saved(&out).names, [format!("[::1]:{}/app:1", server.port())]);
+}
+
+#[test]
+fn plain_http_to_this_machine_needs_nothing() {
     let server = Server::start(|_| Response::status(404));
-    let target = format!("registry://example.invalid:{}/app:1", server.port());
-    occyctl(["info", &target, "--retries", "0"]).fails(1);
-    assert!(server.seen().is_empty());
     for host in ["127.0.0.1", "localhost"] {
-        occyctl(["info", &format!("registry://{host}:{}/app:1", server.port()), "--retries", "0"])
-            .fails(1)
-            .says(&["404"]);
+        let target = format!("registry://{host}:{}/app:1", server.port());
+        occyctl(["info", &target, "--retries", "0"]).fails(1).says(&["404"]);
     }
 }

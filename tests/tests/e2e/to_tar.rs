@@ -153,6 +153,49 @@ fn relative_paths_and_names_with_escapes_are_written_where_they_say() {
 }
 
 #[test]
+fn pipes_and_links_are_written_through_and_a_tar_may_replace_itself() {
+    let hello = concat!("tar://", env!("CARGO_MANIFEST_DIR"), "/images/hello.tar");
+    let directory = scratch();
+    let at = |name: &str| directory.path().join(name);
+    occyctl(["process", hello, &tar_uri(&at("plain"))]).ok();
+    let expected = sha256(&read(at("plain")));
+    tool("mkfifo", [text(&at("pipe"))]);
+    let reader = std::thread::spawn({
+        let pipe = at("pipe");
+        move || read(pipe)
+    });
+    occyctl(["process", hello, &tar_uri(&at("pipe"))]).ok();
+    assert_eq!(sha256(&reader.join().expect("it read")), expected);
+    std::os::unix::fs::symlink("target", at("link")).expect("a link");
+    write(at("target"), "old");
+    occyctl(["process", hello, &tar_uri(&at("link"))]).ok();
+    assert!(at("link").is_symlink());
+    assert_eq!(sha256(&read(at("target"))), expected);
+    let itself = tar_uri(&at("plain"));
+    occyctl(["process", &itself, &itself, "-f", "normalize-timestamps"]).ok();
+    occyctl(["check", &itself]).ok();
+    occyctl(["process", hello, "tar:///dev/null"]).ok();
+}
+
+#[test]
+fn several_runs_that_write_one_tar_leave_one_of_theirs() {
+    let registry = Registry::start();
+    let images: Vec<Image> = (0..4).map(|seed| Image::docker(vec![Layer::noise(seed, 300_000)])).collect();
+    let directory = scratch();
+    let uri = tar_uri(&directory.path().join("out.tar"));
+    std::thread::scope(|scope| {
+        for (tag, image) in images.iter().enumerate() {
+            let source = registry.push(image, "app", &tag.to_string());
+            let uri = &uri;
+            scope.spawn(move || occyctl(["process", &source, uri]).ok());
+        }
+    });
+    let saved = read_saved(&directory.path().join("out.tar"));
+    assert!(images.iter().any(|image| image.config == saved.config));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 1);
+}
+
+#[test]
 fn the_python_tool_finds_nothing_wrong_with_what_we_save() {
     let Some(occystrap) = judge::python_occystrap("the_python_tool_finds_nothing_wrong_with_what_we_save")
     else {

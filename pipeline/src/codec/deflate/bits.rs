@@ -27,6 +27,13 @@ impl<'a> BitWriter<'a> {
         self.position
     }
 
+    /// The same writer in other variables, which can live in registers where a parameter lives in memory.
+    #[inline(always)]
+    pub(super) fn renewed(self) -> Self {
+        let Self { out, position: Position { bytes, bits, count } } = self;
+        Self { out, position: Position { bytes, bits, count } }
+    }
+
     /// Lets `work` write with a copy of this writer, which can live in registers, and goes on where it stopped.
     pub(super) fn with_copy(&mut self, work: impl FnOnce(BitWriter<'_>) -> Position) {
         self.position = work(BitWriter { out: self.out, position: self.position });

@@ -257,29 +257,20 @@ struct Words {
     literals: [u32; 256],
     /// The same by length less [`MIN_LENGTH`], with the bits that follow a length's code.
     lengths: [u32; 256],
-    distances: [DistanceWord; 32],
+    /// By code: how many bits, how many bits follow, the code's bits and the shortest distance, of 8, 8, 16 and 16 bits.
+    distances: [u64; 32],
     end: u32,
-}
-
-#[derive(Clone, Copy, Default)]
-struct DistanceWord {
-    bits: u16,
-    base: u16,
-    length: u8,
-    extra: u8,
 }
 
 impl Words {
     fn new(litlen: &Codes<LITLENS>, distance: &Codes<DISTANCES>) -> Self {
         let word = |symbol: usize| u32::from(litlen.bits[symbol]) << 8 | u32::from(litlen.lengths[symbol]);
-        let mut distances = [DistanceWord::default(); 32];
+        let mut distances = [0; 32];
         for (code, word) in distances.iter_mut().enumerate().take(DISTANCES) {
-            *word = DistanceWord {
-                bits: distance.bits[code],
-                base: DISTANCE_BASE[code],
-                length: distance.lengths[code],
-                extra: DISTANCE_EXTRA[code],
-            };
+            *word = u64::from(distance.lengths[code])
+                | u64::from(DISTANCE_EXTRA[code]) << 8
+                | u64::from(distance.bits[code]) << 16
+                | u64::from(DISTANCE_BASE[code]) << 32;
         }
         Self {
             literals: std::array::from_fn(word),
@@ -295,20 +286,20 @@ impl Words {
     }
 }
 
-fn write_sequences(
-    mut writer: BitWriter<'_>,
-    bytes: &[u8],
-    sequences: &[Sequence],
-    words: &Words,
-) -> Position {
+/// By how many literals are left below four, which of the next three there are.
+const LEFT: [[u32; 3]; 4] = [[0, 0, 0], [!0, 0, 0], [!0, !0, 0], [!0, !0, !0]];
+
+fn write_sequences(writer: BitWriter<'_>, bytes: &[u8], sequences: &[Sequence], words: &Words) -> Position {
     fn add(writer: &mut BitWriter<'_>, word: u32) {
         writer.add(u64::from(word >> 8), word & 0xff);
     }
-    let mut at = 0;
+    let mut writer = writer.renewed();
+    // 32 bits, so that a sum with a few more cannot overflow.
+    let mut at = 0_u32;
     for sequence in sequences {
-        let mut literals = sequence.literals();
+        let mut literals = sequence.literals() as u32;
         while literals >= 4 {
-            for byte in load32(bytes, at).to_le_bytes() {
+            for byte in load32(bytes, at as usize).to_le_bytes() {
                 add(&mut writer, words.literals[usize::from(byte)]);
             }
             writer.flush();
@@ -316,23 +307,22 @@ fn write_sequences(
             literals -= 4;
         }
         // Whether there are none, one, two or three more is hard to foretell, so no branch depends on it.
-        let rest = load32(bytes, at).to_le_bytes();
-        for (index, byte) in rest.into_iter().enumerate().take(3) {
-            let word = words.literals[usize::from(byte)];
-            add(&mut writer, if index < literals { word } else { 0 });
+        let rest = load32(bytes, at as usize).to_le_bytes();
+        for (byte, mask) in rest.into_iter().zip(LEFT[literals as usize & 3]) {
+            add(&mut writer, words.literals[usize::from(byte)] & mask);
         }
-        at += literals;
         writer.flush();
         let length = sequence.length();
         if length == 0 {
+            at += literals;
             continue;
         }
-        at += length;
+        at += literals + length as u32;
         add(&mut writer, words.lengths[(length - MIN_LENGTH) & 0xff]);
         let distance = sequence.distance();
         let word = words.distances[distance_code(distance) & 31];
-        writer.add(word.bits.into(), word.length.into());
-        writer.add(distance as u64 - u64::from(word.base), word.extra.into());
+        writer.add(word >> 16 & 0xffff, word as u32 & 0xff);
+        writer.add(distance as u64 - (word >> 32), word as u32 >> 8 & 0xff);
         writer.flush();
     }
     add(&mut writer, words.end);

@@ -5,7 +5,7 @@
 
 use std::mem;
 
-use super::finder::{Finder, Found, SEARCHED};
+use super::finder::{Finder, Found, LITERAL, Match, SEARCHED};
 use super::symbols::MAX_LENGTH;
 use super::window::{DICTIONARY, View, load32, load64};
 
@@ -69,12 +69,6 @@ pub(super) struct Buckets<B, const SIZE: usize, const DENSE: usize, const STEP: 
     table: Box<[B; SIZE]>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Match {
-    length: usize,
-    start: usize,
-}
-
 impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Buckets<B, SIZE, DENSE, STEP> {
     pub(super) fn new() -> Self {
         let table = vec![B::default(); SIZE].into_boxed_slice();
@@ -87,10 +81,11 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Bucket
         (bytes.wrapping_mul(0x9e37_79b1) >> (32 - SIZE.ilog2())) as usize
     }
 
+    /// Puts a position into its bucket, and gives those that were there before.
     #[inline(always)]
-    fn remember(&mut self, view: &View, position: usize) {
+    fn remember(&mut self, view: &View, position: usize) -> B {
         let bucket = &mut self.table[Self::slot(load32(view, position))];
-        *bucket = bucket.push(position);
+        mem::replace(bucket, bucket.push(position))
     }
 
     /// Looks at fewer and fewer positions, since what stands here can hardly be compressed, until one has a match.
@@ -107,22 +102,17 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Bucket
         let mut position = from;
         while position < stop {
             let bytes = load64(view, position);
-            let bucket = &mut self.table[Self::slot(bytes as u32)];
-            let candidates = mem::replace(bucket, bucket.push(position));
+            let candidates = self.remember(view, position);
             if any(view, candidates, 0, bytes as u32)
-                && let Some(Match { mut length, mut start }) = longest(view, candidates, position, bytes, end)
+                && let Some(mut best) = longest(view, candidates, position, bytes, end)
             {
                 // It may have begun at a position that was left out.
-                while position > from
-                    && start > 0
-                    && length < MAX_LENGTH
-                    && view[position - 1] == view[start - 1]
-                {
+                let is_equal = |at: usize| at > best.distance && view[at - 1] == view[at - 1 - best.distance];
+                while position > from && best.length < MAX_LENGTH && is_equal(position) {
                     position -= 1;
-                    start -= 1;
-                    length += 1;
+                    best.length += 1;
                 }
-                return (position, Some(Match { length, start }));
+                return (position, Some(best));
             }
             position += 1 + ((literals + position - from) / SKIM).min(32);
         }
@@ -152,45 +142,55 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Finder
     fn find(&mut self, view: &View, from: usize, stop: usize, end: usize, found: &mut Found) -> usize {
         let stop = stop.min(SEARCHED);
         let mut position = from;
-        if position >= stop {
-            return position;
-        }
         let mut first_literal = position.wrapping_sub(found.literals);
-        let mut bytes = load64(view, position);
-        let mut slot = Self::slot(bytes as u32);
-        let mut bucket = self.table[slot];
         while position < stop {
-            self.table[slot] = bucket.push(position);
-            // The next position's bucket is loaded before it is known whether it will be looked at: the load takes time.
-            let next_bytes = load64(view, position + 1);
-            let mut next_slot = Self::slot(next_bytes as u32);
-            let mut next_bucket = self.table[next_slot];
-            if any(view, bucket, 0, bytes as u32)
-                && let Some(mut best) = longest(view, bucket, position, bytes, end)
-            {
-                self.table[next_slot] = next_bucket.push(position + 1);
-                // A longer match at the next position is worth a literal.
+            let run_end = stop.min(position + SKIM);
+            let mut bytes = load32(view, position);
+            let mut slot = Self::slot(bytes);
+            let mut bucket = self.table[slot];
+            let mut hit = false;
+            while position < run_end {
+                self.table[slot] = bucket.push(position);
+                // The next position's bucket is loaded before it is known whether it will be looked at: the load takes time.
+                let next_bytes = load32(view, position + 1);
+                let next_slot = Self::slot(next_bytes);
+                let next_bucket = self.table[next_slot];
+                if any(view, bucket, 0, bytes) {
+                    hit = true;
+                    break;
+                }
+                found.histogram.litlen[bytes as usize & 0xff] += 1;
+                position += 1;
+                (bytes, slot, bucket) = (next_bytes, next_slot, next_bucket);
+            }
+            if hit {
+                let Some(mut best) = longest(view, bucket, position, load64(view, position), end) else {
+                    // It is out of reach.
+                    found.histogram.litlen[bytes as usize & 0xff] += 1;
+                    position += 1;
+                    continue;
+                };
+                let mut next_bucket = self.remember(view, position + 1);
+                // A better match at the next position is worth a literal; one that is not shorter has the same tail.
                 while best.length < NICE_LENGTH && position + 2 < stop {
                     let next = position + 1;
-                    let tail = best.length + 1 - MIN_MATCH;
+                    let tail = best.length - MIN_MATCH;
                     if !any(view, next_bucket, tail, load32(view, next + tail)) {
                         break;
                     }
                     match longest(view, next_bucket, next, load64(view, next), end) {
-                        Some(better) if better.length > best.length => best = better,
+                        Some(better) if better.gain_over(best) > LITERAL => best = better,
                         _ => break,
                     }
                     found.histogram.litlen[usize::from(view[position])] += 1;
                     position = next;
-                    next_slot = Self::slot(load32(view, position + 1));
-                    next_bucket = self.table[next_slot];
-                    self.table[next_slot] = next_bucket.push(position + 1);
+                    next_bucket = self.remember(view, position + 1);
                 }
-                found.push(position.wrapping_sub(first_literal), best.length, position - best.start);
-                let after = position + best.length;
+                found.push(position.wrapping_sub(first_literal), best);
                 // The two positions after the first two are part of every match.
                 self.remember(view, position + 2);
                 self.remember(view, position + 3);
+                let after = position + best.length;
                 let known = after.min(SEARCHED);
                 for position in position + 4..known.min(position + DENSE) {
                     self.remember(view, position);
@@ -200,30 +200,17 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Finder
                 }
                 position = after;
                 first_literal = position;
-            } else {
-                found.histogram.litlen[bytes as usize & 0xff] += 1;
-                position += 1;
-                (bytes, slot, bucket) = (next_bytes, next_slot, next_bucket);
+            } else if position < stop {
                 let literals = position.wrapping_sub(first_literal);
-                if !literals.is_multiple_of(SKIM) {
-                    continue;
-                }
-                let skimmed = position;
                 let (next, best) = self.skim(view, position, literals, stop, end);
+                found.count_literals(&view[position..next]);
                 position = next;
-                found.count_literals(&view[skimmed..position]);
                 if let Some(best) = best {
-                    found.push(position.wrapping_sub(first_literal), best.length, position - best.start);
+                    found.push(position.wrapping_sub(first_literal), best);
                     position += best.length;
                     first_literal = position;
                 }
             }
-            if position >= stop {
-                break;
-            }
-            bytes = load64(view, position);
-            slot = Self::slot(bytes as u32);
-            bucket = self.table[slot];
         }
         found.literals = position.wrapping_sub(first_literal);
         position
@@ -233,11 +220,7 @@ impl<B: Bucket, const SIZE: usize, const DENSE: usize, const STEP: usize> Finder
 /// Whether any of the positions has these four bytes, so many bytes after it.
 #[inline(always)]
 fn any<B: Bucket>(view: &View, bucket: B, after: usize, bytes: u32) -> bool {
-    let mut any = false;
-    for way in 0..B::WAYS {
-        any |= load32(view, bucket.get(way) + after) == bytes;
-    }
-    any
+    (0..B::WAYS).any(|way| load32(view, bucket.get(way) + after) == bytes)
 }
 
 /// The longest match of at least four bytes at a position that has these eight bytes; of several, the latest.
@@ -266,27 +249,12 @@ fn longest<B: Bucket>(view: &View, bucket: B, position: usize, bytes: u64, end: 
         for (way, &equal) in equal.iter().enumerate().take(B::WAYS) {
             let candidate = bucket.get(way);
             if equal == ALL {
-                let longer = extend(view, candidate, position, most);
+                let longer = Match::length(view, candidate, position, 7, most);
                 if longer > length {
                     (length, start) = (longer, candidate);
                 }
             }
         }
     }
-    (length >= MIN_MATCH).then_some(Match { length, start })
-}
-
-/// How long the match is, of which seven bytes are known.
-#[inline(always)]
-fn extend(view: &View, candidate: usize, position: usize, most: usize) -> usize {
-    let mut length = 7;
-    while length < most {
-        let different = load64(view, candidate + length) ^ load64(view, position + length);
-        if different != 0 {
-            length += (different.trailing_zeros() / 8) as usize;
-            break;
-        }
-        length += 8;
-    }
-    length.min(most)
+    (length >= MIN_MATCH).then(|| Match { length, distance: position - start })
 }

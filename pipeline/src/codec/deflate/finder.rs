@@ -2,7 +2,7 @@
 
 use super::block::Sequence;
 use super::symbols::{END, Histogram, LENGTH_CODE, MIN_LENGTH, distance_code};
-use super::window::{SPAN, View};
+use super::window::{SPAN, View, load64};
 
 /// Where the positions of a [`View`] that are searched and remembered end. With the one before and the four that a hash covers,
 /// a later one might not fit 16 bits.
@@ -24,6 +24,41 @@ pub(super) trait Finder: std::fmt::Debug + Send {
     /// `stop` is at least 12 bytes before `end`, where the input ends.
     fn find(&mut self, view: &View, from: usize, stop: usize, end: usize, found: &mut Found) -> usize;
 }
+
+/// Bytes that stood before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Match {
+    pub(super) length: usize,
+    pub(super) distance: usize,
+}
+
+impl Match {
+    /// How many bits are saved, roughly, by this match instead of another: four for each byte that it is longer, less what a
+    /// larger distance takes more.
+    #[inline(always)]
+    pub(super) fn gain_over(self, other: Self) -> i32 {
+        let longer = self.length as i32 - other.length as i32;
+        4 * longer + other.distance.ilog2() as i32 - self.distance.ilog2() as i32
+    }
+
+    /// Finds out how long the match is, of which so many bytes are known, up to `most`.
+    #[inline(always)]
+    pub(super) fn length(view: &View, candidate: usize, position: usize, known: usize, most: usize) -> usize {
+        let mut length = known;
+        while length < most {
+            let different = load64(view, candidate + length) ^ load64(view, position + length);
+            if different != 0 {
+                length += (different.trailing_zeros() / 8) as usize;
+                break;
+            }
+            length += 8;
+        }
+        length.min(most)
+    }
+}
+
+/// What a match at the next position has to save, so that a literal before it is worth its while.
+pub(super) const LITERAL: i32 = 2;
 
 /// Sequences that wait to be written, and the symbols that they consist of.
 #[derive(Debug)]
@@ -50,8 +85,13 @@ impl Found {
     }
 
     #[inline(always)]
-    pub(super) fn push(&mut self, literals: usize, length: usize, distance: usize) {
-        self.sequences[self.count % Self::CAPACITY] = Sequence::new(literals, length, distance);
+    pub(super) fn push(&mut self, literals: usize, found: Match) {
+        self.push_sequence(Sequence::new(literals, found.length, found.distance));
+    }
+
+    #[inline(always)]
+    fn push_sequence(&mut self, sequence: Sequence) {
+        self.sequences[self.count % Self::CAPACITY] = sequence;
         self.count += 1;
     }
 
@@ -73,7 +113,7 @@ impl Found {
     /// the histogram counts the matches too.
     pub(super) fn close(&mut self, since: usize) {
         if self.literals > 0 {
-            self.push(self.literals, 0, 0);
+            self.push_sequence(Sequence::new(self.literals, 0, 0));
             self.literals = 0;
         }
         for sequence in &self.sequences[since..self.count] {

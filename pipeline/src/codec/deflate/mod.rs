@@ -6,6 +6,7 @@
 mod bits;
 mod block;
 mod buckets;
+mod chains;
 mod finder;
 mod huffman;
 mod symbols;
@@ -16,13 +17,14 @@ use std::mem;
 
 use bits::{BitWriter, Position};
 use buckets::Buckets;
+use chains::{Chains, Effort};
 use finder::{Finder, Found, SEARCHED};
 use symbols::Histogram;
 use window::DICTIONARY;
 pub use window::{BLOCK, Window};
 
 /// How much input is compressed before it is decided whether its symbols are still distributed as those before it.
-const SEGMENT: usize = 16 * 1024;
+const SEGMENT: usize = 8 * 1024;
 
 /// The last bytes of the input are literals or parts of matches that began before, so that eight bytes can be loaded everywhere.
 const TAIL: usize = 12;
@@ -52,11 +54,14 @@ impl Encoder {
         let level = level.clamp(1, 9);
         let finder: Box<dyn Finder> = match level {
             1 => Box::new(Buckets::<u32, 8192, 4, 8>::new()),
-            2 => Box::new(Buckets::<u32, 16384, 8, 4>::new()),
-            3 => Box::new(Buckets::<u32, 16384, 8, 2>::new()),
-            4 => Box::new(Buckets::<u64, 8192, 8, 2>::new()),
-            5 => Box::new(Buckets::<u64, 16384, 8, 2>::new()),
-            _ => Box::new(Buckets::<u128, 8192, 8, 2>::new()),
+            2 => Box::new(Buckets::<u32, 16384, 8, 2>::new()),
+            3 => Box::new(Buckets::<u64, 8192, 8, 2>::new()),
+            4 => Box::new(Buckets::<u128, 8192, 8, 2>::new()),
+            5 => Box::new(Chains::new(Effort { depth: 12, nice: 32, lazy: 1 })),
+            6 => Box::new(Chains::new(Effort { depth: 32, nice: 64, lazy: 1 })),
+            7 => Box::new(Chains::new(Effort { depth: 80, nice: 128, lazy: 1 })),
+            8 => Box::new(Chains::new(Effort { depth: 200, nice: 258, lazy: 2 })),
+            _ => Box::new(Chains::new(Effort { depth: 600, nice: 258, lazy: 2 })),
         };
         Self { level, finder, found: Found::new(), out: Vec::new() }
     }
