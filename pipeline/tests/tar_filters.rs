@@ -526,6 +526,26 @@ fn inspect_writes_one_line_newest_layer_first() {
 }
 
 #[test]
+fn inspect_tells_the_tar_from_the_blob_that_holds_it() {
+    // The Python tool gives the name that its source gave the layer: of a registry's, the blob's digest.
+    let tar = Archive::new().file("a", "x").end();
+    let blob = Digest::sha256("the same, compressed");
+    // A filter that edits nothing leaves both; the Python tool encodes every member anew, and so changes its `Id`.
+    for specs in [&["inspect:file=x"][..], &["exclude:pattern=nothing", "inspect:file=x"]] {
+        let chain = chain(specs);
+        let (result, _) = rewrite(&chain, &tar).unwrap();
+        let last = specs.len() - 1;
+        let layers = [LayerFindings { hex: "", digest: Some(&blob), report: result.reports[last].as_ref() }];
+        let image = ImageFindings { image: "a", tag: "b", config: &Value::Null, layers: &layers };
+        let text = chain.filters()[last].render(&image, OutputFormat::Text).unwrap().text;
+        let layer = &serde_json::from_str::<Value>(&text).unwrap()["layers"][0];
+        assert_eq!(layer["Id"], Digest::sha256(&tar).to_string());
+        assert_eq!(layer["DiffId"], layer["Id"]);
+        assert_eq!(layer["Digest"], blob.to_string());
+    }
+}
+
+#[test]
 fn inspect_knows_no_digest_of_an_edited_layer() {
     let tar = Archive::new().file("a", "x").end();
     let chain = chain(&["normalize-timestamps", "inspect:file=x"]);

@@ -313,6 +313,34 @@ proptest! {
     }
 }
 
+#[test]
+fn members_that_straddle_buffers_are_read_like_any_other() {
+    let mut tar = Archive::new();
+    for number in 0..1500_usize {
+        let value = "v".repeat(number * 37 % 5000);
+        let name = format!("{number}-{}", "n".repeat(number % 130));
+        tar = tar
+            .pax(&[("path", &name), ("SCHILY.xattr.user.v", &value)])
+            .file("x", vec![b'd'; number * 61 % 3000]);
+    }
+    let tar = tar.file("large", vec![b'l'; 1_000_001]).file("last", "x").end();
+    assert!(tar.len() > 5 << 20);
+    let models = read(&tar);
+    assert_eq!(models.len(), 1502);
+    let (_, encoded) = rewrite(&force_encoding(), &tar).unwrap();
+    assert_eq!(read(&encoded), models);
+    let chain =
+        chain(&["inspect:file=a", "normalize-timestamps:ts=1", "inspect:file=b", "exclude:pattern=1*"]);
+    let (expected, _) = rewrite(&chain, &tar).unwrap();
+    let (limits, directory) = (Limits::default(), std::env::temp_dir());
+    for sizes in [&[1000, 7][..], &[262_143], &[262_145, 511]] {
+        let input = Trickle { bytes: &tar, sizes: sizes.iter().cycle() };
+        let pass = LayerPass::new(&chain, Mode::Observe, &limits, &directory);
+        let PassOutcome::Done(observed) = pass.run(input, &mut std::io::sink()).unwrap() else { panic!() };
+        assert_eq!((observed.output, observed.reports), (expected.output.clone(), expected.reports.clone()));
+    }
+}
+
 /// Makes the checksum of the block around a place right.
 fn reseal(tar: &mut [u8], place: usize) {
     let start = place / BLOCK * BLOCK;

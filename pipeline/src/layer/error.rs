@@ -11,7 +11,7 @@ use crate::tar::{TarError, encode};
 #[non_exhaustive]
 pub enum LayerError {
     /// The tar is corrupt, hostile or incomplete, or its bytes did not come ([`TarError::Read`]).
-    #[error("{source} (member {member}, near {path})")]
+    #[error("{source} (member {member}{})", near(.path))]
     Tar {
         /// How many members were read before.
         member: u64,
@@ -109,4 +109,8 @@ impl LayerError {
             | Self::Restarts { .. } => None,
         }
     }
+}
+
+fn near(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!(", near {path}") }
 }

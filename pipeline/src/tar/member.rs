@@ -251,14 +251,6 @@ impl Member {
         had_time
     }
 
-    /// Sets a record of a global header.
-    pub fn set_global_record(&mut self, key: &[u8], value: &[u8]) {
-        debug_assert_eq!(self.kind, Kind::Global);
-        self.records.set(key, value);
-        self.edits.other = true;
-        self.edits.count += 1;
-    }
-
     /// Removes atime and ctime from a GNU or star header, and says whether there were any.
     pub fn remove_header_times(&mut self) -> bool {
         let removed = self.header_times != [None; 2];

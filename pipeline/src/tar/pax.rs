@@ -118,7 +118,7 @@ impl Records {
     }
 
     /// Sets a key's only value.
-    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) {
+    fn set(&mut self, key: &[u8], value: &[u8]) {
         self.remove(key);
         self.append(key, value);
     }

@@ -211,3 +211,59 @@ fn zeros<E>(mut count: u64, give: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expand(sparse: &Sparse, size: u64, stored: &[u8], piece: usize) -> Result<Vec<u8>, TarError> {
+        let mut expanded = Vec::new();
+        let mut give = |bytes: &[u8]| {
+            expanded.extend_from_slice(bytes);
+            Ok::<_, TarError>(())
+        };
+        let mut expander = Expander::new(sparse, size, stored.len() as u64, 4096, 0);
+        for piece in stored.chunks(piece) {
+            expander.feed(piece, &mut give)?;
+        }
+        expander.finish(&mut give)?;
+        Ok(expanded)
+    }
+
+    #[test]
+    fn holes_are_filled_however_the_data_comes() {
+        let segments = [(0, 0), (3, 2), (5, 1), (100_000, 3), (100_010, 0)];
+        let segments = segments.map(|(offset, length)| Segment { offset, length });
+        let mut expected = vec![0; 100_010];
+        expected[3..6].copy_from_slice(b"abc");
+        expected[100_000..100_003].copy_from_slice(b"def");
+        let lines: Vec<String> =
+            segments.iter().map(|segment| format!("{}\n{}\n", segment.offset, segment.length)).collect();
+        for piece in [1, 2, 5, 511, 512, 513, 5000] {
+            let in_headers = Sparse::InHeaders(segments.to_vec());
+            assert_eq!(expand(&in_headers, 100_010, b"abcdef", piece).unwrap(), expected);
+            let mut stored = format!("5\n{}", lines.concat()).into_bytes();
+            stored.resize(BLOCK, 0);
+            stored.extend_from_slice(b"abcdef");
+            assert_eq!(expand(&Sparse::InData, 100_010, &stored, piece).unwrap(), expected);
+        }
+        assert_eq!(expand(&Sparse::InHeaders(Vec::new()), 9, b"", 1).unwrap(), [0; 9]);
+    }
+
+    #[test]
+    fn maps_may_take_several_blocks_within_the_limit() {
+        let map = |segments: usize| {
+            let mut stored = format!("{segments}\n").into_bytes();
+            (0..segments)
+                .for_each(|number| stored.extend_from_slice(format!("{:09}\n1\n", 2 * number).as_bytes()));
+            stored.resize(stored.len().next_multiple_of(BLOCK), 0);
+            stored.resize(stored.len() + segments, b'x');
+            stored
+        };
+        assert_eq!(expand(&Sparse::InData, 200, &map(100), 100).unwrap(), b"x\0".repeat(100));
+        assert!(matches!(expand(&Sparse::InData, 800, &map(400), 100), Err(TarError::Limit { .. })));
+        let mut short = map(100);
+        short.pop();
+        assert!(matches!(expand(&Sparse::InData, 200, &short, 100), Err(TarError::Sparse { .. })));
+    }
+}
