@@ -152,6 +152,10 @@ fn what_readers_disagree_on_is_refused() {
     let file = Header::new("a", b'0', 0);
     let two =
         |one: &[(&str, &str)], other: &[(&str, &str)]| Archive::new().pax(one).pax(other).header(&file).end();
+    let overlong = |flag: u8, payload: &[u8], rest: &[u8]| {
+        let header = Header::new("x", flag, payload.len());
+        Archive::new().header(&header).data([payload, rest].concat()).member(&file, [0; BLOCK]).end()
+    };
     for tar in [
         // Go takes the last extended header, Python the first.
         two(&[("size", "0")], &[("size", "512")]),
@@ -159,6 +163,10 @@ fn what_readers_disagree_on_is_refused() {
         Archive::new().gnu_long_name("x").gnu_long_name("y").header(&file).end(),
         // Go prefers the GNU name, GNU tar the PAX one.
         Archive::new().pax(&[("path", "x")]).gnu_long_name("y").header(&file).end(),
+        // Python reads on behind the size of records and names, to the end of their block.
+        overlong(b'x', b"13 comment=a\n", b"12 size=512\n"),
+        overlong(b'g', b"13 comment=a\n", b"12 size=512\n"),
+        overlong(b'L', b"name", b"-longer"),
         // Only some know X.
         Archive::new().extension(b'X', &records_payload(&[("size", "512")])).member(&file, [0; BLOCK]).end(),
         // Go ignores global records.

@@ -404,12 +404,27 @@ fn damaged_tars_that_are_read_are_read_as_python_and_gnu_tar_read_them() {
                     }
                 }
                 _ => {
-                    let key: &[u8] =
-                        random.choice(&[&b"size"[..], b"path", b"uid", b"GNU.sparse.size"]).unwrap();
+                    let key: &[u8] = random
+                        .choice(&[
+                            &b"size"[..],
+                            b"path",
+                            b"uid",
+                            b"GNU.sparse.size",
+                            b"GNU.sparse.map",
+                            b"GNU.sparse.name",
+                            b"GNU.sparse.major",
+                            b"mtime",
+                            b"uid",
+                            b"linkpath",
+                            b"hdrcharset",
+                        ])
+                        .unwrap();
                     let value: &[u8] =
                         random.choice(&[&b"0"[..], b"512", b"1", b"1024", b"00", b"-1", b""]).unwrap();
                     let payload = record(key, value);
-                    tar[header..header + BLOCK].copy_from_slice(&Header::new("x", b'x', payload.len()).0);
+                    tar[header..header + BLOCK].copy_from_slice(
+                        &Header::new("x", *random.choice(b"xxxg").unwrap(), payload.len()).0,
+                    );
                     if let Some(block) = tar.get_mut(header + BLOCK..header + BLOCK + payload.len()) {
                         block.copy_from_slice(&payload);
                     }
@@ -429,7 +444,9 @@ fn damaged_tars_that_are_read_are_read_as_python_and_gnu_tar_read_them() {
             let entry = |entry: Entry| (entry.name.trim_end_matches('/').to_owned(), entry.size as u64);
             entries.into_iter().map(entry).collect::<Vec<_>>()
         });
-        if python.as_ref() != Ok(ours) {
+        // Python wants a member behind a global header.
+        let lonely_global = python.as_ref().is_err_and(|error| error.contains("end of file header"));
+        if python.as_ref() != Ok(ours) && !lonely_global {
             differences.push(format!("{python:?}\n{ours:?}\n{}", dump(tar, differences.len())));
         }
     }

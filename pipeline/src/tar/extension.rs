@@ -5,6 +5,8 @@ use super::member::{Content, Edits, Member};
 use super::pax::{GLOBAL_RECORDS, MIRRORS};
 use super::{Kind, Records, TarError};
 
+const OVERLONG_RECORDS: &str = "PAX records that are longer than their size";
+
 /// The extension headers before one member, as far as they were read.
 pub(super) struct Extensions {
     pub(super) offset: u64,
@@ -29,7 +31,8 @@ impl Extensions {
 
     /// Takes an extension header's payload, behind which `rest` pads its last block.
     ///
-    /// One of a kind is all that any writer makes. Of two, Go takes the last and Python the first.
+    /// One of a kind is all that any writer makes. Of two, Go takes the last and Python the first. Python also reads on to
+    /// the end of the last block.
     pub(super) fn add(
         &mut self,
         flag: u8,
@@ -39,10 +42,14 @@ impl Extensions {
         member: &mut Member,
     ) -> Result<(), TarError> {
         let ambiguous = |what| Err(TarError::Ambiguous { offset, what });
+        let overlong = rest.first().is_some_and(|&byte| byte != 0);
         const TWICE: &str = "two extension headers of one kind before one member";
         if matches!(flag, b'x' | b'X') {
             if self.records {
                 return ambiguous(TWICE);
+            }
+            if overlong {
+                return ambiguous(OVERLONG_RECORDS);
             }
             self.records = true;
             self.solaris = flag == b'X';
@@ -56,8 +63,7 @@ impl Extensions {
         if text.is_empty() {
             return ambiguous("an empty GNU long name");
         }
-        // Python reads on to the end of the block.
-        if text.len() == payload.len() && rest.first().is_some_and(|&byte| byte != 0) {
+        if text.len() == payload.len() && overlong {
             return ambiguous("a GNU long name that is longer than its size");
         }
         *name = Some(text.to_owned());
@@ -68,6 +74,7 @@ impl Extensions {
     pub(super) fn global(
         &self,
         payload: &[u8],
+        rest: &[u8],
         offset: u64,
         globals: &mut Records,
         member: &mut Member,
@@ -75,6 +82,9 @@ impl Extensions {
         if self.records || self.long_path.is_some() || self.long_link.is_some() {
             let what = "a global header behind an extension header";
             return Err(TarError::Ambiguous { offset, what });
+        }
+        if rest.first().is_some_and(|&byte| byte != 0) {
+            return Err(TarError::Ambiguous { offset, what: OVERLONG_RECORDS });
         }
         member.records.parse(payload).map_err(|problem| TarError::Records { offset, problem })?;
         for (key, value) in member.records.iter() {

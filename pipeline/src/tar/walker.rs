@@ -179,19 +179,17 @@ impl<R: Read> Walker<R> {
             let numbers = Numbers::parse(&block).map_err(|field| TarError::Number { offset: at, field })?;
             length += BLOCK;
             match block[header::FLAG] {
-                flag @ (b'x' | b'X' | b'L' | b'K') => {
+                flag @ (b'x' | b'X' | b'L' | b'K' | b'g') => {
                     let size = self.require_payload(numbers.size, at, length)?;
                     let padded = size.next_multiple_of(BLOCK);
                     let (payload, rest) = self.input.peeked(length + padded)[length..].split_at(size);
-                    extensions.add(flag, payload, rest, at, member)?;
                     length += padded;
-                }
-                b'g' => {
-                    let size = self.require_payload(numbers.size, at, length)?;
-                    let payload = &self.input.peeked(length + size)[length..];
-                    extensions.global(payload, at, &mut self.globals, member)?;
-                    member.block = block;
-                    return Ok(Some(length + size.next_multiple_of(BLOCK)));
+                    if flag == b'g' {
+                        extensions.global(payload, rest, at, &mut self.globals, member)?;
+                        member.block = block;
+                        return Ok(Some(length));
+                    }
+                    extensions.add(flag, payload, rest, at, member)?;
                 }
                 flag => {
                     extensions.resolve(&block, &numbers, &self.globals, member, &self.limits)?;
