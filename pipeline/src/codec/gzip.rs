@@ -191,3 +191,17 @@ fn compress(level: u8, window: Window, last: bool) -> Block {
     let deflated = deflate::with_encoder(level, |encoder| encoder.compress_block(&window, last).to_vec());
     Block { deflated, crc, window }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_on_the_pool_is_an_error_of_the_writer() {
+        let mut writer = GzipWriter::new(1, Pool::shared());
+        writer.pending.push_back(None);
+        writer.answers.0.send(Answer { number: 0, block: None }).expect("there is room");
+        let mut out = |_: Bytes| Ok::<_, CodecError>(());
+        assert_eq!(writer.finish(&mut out), Err(CodecError::Panicked));
+    }
+}

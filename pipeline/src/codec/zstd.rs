@@ -12,11 +12,15 @@ use zstd::zstd_safe::{self, CCtx, CParameter, InBuffer, OutBuffer};
 use super::{CodecError, Pool};
 use crate::blob::CHUNK;
 
-/// Input of one job, in bytes.
-const JOB: u32 = 1024 * 1024;
-
-/// Matches reach 1 MiB back (RFC 8878 asks every decoder for 8 MiB); more would cost memory for each worker.
-const WINDOW_LOG: u32 = 20;
+/// How far back matches reach, as a power of two, and with it the input of one job: at the lower levels 1 MiB, so that a layer takes no
+/// more than about 16 MiB of memory with two workers. RFC 8878 (3.1.1.1.2) asks every decoder for 8 MiB, which the highest levels use.
+fn window_log(level: u8) -> u32 {
+    match level {
+        ..=9 => 20,
+        10..=15 => 21,
+        16.. => 23,
+    }
+}
 
 /// Each job sees the last half window of the one before it.
 const OVERLAP: u32 = 8;
@@ -36,11 +40,11 @@ impl ZstdWriter {
         let mut context = CCtx::try_create().ok_or(CodecError::Zstd("not enough memory"))?;
         for parameter in [
             CParameter::CompressionLevel(level.into()),
-            CParameter::WindowLog(WINDOW_LOG),
+            CParameter::WindowLog(window_log(level)),
             CParameter::ChecksumFlag(true),
             CParameter::ContentSizeFlag(false),
             CParameter::NbWorkers(u32::try_from(workers).unwrap_or(1)),
-            CParameter::JobSize(JOB),
+            CParameter::JobSize(1 << window_log(level)),
             CParameter::OverlapSizeLog(OVERLAP),
         ] {
             context.set_parameter(parameter).map_err(refused)?;

@@ -13,7 +13,7 @@ use super::window::{DICTIONARY, View, load32, load64};
 const MIN_MATCH: usize = 4;
 
 /// Matches at least this long are taken without a look at the next position.
-const NICE_LENGTH: usize = 32;
+const NICE_LENGTH: usize = 16;
 
 /// After so many literals in a row, the search begins to leave out positions.
 const SKIM: usize = 256;

@@ -8,6 +8,8 @@ use super::window::{DICTIONARY, View, load32};
 
 /// How many heads of chains there are.
 const HEADS: usize = 1 << 15;
+/// How many places there are for matches of three bytes.
+const HEADS3: usize = 1 << 13;
 
 /// A match of three bytes is worth less than its literals if it is farther away.
 const NEAR: usize = 4096;
@@ -35,7 +37,7 @@ pub(super) struct Chains {
     /// The last position with a hash of four bytes. Zero is none, so position zero is not found.
     heads: Box<[u16; HEADS]>,
     /// The last position with a hash of three bytes.
-    heads3: Box<[u16; HEADS]>,
+    heads3: Box<[u16; HEADS3]>,
     /// By position modulo 32 KiB, the position before it with the same hash of four bytes.
     before: Box<[u16; DICTIONARY]>,
 }
@@ -52,8 +54,8 @@ impl Chains {
     #[inline(always)]
     fn remember(&mut self, view: &View, position: usize) -> (usize, usize) {
         let bytes = load32(view, position);
-        let head = &mut self.heads[slot(bytes)];
-        let head3 = &mut self.heads3[slot(bytes << 8)];
+        let head = &mut self.heads[slot::<HEADS>(bytes)];
+        let head3 = &mut self.heads3[slot::<HEADS3>(bytes << 8)];
         let (first, near) = (*head, *head3);
         self.before[position % DICTIONARY] = first;
         *head = position as u16;
@@ -104,8 +106,8 @@ impl Chains {
 }
 
 #[inline(always)]
-fn slot(bytes: u32) -> usize {
-    (bytes.wrapping_mul(0x9e37_79b1) >> (32 - HEADS.ilog2())) as usize
+fn slot<const SIZE: usize>(bytes: u32) -> usize {
+    (bytes.wrapping_mul(0x9e37_79b1) >> (32 - SIZE.ilog2())) as usize
 }
 
 impl Finder for Chains {
@@ -117,8 +119,11 @@ impl Finder for Chains {
     }
 
     fn slide(&mut self) {
-        for position in self.heads.iter_mut().chain(self.heads3.iter_mut()).chain(self.before.iter_mut()) {
-            *position = position.saturating_sub(DICTIONARY as u16);
+        // Table by table, so that the compiler makes vectors of it.
+        for table in [&mut self.heads[..], &mut self.heads3[..], &mut self.before[..]] {
+            for position in table {
+                *position = position.saturating_sub(DICTIONARY as u16);
+            }
         }
     }
 

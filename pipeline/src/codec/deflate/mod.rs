@@ -10,6 +10,8 @@ mod chains;
 mod finder;
 mod huffman;
 mod symbols;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::cell::RefCell;
@@ -57,10 +59,10 @@ impl Encoder {
             2 => Box::new(Buckets::<u32, 16384, 8, 2>::new()),
             3 => Box::new(Buckets::<u64, 8192, 8, 2>::new()),
             4 => Box::new(Buckets::<u128, 8192, 8, 2>::new()),
-            5 => Box::new(Chains::new(Effort { depth: 12, nice: 32, lazy: 1 })),
-            6 => Box::new(Chains::new(Effort { depth: 32, nice: 64, lazy: 1 })),
-            7 => Box::new(Chains::new(Effort { depth: 80, nice: 128, lazy: 1 })),
-            8 => Box::new(Chains::new(Effort { depth: 200, nice: 258, lazy: 2 })),
+            5 => Box::new(Chains::new(Effort { depth: 6, nice: 24, lazy: 1 })),
+            6 => Box::new(Chains::new(Effort { depth: 16, nice: 48, lazy: 1 })),
+            7 => Box::new(Chains::new(Effort { depth: 40, nice: 96, lazy: 1 })),
+            8 => Box::new(Chains::new(Effort { depth: 120, nice: 258, lazy: 2 })),
             _ => Box::new(Chains::new(Effort { depth: 600, nice: 258, lazy: 2 })),
         };
         Self { level, finder, found: Found::new(), out: Vec::new() }
