@@ -53,7 +53,18 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The level of gzip where none is named.
+    /// The level of gzip where none is named: the fastest at which no layer that we measured is larger than the registry tools in Go
+    /// (klauspost/compress) make it.
+    ///
+    /// A layer of 488 MB of a Debian image with gcc, on one core of an EPYC 7003:
+    ///
+    /// | level | MB/s | MB | | level | MB/s | MB |
+    /// |---|---|---|---|---|---|---|
+    /// | 1 | 218 | 223.5 | | 6 | 72 | 213.5 |
+    /// | 2 | 185 | 221.7 | | 7 | 55 | 212.6 |
+    /// | 3 | 152 | 219.6 | | 8 | 37 | 212.0 |
+    /// | 4 | 102 | 217.9 | | 9 | 21 | 211.6 |
+    /// | 5 | 87 | 215.3 | | skopeo 1.9 | | 222.8 |
     pub const DEFAULT_GZIP_LEVEL: u8 = 2;
     /// The level of zstd where none is named.
     pub const DEFAULT_ZSTD_LEVEL: u8 = 3;

@@ -22,7 +22,7 @@ use super::{CodecError, Pool};
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
 /// How many bytes of input may be in flight for one layer.
-const IN_FLIGHT: usize = 8 * 1024 * 1024;
+const IN_FLIGHT: usize = 6 * 1024 * 1024;
 
 /// Compresses one layer.
 #[derive(Debug)]

@@ -60,10 +60,10 @@ pub(super) fn write(
     bytes: &[u8],
     (start, end): (usize, usize),
     sequences: &[Sequence],
-    histogram: &mut Histogram,
+    histogram: &Histogram,
     last: bool,
 ) {
-    histogram.litlen[END] = 1;
+    let histogram = &histogram.ended();
     let own = Own::new(histogram);
     let extra = extra_bits(histogram);
     let own_size =

@@ -91,7 +91,7 @@ impl Found {
 
     #[inline(always)]
     fn push_sequence(&mut self, sequence: Sequence) {
-        self.sequences[self.count % Self::CAPACITY] = sequence;
+        self.sequences[self.count] = sequence;
         self.count += 1;
     }
 
@@ -99,6 +99,12 @@ impl Found {
         for &byte in bytes {
             self.histogram.litlen[usize::from(byte)] += 1;
         }
+    }
+
+    /// Appends literals to those since the last match.
+    pub(super) fn add_literals(&mut self, bytes: &[u8]) {
+        self.count_literals(bytes);
+        self.literals += bytes.len();
     }
 
     pub(super) fn len(&self) -> usize {

@@ -21,12 +21,15 @@ use bits::{BitWriter, Position};
 use buckets::Buckets;
 use chains::{Chains, Effort};
 use finder::{Finder, Found, SEARCHED};
-use symbols::Histogram;
+use symbols::{Histogram, MIN_LENGTH};
 use window::DICTIONARY;
 pub use window::{BLOCK, Window};
 
 /// How much input is compressed before it is decided whether its symbols are still distributed as those before it.
 const SEGMENT: usize = 8 * 1024;
+
+/// The most sequences that a segment has: one for each match, and one for the literals after the last.
+const SEGMENT_SEQUENCES: usize = SEGMENT / MIN_LENGTH + 2;
 
 /// The last bytes of the input are literals or parts of matches that began before, so that eight bytes can be loaded everywhere.
 const TAIL: usize = 12;
@@ -40,11 +43,18 @@ pub struct Encoder {
     out: Vec<u8>,
 }
 
+/// How much of the input has been searched.
+struct Place {
+    position: usize,
+    /// Where the finder's view begins.
+    base: usize,
+}
+
 /// A deflate block that is not yet written.
 struct Open {
     /// Where it begins.
     start: usize,
-    /// Its sequences.
+    /// Its sequences are those before this one.
     sequences: usize,
     histogram: Histogram,
     cost: u64,
@@ -79,87 +89,91 @@ impl Encoder {
         let (start, end) = window.range();
         self.finder.clear();
         self.finder.prime(window.view(0), start);
-        let mut writer = Position::default();
-        let mut open: Option<Open> = None;
-        let searched = end.saturating_sub(TAIL);
-        let (mut position, mut base) = (start, 0);
-        loop {
-            let segment = position;
-            let first = self.found.len();
-            self.found.histogram = Histogram::EMPTY;
-            let stop = searched.min(segment + SEGMENT);
-            while position < stop {
-                while position >= base + SEARCHED {
-                    base += DICTIONARY;
-                    self.finder.slide();
-                }
-                let view = window.view(base);
-                position =
-                    base + self.finder.find(view, position - base, stop - base, end - base, &mut self.found);
-            }
-            let is_end = position >= searched;
-            if is_end && position < end {
-                self.found.count_literals(&window.bytes()[position..end]);
-                self.found.literals += end - position;
-                position = end;
-            }
-            self.found.close(first);
-            let cost = self.found.histogram.cost();
-            open = Some(match open {
-                None => Open {
-                    start: segment,
-                    sequences: self.found.len(),
-                    histogram: self.found.histogram.clone(),
-                    cost,
-                },
-                Some(mut open) => {
-                    let mut joined = open.histogram.clone();
-                    joined.add(&self.found.histogram);
-                    let joined_cost = joined.cost();
-                    if joined_cost <= open.cost + cost && self.found.len() + SEGMENT / 4 + 2 < Found::CAPACITY
-                    {
-                        Open { sequences: self.found.len(), histogram: joined, cost: joined_cost, ..open }
-                    } else {
-                        self.write(window, &mut open, segment, false, &mut writer);
-                        Open {
-                            start: segment,
-                            sequences: self.found.len(),
-                            histogram: self.found.histogram.clone(),
-                            cost,
-                        }
-                    }
-                }
-            });
-            if is_end {
-                break;
+        let mut written = Position::default();
+        let mut place = Place { position: start, base: 0 };
+        let mut open = self.next_segment(window, &mut place);
+        while place.position < end {
+            let segment = self.next_segment(window, &mut place);
+            let joined = open.joined(&segment);
+            // The next segment has to find room too.
+            if joined.cost <= open.cost + segment.cost
+                && joined.sequences + SEGMENT_SEQUENCES <= Found::CAPACITY
+            {
+                open = joined;
+            } else {
+                written = self.write(window, &open, segment.start, false, written);
+                open = Open { sequences: self.found.len(), ..segment };
             }
         }
-        if let Some(mut open) = open {
-            self.write(window, &mut open, end, last, &mut writer);
-        }
-        self.out.resize(self.out.len().max(writer.bytes() + 64), 0);
-        let mut bits = BitWriter::at(writer, &mut self.out);
+        written = self.write(window, &open, end, last, written);
+        let mut writer = writer(&mut self.out, written, block::overhead(0));
         if last {
-            bits.align();
+            writer.align();
         } else {
-            block::write_stored(&mut bits, &[], false);
+            block::write_stored(&mut writer, &[], false);
         }
-        let written = bits.position().bytes();
-        &self.out[..written]
+        let size = writer.position().bytes();
+        &self.out[..size]
+    }
+
+    /// Finds what the next part of the input consists of: at least [`SEGMENT`] bytes, or what there is.
+    fn next_segment(&mut self, window: &Window, place: &mut Place) -> Open {
+        let (_, end) = window.range();
+        let start = place.position;
+        let first = self.found.len();
+        self.found.histogram = Histogram::EMPTY;
+        let searched = end.saturating_sub(TAIL);
+        let stop = searched.min(start + SEGMENT);
+        while place.position < stop {
+            while place.position >= place.base + SEARCHED {
+                place.base += DICTIONARY;
+                self.finder.slide();
+            }
+            let (base, view) = (place.base, window.view(place.base));
+            let after =
+                self.finder.find(view, place.position - base, stop - base, end - base, &mut self.found);
+            place.position = base + after;
+        }
+        if place.position >= searched {
+            self.found.add_literals(&window.bytes()[place.position..end]);
+            place.position = end;
+        }
+        self.found.close(first);
+        let histogram = self.found.histogram.clone();
+        Open { start, sequences: self.found.len(), cost: histogram.cost(), histogram }
     }
 
     /// Writes a block up to `end`, and drops its sequences.
-    fn write(&mut self, window: &Window, open: &mut Open, end: usize, last: bool, position: &mut Position) {
-        let needed = position.bytes() + (end - open.start) + block::overhead(end - open.start);
-        if self.out.len() < needed {
-            self.out.resize(needed, 0);
-        }
-        let mut writer = BitWriter::at(*position, &mut self.out);
+    fn write(&mut self, window: &Window, open: &Open, end: usize, last: bool, from: Position) -> Position {
+        let size = end - open.start;
+        // Taken out, so that the sequences can be read meanwhile.
+        let mut out = mem::take(&mut self.out);
+        let mut writer = writer(&mut out, from, size + block::overhead(size));
         let sequences = self.found.sequences(open.sequences);
-        block::write(&mut writer, window.bytes(), (open.start, end), sequences, &mut open.histogram, last);
-        *position = writer.position();
+        block::write(&mut writer, window.bytes(), (open.start, end), sequences, &open.histogram, last);
+        let position = writer.position();
+        self.out = out;
         self.found.drop_before(open.sequences);
+        position
     }
+}
+
+impl Open {
+    /// This block with the segment that follows it.
+    fn joined(&self, segment: &Self) -> Self {
+        let mut histogram = self.histogram.clone();
+        histogram.add(&segment.histogram);
+        Self { start: self.start, sequences: segment.sequences, cost: histogram.cost(), histogram }
+    }
+}
+
+/// A writer that has room for so many bytes.
+fn writer(out: &mut Vec<u8>, from: Position, room: usize) -> BitWriter<'_> {
+    let needed = from.bytes() + room;
+    if out.len() < needed {
+        out.resize(needed, 0);
+    }
+    BitWriter::at(from, out)
 }
 
 /// Calls `work` with the calling thread's own encoder at `level`.

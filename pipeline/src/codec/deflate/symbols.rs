@@ -87,6 +87,13 @@ impl Histogram {
         }
     }
 
+    /// With the end of the block.
+    pub(super) fn ended(&self) -> Self {
+        let mut ended = self.clone();
+        ended.litlen[END] = 1;
+        ended
+    }
+
     /// An estimate of the bits that a block of these symbols takes with codes of its own, in 1/4096 of a bit.
     pub(super) fn cost(&self) -> u64 {
         /// What a block's header takes besides the lengths of its codes.

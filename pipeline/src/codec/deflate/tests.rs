@@ -98,6 +98,16 @@ fn matches_reach_32_kib_back_into_the_block_before_and_no_farther() {
 }
 
 #[test]
+fn as_many_short_matches_as_can_be() {
+    let words = noise(300);
+    let bytes: Vec<u8> =
+        noise(80_000).iter().flat_map(|&at| &words[usize::from(at)..][..3]).copied().collect();
+    for level in 1..=9 {
+        check(level, std::slice::from_ref(&bytes));
+    }
+}
+
+#[test]
 fn an_encoder_forgets_what_it_wrote_before() {
     let mut encoder = Encoder::new(2);
     let mut first = Window::new();
