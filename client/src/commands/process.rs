@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::open;
+use occy_pipeline::output::LayerForm;
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::Progress;
 use serde_json::json;
@@ -26,11 +27,8 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
     let files = Files::open(&chain)?;
-    if options.compression.is_some() && options.destination.starts_with("tar://") {
-        tracing::warn!(
-            "--compression means nothing to {}: a saved tar has plain layers",
-            options.destination
-        );
+    if options.compression.is_some() && output.end.form() == LayerForm::Tar {
+        tracing::warn!("--compression means nothing to {}: it takes plain layers", options.destination);
     }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();

@@ -1,6 +1,7 @@
 //! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
+pub mod docker;
 pub mod nothing;
 pub mod registry;
 pub mod tar;
@@ -24,7 +25,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,12 @@ pub enum OutputError {
     NotAnImage {
         /// Where it was to go.
         destination: String,
+    },
+    /// An Engine finds images by their names.
+    #[error("docker://{name} names no tag that the image could get: write docker://IMAGE:TAG")]
+    NoTag {
+        /// What was given.
+        name: String,
     },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]

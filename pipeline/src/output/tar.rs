@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ const ZEROS: [u8; 1024] = [0; 1024];
 #[derive(Debug)]
 pub struct TarOutput {
     path: PathBuf,
+    /// What the image is called in the tar; None for the names that it has at its source.
+    name: Option<String>,
     spools: SpoolDir,
     assembly: Arc<Mutex<Option<Assembly>>>,
 }
@@ -98,7 +101,54 @@ enum Place {
 impl TarOutput {
     /// A saved tar at `path`, or on standard output when that is `-`. Spools of a file go beside it, others into `spools`.
     pub fn new(path: impl Into<PathBuf>, spools: SpoolDir) -> Self {
-        Self { path: path.into(), spools, assembly: Arc::default() }
+        Self { path: path.into(), name: None, spools, assembly: Arc::default() }
+    }
+
+    /// A saved tar of an image that is to be called `name`, for a pipe that [`begin_pipe`](Self::begin_pipe) is given.
+    /// `shown` is what messages call it.
+    pub(super) fn to_pipe(shown: String, name: String, spools: SpoolDir) -> Self {
+        Self { path: shown.into(), name: Some(name), spools, assembly: Arc::default() }
+    }
+
+    /// [`begin`](super::ImageOutput::begin), into a pipe.
+    pub(super) fn begin_pipe(
+        &self,
+        image: &Image,
+        expected: &[ExpectedLayer],
+        pipe: io::PipeWriter,
+    ) -> Result<(), Error> {
+        let target = Target::Stream(OwnedFd::from(pipe).into());
+        self.begin_at(image, expected, || Ok((target, self.spools.clone())))
+    }
+
+    fn begin_at(
+        &self,
+        image: &Image,
+        expected: &[ExpectedLayer],
+        open: impl FnOnce() -> Result<(Target, SpoolDir), OutputError>,
+    ) -> Result<(), Error> {
+        if !image.is_image() {
+            return Err(OutputError::NotAnImage { destination: self.destination() }.into());
+        }
+        let (target, spools) = open()?;
+        *lock(&self.assembly) = Some(Assembly {
+            target,
+            spools,
+            position: 0,
+            pending: expected.iter().copied().collect(),
+            placed: HashMap::new(),
+            finished: HashMap::new(),
+            present: HashSet::new(),
+            misplaced: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn destination(&self) -> String {
+        match self.name {
+            Some(_) => self.path.display().to_string(),
+            None => format!("tar://{}", self.path.display()),
+        }
     }
 
     fn open(&self) -> Result<(Target, SpoolDir), OutputError> {
@@ -139,23 +189,7 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            return Err(
-                OutputError::NotAnImage { destination: format!("tar://{}", self.path.display()) }.into()
-            );
-        }
-        let (target, spools) = self.open()?;
-        *lock(&self.assembly) = Some(Assembly {
-            target,
-            spools,
-            position: 0,
-            pending: expected.iter().copied().collect(),
-            placed: HashMap::new(),
-            finished: HashMap::new(),
-            present: HashSet::new(),
-            misplaced: Vec::new(),
-        });
-        Ok(())
+        self.begin_at(image, expected, || self.open())
     }
 
     async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
@@ -199,8 +233,13 @@ impl super::ImageOutput for TarOutput {
         let layers: Vec<String> =
             finished.layers.iter().map(|layer| member_name(stored_digest(&layer.stored))).collect();
         let image = finished.image;
-        let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
-        repo_tags.extend(image.aliases.iter().cloned());
+        let repo_tags: Vec<String> = match &self.name {
+            Some(name) => vec![name.clone()],
+            None => {
+                let own = image.name.tag.iter().map(|_| image.name.to_string());
+                own.chain(image.aliases.iter().cloned()).collect()
+            }
+        };
         let manifest = serde_json::json!([{
             "Config": config_name,
             "RepoTags": repo_tags,
@@ -220,7 +259,7 @@ impl super::ImageOutput for TarOutput {
             .await
             .expect("finishing a tar does not panic")
             .map_err(|source| self.error("finish", source))?;
-        Ok(Receipt { destination: format!("tar://{}", self.path.display()), ..Receipt::default() })
+        Ok(Receipt { destination: self.destination(), ..Receipt::default() })
     }
 }
 
