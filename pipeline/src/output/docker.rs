@@ -170,8 +170,8 @@ impl ImageOutput for DockerOutput {
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
-        let (image, config, layers) = (finished.image, finished.config.clone(), finished.layers);
-        if let Err(error) = self.tar.finalize(FinishedImage { image, config, layers }).await {
+        let config = finished.config.clone();
+        if let Err(error) = self.tar.finalize(FinishedImage { config, ..finished }).await {
             return Err(self.explained(error).await);
         }
         let Loading { engine, mut request, pipe, complete } =

@@ -188,6 +188,10 @@ impl super::ImageOutput for TarOutput {
         LayerForm::Tar
     }
 
+    fn wants_tar_sizes(&self) -> bool {
+        true
+    }
+
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
         self.begin_at(image, expected, || self.open())
     }
@@ -514,7 +518,7 @@ mod tests {
             spools: spools.clone(),
             position: 0,
             pending: (0..contents.len())
-                .map(|index| ExpectedLayer { index, tar_size: foreseen[index] })
+                .map(|index| ExpectedLayer { index, tar_size: foreseen[index], may_restart: false })
                 .collect(),
             placed: HashMap::new(),
             finished: HashMap::new(),
@@ -587,7 +591,7 @@ mod tests {
             target,
             spools,
             position: 0,
-            pending: [ExpectedLayer { index: 0, tar_size: None }].into(),
+            pending: [ExpectedLayer { index: 0, tar_size: None, may_restart: false }].into(),
             placed: HashMap::new(),
             finished: HashMap::new(),
             present: HashSet::new(),
