@@ -150,8 +150,7 @@ impl Exported {
             }
         }
         let image = || self.name.clone();
-        let missing = (0..self.diff_ids.len())
-            .find(|&index| self.names.layer(&self.diff_ids[index]) == Some(index) && !self.has(index));
+        let missing = (0..self.diff_ids.len()).find(|&index| !self.has(self.first(index)));
         if let Some(index) = missing {
             let diff_id = self.diff_ids[index].clone();
             return Err(EngineError::NoLayer { image: image(), index, diff_id }.into());
@@ -178,6 +177,11 @@ impl Exported {
             Err(Error::Engine(error)) => drop(sender.send(Piece::Failed(error.into())).await),
             Err(error) => unreachable!("an export fails by the engine or by a spool: {error}"),
         }
+    }
+
+    /// The first place of the layer that stands at `index`: what stands twice in an image is sent once.
+    pub(super) fn first(&self, index: usize) -> usize {
+        self.names.layer(&self.diff_ids[index]).expect("every diff_id has its place")
     }
 
     pub(super) fn size(&self, index: usize) -> Option<u64> {

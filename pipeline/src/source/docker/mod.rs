@@ -99,7 +99,7 @@ impl DockerSource {
         let task = Task::spawn(Arc::clone(&exported).read(config, sender));
         let layer = |(index, diff_id): (usize, &Digest)| Layer {
             index,
-            blob: Arc::new(ExportedLayer { exported: Arc::clone(&exported), index }),
+            blob: Arc::new(ExportedLayer { index: exported.first(index), exported: Arc::clone(&exported) }),
             descriptor: None,
             format: Format::None,
             diff_id: Some(diff_id.clone()),
