@@ -50,6 +50,8 @@ pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
         source_registry: registry_options(global, source, "source")?,
         destination_registry: registry_options(global, destination, "destination")?,
         engine: engine::Options::from_environment(),
+        force: false,
+        verify: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
 }

@@ -175,6 +175,8 @@ impl Error {
                 OutputError::Io { .. } => Blame::Machine,
                 OutputError::NotAnImage { .. }
                 | OutputError::NoTag { .. }
+                | OutputError::Taken { .. }
+                | OutputError::Catalog { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -237,6 +239,9 @@ impl Error {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
             Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
+            Self::Output(OutputError::Taken { .. }) => {
+                Some("choose another directory, or replace what is there with --force".to_owned())
+            }
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
             Self::DiffId { .. } => {
                 Some("`occyctl check` lists everything that is wrong with an image".to_owned())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::compression::Compression;
 use crate::engine;
 use crate::error::Error;
+use crate::output::dir::{DirOptions, DirOutput};
 use crate::output::docker::DockerOutput;
 use crate::output::registry::{ManifestFormat, RegistryOutput};
 use crate::output::tar::TarOutput;
@@ -36,6 +37,10 @@ pub struct Settings {
     pub destination_registry: registry::Options,
     /// Where the container engine is.
     pub engine: engine::Options,
+    /// Replace what is at a destination that is a directory.
+    pub force: bool,
+    /// Read what a destination has already, to see that it is whole.
+    pub verify: bool,
     /// Where temporary files go.
     pub spools: SpoolDir,
 }
@@ -105,6 +110,14 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let engine = settings.engine.at(uri.option("socket"));
             Arc::new(DockerOutput::new(engine, &uri.rest, settings.spools.clone())?)
         }
+        "dir" => {
+            let options = DirOptions {
+                unique_names: uri.flag("unique_names")?,
+                force: settings.force || uri.flag("force")?,
+                verify: settings.verify || uri.flag("verify")?,
+            };
+            Arc::new(DirOutput::new(&uri.rest, options))
+        }
         "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
         scheme => unreachable!("{scheme}:// is in the table of outputs"),
     };
@@ -135,6 +148,8 @@ mod tests {
             source_registry: registry::Options::default(),
             destination_registry: registry::Options::default(),
             engine: engine::Options::default(),
+            force: false,
+            verify: false,
             spools: SpoolDir::new("/tmp", 0),
         }
     }

@@ -165,11 +165,14 @@ async fn run_layers(
                     result.map_err(fail)
                 });
             }
-            // The first failure drops the set, and with it every other layer that is on its way.
             Some(ended) = running.join_next(), if !running.is_empty() => match ended {
-                Ok(result) => {
-                    let written: WrittenLayer = result?;
+                Ok(Ok(written)) => {
                     done.insert(written.index, written);
+                }
+                Ok(Err(error)) => {
+                    // The first failure ends every other layer that is on its way, before the output cleans up behind them.
+                    running.shutdown().await;
+                    return Err(error);
                 }
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             },

@@ -22,13 +22,15 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let mut settings = settings(global)?;
     settings.compression = options.compression;
     settings.format = options.format.unwrap_or_default();
+    settings.force = options.force;
+    settings.verify = options.verify;
     let chain = FilterChain::parse(&options.filters).map_err(occy_pipeline::error::Error::from)?;
     let source = open::source(&options.source, &settings)?;
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
     let files = Files::open(&chain)?;
     if options.compression.is_some() && output.end.form() == LayerForm::Tar {
-        tracing::warn!("--compression means nothing to {}: it takes plain layers", options.destination);
+        tracing::warn!("--compression means nothing to {}: it gets plain layers", options.destination);
     }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();
