@@ -12,6 +12,7 @@ pub mod config;
 pub mod digest;
 pub mod element;
 pub mod error;
+pub mod executor;
 pub mod filter;
 pub mod layer;
 pub mod manifest;

@@ -12,6 +12,7 @@ use crate::compression::Format;
 use crate::config::ConfigError;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
+use crate::executor::{Executor, LayerTask};
 use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Rendering};
 use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::progress::{LayerState, Progress};
@@ -59,7 +60,7 @@ pub async fn process(
     source: &dyn ImageSource,
     plan: Arc<LayerPlan>,
     output: Arc<dyn ImageOutput>,
-    parallel: usize,
+    executor: Arc<dyn Executor>,
     progress: &Progress,
 ) -> Result<Outcome, Error> {
     let start = Instant::now();
@@ -69,7 +70,7 @@ pub async fn process(
     let distinct = distinct(&image);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
     output.begin(&image, &expected(&image, &written, &plan, output.form()).await).await?;
-    let done = run_layers(&image, written, &plan, &output, parallel, progress).await?;
+    let done = run_layers(&image, written, &plan, &output, &executor, progress).await?;
     let layers = place(&image, &distinct, &done, progress);
     let config = final_config(&image, &plan, &layers)?;
     let finished = FinishedImage { image: &image, config: config.clone(), layers: &layers };
@@ -120,10 +121,10 @@ async fn run_layers(
     mut order: Vec<usize>,
     plan: &Arc<LayerPlan>,
     output: &Arc<dyn ImageOutput>,
-    parallel: usize,
+    executor: &Arc<dyn Executor>,
     progress: &Progress,
 ) -> Result<HashMap<usize, WrittenLayer>, Error> {
-    if matches!(output.form(), LayerForm::Stored { .. }) {
+    if output.takes_any_order() {
         // Where places do not matter, the largest first: the small ones then fill the gaps at the end.
         order.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.size()));
     }
@@ -131,17 +132,21 @@ async fn run_layers(
     let mut running = JoinSet::new();
     let mut done = HashMap::new();
     loop {
-        while running.len() < parallel.max(1)
+        while running.len() < executor.at_once().max(1)
             && let Some(index) = waiting.next()
         {
-            let layer = image.layers[index].clone();
-            let (plan, output, progress) = (Arc::clone(plan), Arc::clone(output), progress.clone());
+            let task = LayerTask {
+                layer: image.layers[index].clone(),
+                plan: Arc::clone(plan),
+                output: Arc::clone(output),
+                progress: progress.clone(),
+            };
+            let executor = Arc::clone(executor);
             let total = image.layers.len();
             running.spawn(async move {
-                let label = layer.label();
-                let result = plan.run(output.as_ref(), &layer, &progress.layers()[index]).await;
-                let fail = |error| Error::in_layer(output.form().action(), index, total, label, error);
-                result.map_err(fail)
+                let (label, action) = (task.layer.label(), task.output.form().action());
+                let result = executor.run(task).await;
+                result.map_err(|error| Error::in_layer(action, index, total, label, error))
             });
         }
         // The first failure drops the set, and with it every other layer that is on its way.

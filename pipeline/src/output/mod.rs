@@ -130,6 +130,11 @@ pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
 
+    /// Whether layers may come in any order: the largest first then. Where not, they are begun by index.
+    fn takes_any_order(&self) -> bool {
+        matches!(self.form(), LayerForm::Stored { .. })
+    }
+
     /// Called before any layer: checks that the image can be written, so that nothing is fetched in vain. `expected` lists
     /// the layers that [`write_layer`](Self::write_layer) or [`copy_layer`](Self::copy_layer) will be called for, in order;
     /// a layer that stands twice in an image is stored once.
