@@ -195,6 +195,10 @@ impl Error {
         label: String,
         error: Self,
     ) -> Self {
+        if matches!(error, Self::Layer { .. }) {
+            // Another layer's, which was waiting for this one.
+            return error;
+        }
         Self::Layer { action, number: index + 1, total, label, source: Box::new(error) }
     }
 

@@ -69,11 +69,12 @@ pub async fn process(
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
     let distinct = distinct(&image);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
-    output.begin(&image, &expected(&image, &written, &plan, output.form()).await).await?;
+    output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
     let done = run_layers(&image, written, &plan, &output, &executor, progress).await?;
     let layers = place(&image, &distinct, &done, progress);
     let config = final_config(&image, &plan, &layers)?;
-    let finished = FinishedImage { image: &image, config: config.clone(), layers: &layers };
+    let finished =
+        FinishedImage { image: &image, chain: &plan.chain, config: config.clone(), layers: &layers };
     let receipt = output.finalize(finished).await?;
     let bytes = layers.iter().map(|layer| stored_size(&image, layer)).sum();
     let summary = Summary { bytes, layers: layers.len(), elapsed: start.elapsed() };
@@ -92,8 +93,14 @@ fn refuse_artifact(image: &Image, plan: &LayerPlan, form: LayerForm) -> Result<(
 ///
 /// A plain tar's size helps an output of tars to place layers before they are read. The end of a gzip stream tells it, if the
 /// stream is one member of less than 4 GiB; that it could be a tar's at all is checked here, and the rest by the output.
-async fn expected(image: &Image, written: &[usize], plan: &LayerPlan, form: LayerForm) -> Vec<ExpectedLayer> {
-    let guess = form == LayerForm::Tar && !plan.chain.edits() && written.len() > 1;
+async fn expected(
+    image: &Image,
+    written: &[usize],
+    plan: &LayerPlan,
+    output: &dyn ImageOutput,
+) -> Vec<ExpectedLayer> {
+    let may_restart = plan.chain.edits();
+    let guess = output.wants_tar_sizes() && !may_restart && written.len() > 1;
     let sizes = written.iter().map(|&index| async move {
         let layer = &image.layers[index];
         let tar_size = match layer.format {
@@ -105,7 +112,7 @@ async fn expected(image: &Image, written: &[usize], plan: &LayerPlan, form: Laye
             }
             Format::Zstd => None,
         };
-        ExpectedLayer { index, tar_size }
+        ExpectedLayer { index, tar_size, may_restart }
     });
     futures_util::stream::iter(sizes).buffered(EXPECTED_AT_ONCE).collect().await
 }

@@ -102,6 +102,10 @@ impl LayerPlan {
         layer: &Layer,
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
+        if let Some(known) = output.known_layer(layer, &self.chain).await? {
+            progress.set(LayerState::Reused);
+            return Ok(known);
+        }
         let mut attempt = 1;
         loop {
             progress.set(LayerState::Running);

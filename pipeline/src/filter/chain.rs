@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use super::{Filter, SpecError, spec};
 
+/// Counts what changes the bytes of rewritten tars or the reports of filters; see [`FilterChain::fingerprint`].
+const REWRITER: u32 = 1;
+
 /// The filters of a job, in the order in which elements pass through them.
 #[derive(Clone, Debug, Default)]
 pub struct FilterChain {
@@ -30,6 +33,12 @@ impl FilterChain {
     /// The canonical form of each filter.
     pub fn specs(&self) -> Vec<String> {
         self.filters.iter().map(|filter| filter.spec()).collect()
+    }
+
+    /// What a layer's result depends on beside the layer itself: the filters in canonical form, in their order, and the
+    /// version of what rewrites layers. Equal fingerprints give equal bytes and reports.
+    pub fn fingerprint(&self) -> String {
+        format!("{REWRITER} {}", serde_json::Value::from(self.specs()))
     }
 
     /// Whether there are no filters.

@@ -9,6 +9,7 @@ use crate::blob::{ByteCount, LayerStream};
 use crate::compression::{Compression, Format};
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
+use crate::filter::FilterChain;
 
 /// One kind of output, for help texts and the parser.
 #[derive(Debug)]
@@ -67,6 +68,9 @@ pub struct ExpectedLayer {
     pub index: usize,
     /// What it will probably measure as a plain tar, in bytes. It may be wrong.
     pub tar_size: Option<u64>,
+    /// Whether filters may find in the middle of its stream that it has to begin again: until the stream's end, nothing of
+    /// it counts.
+    pub may_restart: bool,
 }
 
 /// The final state of an image, when every layer is stored.
@@ -74,6 +78,8 @@ pub struct ExpectedLayer {
 pub struct FinishedImage<'a> {
     /// As the source offered it.
     pub image: &'a Image,
+    /// The filters that it has passed.
+    pub chain: &'a FilterChain,
     /// The final config, byte for byte: the source's own unless a layer's diff_id or a filter changed it.
     pub config: bytes::Bytes,
     /// Every layer, by index.
@@ -135,10 +141,22 @@ pub trait ImageOutput: Send + Sync {
         matches!(self.form(), LayerForm::Stored { .. })
     }
 
+    /// Whether it wants to know [`ExpectedLayer::tar_size`], which may cost a request a layer.
+    fn wants_tar_sizes(&self) -> bool {
+        false
+    }
+
     /// Called before any layer: checks that the image can be written, so that nothing is fetched in vain. `expected` lists
     /// the layers that [`write_layer`](Self::write_layer) or [`copy_layer`](Self::copy_layer) will be called for, in order;
     /// a layer that stands twice in an image is stored once.
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error>;
+
+    /// What the layer becomes behind these filters, if the output has just that from an earlier image. Asked before anything
+    /// is fetched; such a layer is neither read nor written, and its reports are those of the earlier time.
+    async fn known_layer(&self, layer: &Layer, chain: &FilterChain) -> Result<Option<WrittenLayer>, Error> {
+        let _ = (layer, chain);
+        Ok(None)
+    }
 
     /// Stores a layer's blob as it is, if it is not there yet. Only for [`LayerForm::Stored`]; its descriptor is known.
     async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error>;

@@ -138,6 +138,10 @@ impl super::ImageOutput for TarOutput {
         LayerForm::Tar
     }
 
+    fn wants_tar_sizes(&self) -> bool {
+        true
+    }
+
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
         if !image.is_image() {
             return Err(
@@ -475,7 +479,7 @@ mod tests {
             spools: spools.clone(),
             position: 0,
             pending: (0..contents.len())
-                .map(|index| ExpectedLayer { index, tar_size: foreseen[index] })
+                .map(|index| ExpectedLayer { index, tar_size: foreseen[index], may_restart: false })
                 .collect(),
             placed: HashMap::new(),
             finished: HashMap::new(),
@@ -548,7 +552,7 @@ mod tests {
             target,
             spools,
             position: 0,
-            pending: [ExpectedLayer { index: 0, tar_size: None }].into(),
+            pending: [ExpectedLayer { index: 0, tar_size: None, may_restart: false }].into(),
             placed: HashMap::new(),
             finished: HashMap::new(),
             present: HashSet::new(),
