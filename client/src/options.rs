@@ -36,6 +36,9 @@ Destinations:
       ?format=keep|docker|oci           as --format
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar for `docker load`; tar://- is standard output
+  dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
+      ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
+      ?force=true&verify=true           as --force, as --verify
 
 Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...]):
   normalize-timestamps[:ts=SECONDS,mode=set|clamp]        set every time to SECONDS (0), or only later ones
@@ -120,6 +123,12 @@ pub(crate) struct Process {
     /// The manifest that a registry gets: keep (the source's format), docker (schema2) or oci.
     #[arg(long, value_name = "FORMAT", env = "OCCYSTRAP_FORMAT")]
     pub(crate) format: Option<ManifestFormat>,
+    /// Replace a destination that is a directory and not empty. It is lost only when the new one is complete.
+    #[arg(long, env = "OCCYSTRAP_FORCE")]
+    pub(crate) force: bool,
+    /// Read the layers that a shared directory has already, and fetch those again that are damaged.
+    #[arg(long, env = "OCCYSTRAP_VERIFY")]
+    pub(crate) verify: bool,
     /// Decompress and check also layers that could be copied as they are.
     #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
     pub(crate) verify_diff_ids: bool,

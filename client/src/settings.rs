@@ -48,6 +48,8 @@ pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
         format: ManifestFormat::Keep,
         source_registry: registry_options(global, source, "source")?,
         destination_registry: registry_options(global, destination, "destination")?,
+        force: false,
+        verify: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
 }

@@ -54,6 +54,19 @@ impl UnnamedFile {
         }
     }
 
+    /// A new file in `directory` that is to become a file of that name, there or wherever [`destined`](Self::destined) says.
+    pub fn create_in(directory: &Path, name: &str) -> io::Result<Self> {
+        remove_abandoned(directory, name.as_ref());
+        Self::open(directory.join(name), directory.to_owned())
+    }
+
+    /// The same file, to become `destination`, which must lie in the same file system.
+    #[must_use]
+    pub fn destined(mut self, destination: PathBuf) -> Self {
+        self.destination = destination;
+        self
+    }
+
     /// Another file that is to become the same destination, in this one's place.
     pub fn another(&self) -> io::Result<Self> {
         Self::open(self.destination.clone(), self.directory.clone())
@@ -95,6 +108,18 @@ impl Drop for UnnamedFile {
     }
 }
 
+/// Writes a small file that appears whole or not at all. It is on the disk, its name included, when this returns.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
+    let directory = parent(path);
+    remove_abandoned(&directory, name);
+    let file = UnnamedFile::open(path.to_owned(), directory.clone())?;
+    file.file().write_all_at(bytes, 0)?;
+    file.file().sync_data()?;
+    file.publish(bytes.len() as u64)?;
+    File::open(directory)?.sync_all()
+}
+
 /// The directory that `path` stands in.
 pub fn parent(path: &Path) -> PathBuf {
     match path.parent() {
@@ -103,7 +128,8 @@ pub fn parent(path: &Path) -> PathBuf {
     }
 }
 
-fn partial_name(name: &std::ffi::OsStr, pid: u32) -> OsString {
+/// The name beside `name` of what is not whole yet: no other process and no other call gets the same.
+pub(crate) fn partial_name(name: &std::ffi::OsStr, pid: u32) -> OsString {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut partial = OsString::from(".");

@@ -171,9 +171,11 @@ impl Error {
             }
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
-                OutputError::NotAnImage { .. } | OutputError::ZstdInDocker | OutputError::ByDigest { .. } => {
-                    Blame::Caller
-                }
+                OutputError::Taken { .. }
+                | OutputError::Catalog { .. }
+                | OutputError::NotAnImage { .. }
+                | OutputError::ZstdInDocker
+                | OutputError::ByDigest { .. } => Blame::Caller,
             },
             Self::LayerContent(error) => {
                 if error.is_machine() {
@@ -234,6 +236,9 @@ impl Error {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
+            Self::Output(OutputError::Taken { .. }) => {
+                Some("choose another directory, or replace what is there with --force".to_owned())
+            }
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
             Self::DiffId { .. } => {
                 Some("`occyctl check` lists everything that is wrong with an image".to_owned())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::compression::Compression;
 use crate::error::Error;
+use crate::output::dir::{DirOptions, DirOutput};
 use crate::output::registry::{ManifestFormat, RegistryOutput};
 use crate::output::tar::TarOutput;
 use crate::output::{ImageOutput, OUTPUTS};
@@ -31,6 +32,10 @@ pub struct Settings {
     pub source_registry: registry::Options,
     /// How the destination's registry is spoken to.
     pub destination_registry: registry::Options,
+    /// Replace what is at a destination that is a directory.
+    pub force: bool,
+    /// Read what a destination has already, to see that it is whole.
+    pub verify: bool,
     /// Where temporary files go.
     pub spools: SpoolDir,
 }
@@ -92,6 +97,14 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let format = uri.parsed("format")?.unwrap_or(settings.format);
             Arc::new(RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format))
         }
+        "dir" => {
+            let options = DirOptions {
+                unique_names: uri.flag("unique_names")?,
+                force: settings.force || uri.flag("force")?,
+                verify: settings.verify || uri.flag("verify")?,
+            };
+            Arc::new(DirOutput::new(&uri.rest, options))
+        }
         "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
         scheme => unreachable!("{scheme}:// is in the table of outputs"),
     };
@@ -121,6 +134,8 @@ mod tests {
             format: ManifestFormat::Keep,
             source_registry: registry::Options::default(),
             destination_registry: registry::Options::default(),
+            force: false,
+            verify: false,
             spools: SpoolDir::new("/tmp", 0),
         }
     }

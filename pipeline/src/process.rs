@@ -156,11 +156,14 @@ async fn run_layers(
                 result.map_err(|error| Error::in_layer(action, index, total, label, error))
             });
         }
-        // The first failure drops the set, and with it every other layer that is on its way.
         match running.join_next().await {
-            Some(Ok(result)) => {
-                let written = result?;
+            Some(Ok(Ok(written))) => {
                 done.insert(written.index, written);
+            }
+            Some(Ok(Err(error))) => {
+                // The first failure ends every other layer that is on its way, before the output cleans up behind them.
+                running.shutdown().await;
+                return Err(error);
             }
             Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
             None => return Ok(done),

@@ -113,6 +113,15 @@ impl Uri {
             .transpose()
     }
 
+    /// Whether an option that is on or off is on. One without a value is.
+    pub fn flag(&self, key: &str) -> Result<bool, UriError> {
+        match self.option(key) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(value) => Err(self.bad(key, value, "expected true or false")),
+        }
+    }
+
     fn bad(&self, key: &str, value: &str, reason: &str) -> UriError {
         UriError::BadValue { key: key.to_owned(), value: value.to_owned(), reason: reason.to_owned() }
     }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::open;
+use occy_pipeline::output::LayerForm;
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::Progress;
 use serde_json::json;
@@ -22,16 +23,15 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let mut settings = settings(global)?;
     settings.compression = options.compression;
     settings.format = options.format.unwrap_or_default();
+    settings.force = options.force;
+    settings.verify = options.verify;
     let chain = FilterChain::parse(&options.filters).map_err(occy_pipeline::error::Error::from)?;
     let source = open::source(&options.source, &settings)?;
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
     let files = Files::open(&chain)?;
-    if options.compression.is_some() && options.destination.starts_with("tar://") {
-        tracing::warn!(
-            "--compression means nothing to {}: a saved tar has plain layers",
-            options.destination
-        );
+    if options.compression.is_some() && output.end.form() == LayerForm::Tar {
+        tracing::warn!("--compression means nothing to {}: it gets plain layers", options.destination);
     }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();

@@ -1,8 +1,10 @@
 //! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
+pub mod dir;
 pub mod nothing;
 pub mod registry;
+mod staging;
 pub mod tar;
 
 use crate::blob::{ByteCount, LayerStream};
@@ -25,7 +27,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND, dir::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +112,20 @@ pub enum OutputError {
         path: std::path::PathBuf,
         /// Its answer.
         source: std::io::Error,
+    },
+    /// There is something already.
+    #[error("{} exists and is not empty", .path.display())]
+    Taken {
+        /// The destination.
+        path: std::path::PathBuf,
+    },
+    /// The catalog of a shared directory is none.
+    #[error("{} is not a catalog of images: {reason}", .path.display())]
+    Catalog {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// An artifact has nothing that a saved tar could hold.
     #[error("{destination} can hold images only, and this is an artifact")]

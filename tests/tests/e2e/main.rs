@@ -20,6 +20,7 @@ mod rewriting;
 mod schema1;
 mod search;
 mod tls;
+mod to_dir;
 mod to_tar;
 
 use std::path::Path;

@@ -1,0 +1,346 @@
+//! `dir://PATH`: an image as files. The Python tool's form: `manifest.json`, the config as `<hash>.json`, every layer as
+//! `<diff_id>/layer.tar`, and `catalog.json`, which says which manifest belongs to which image.
+//!
+//! - Plain, the directory is built beside its place and renamed into it, whole.
+//! - With `unique_names=true` it is shared by any number of images and of processes: layers are named by what they hold and
+//!   stored once, each image has a manifest of its own ([`catalog`]), and a layer that is there is not fetched again
+//!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
+//!   catalog's line. What a killed run leaves is a layer that nobody refers to, which the next image may need, and which is
+//!   safe to remove when no manifest names it.
+
+pub mod catalog;
+mod index;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use self::catalog::{CATALOG, Catalog, LOCK, to_json};
+use self::index::Entry;
+use super::staging::{StagedDir, fail, wait_for_others};
+use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use crate::atomic::{UnnamedFile, write_durably};
+use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::compression::Format;
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
+use crate::error::Error;
+use crate::filter::FilterChain;
+
+/// This output's line in the table.
+pub const KIND: OutputKind = OutputKind {
+    scheme: "dir",
+    syntax: "dir://PATH",
+    about: "a directory of plain layer tars; with unique_names=true one that images share",
+    options: &["unique_names", "force", "verify"],
+};
+
+/// How a directory is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirOptions {
+    /// Images share the directory and its layers.
+    pub unique_names: bool,
+    /// Replace what is at the destination.
+    pub force: bool,
+    /// Read the layers that are there already and need not be fetched, to see that they are whole.
+    pub verify: bool,
+}
+
+/// A directory that an image is written to.
+#[derive(Debug)]
+pub struct DirOutput {
+    path: PathBuf,
+    options: DirOptions,
+    /// Shared with the threads that write layers, the last of which removes what was not completed.
+    place: Mutex<Option<Arc<Place>>>,
+}
+
+/// Where the files of a run go.
+#[derive(Debug)]
+enum Place {
+    /// Into a directory that has yet to get its name.
+    Staged(StagedDir),
+    /// Into one that others use at the same time.
+    Shared(PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Staged(staged) => staged.path(),
+            Self::Shared(path) => path,
+        }
+    }
+}
+
+impl DirOutput {
+    /// Writes to the directory at `path`.
+    pub fn new(path: impl Into<PathBuf>, options: DirOptions) -> Self {
+        Self { path: path.into(), options, place: Mutex::new(None) }
+    }
+
+    fn place(&self) -> std::sync::MutexGuard<'_, Option<Arc<Place>>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begun(&self) -> Arc<Place> {
+        Arc::clone(self.place().as_ref().expect("begin ran before any layer"))
+    }
+}
+
+impl Drop for DirOutput {
+    /// A run that failed may have threads that have yet to notice; what they write is to be removed before the process ends.
+    fn drop(&mut self) {
+        if let Some(place) = self.place().take() {
+            wait_for_others(&place);
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl super::ImageOutput for DirOutput {
+    fn form(&self) -> LayerForm {
+        LayerForm::Tar
+    }
+
+    async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+        if !image.is_image() {
+            let destination = format!("dir://{}", self.path.display());
+            return Err(OutputError::NotAnImage { destination }.into());
+        }
+        let (path, options) = (self.path.clone(), self.options);
+        let place = blocking(move || match options.unique_names {
+            true => open_shared(&path, options.force).map(|()| Place::Shared(path)),
+            false => StagedDir::create(&path, options.force).map(Place::Staged),
+        });
+        *self.place() = Some(Arc::new(place.await?));
+        Ok(())
+    }
+
+    async fn known_layer(&self, layer: &Layer, chain: &FilterChain) -> Result<Option<WrittenLayer>, Error> {
+        if !self.options.unique_names {
+            return Ok(None);
+        }
+        let (place, verify) = (self.begun(), self.options.verify);
+        let (layer, chain) = (layer.clone(), chain.clone());
+        Ok(blocking(move || {
+            let entry = Entry::find(place.path(), &layer, &chain);
+            let whole = entry.filter(|entry| is_whole(place.path(), entry, verify));
+            whole.map(|entry| entry.into_written(layer.index))
+        })
+        .await)
+    }
+
+    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
+        unreachable!("a directory takes layers as plain tars")
+    }
+
+    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn write_layer(
+        &self,
+        _index: usize,
+        mut stream: LayerStream,
+        _format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error> {
+        let (place, durable) = (self.begun(), self.options.unique_names);
+        let progress = progress.clone();
+        blocking(move || {
+            let file = LayerFile::create(place.path())?;
+            let summary = file.fill(&mut stream, &progress)?;
+            file.publish(&summary, durable)?;
+            Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format: Format::None })
+        })
+        .await
+    }
+
+    async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
+        let place = self.place().take().expect("begin ran before finalize");
+        let place = Arc::into_inner(place).expect("every layer is written before the image is finalized");
+        let (path, options) = (self.path.clone(), self.options);
+        let names = Names::of(&finished);
+        match place {
+            Place::Staged(staged) => blocking(move || names.write_plain(staged, options.force)).await?,
+            Place::Shared(directory) => {
+                let layers = finished.image.layers.iter().cloned().zip(finished.layers.iter().cloned());
+                let (layers, chain) = (layers.collect::<Vec<_>>(), finished.chain.clone());
+                blocking(move || {
+                    for (layer, written) in &layers {
+                        Entry::note(&directory, layer, &chain, written)?;
+                    }
+                    names.write_shared(&directory)
+                })
+                .await?;
+            }
+        }
+        Ok(Receipt { destination: format!("dir://{}", path.display()), ..Receipt::default() })
+    }
+}
+
+/// What stands in the documents of an image.
+struct Names {
+    image: String,
+    tag: String,
+    repo_tags: Vec<String>,
+    config: bytes::Bytes,
+    layers: Vec<String>,
+}
+
+impl Names {
+    fn of(finished: &FinishedImage<'_>) -> Self {
+        let image = finished.image;
+        let by_digest = || image.manifest.as_ref().map(|manifest| manifest.digest.to_string());
+        let tag = image.name.tag.clone().or_else(by_digest).unwrap_or_else(|| "latest".to_owned());
+        let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
+        repo_tags.extend(image.aliases.iter().cloned());
+        let layers = finished.layers.iter().map(|layer| match &layer.stored {
+            StoredLayer::Written { digest, .. } => format!("{}/{LAYER}", digest.hex()),
+            StoredLayer::Original => unreachable!("a directory takes layers as plain tars"),
+        });
+        Self {
+            image: image.name.repository.clone(),
+            tag,
+            repo_tags,
+            config: finished.config.clone(),
+            layers: layers.collect(),
+        }
+    }
+
+    fn config_name(&self) -> String {
+        format!("{}.json", Digest::sha256(&self.config).hex())
+    }
+
+    fn manifest(&self) -> serde_json::Value {
+        serde_json::json!([{
+            "Config": self.config_name(),
+            "Layers": self.layers,
+            "RepoTags": self.repo_tags,
+        }])
+    }
+
+    /// Completes a directory of one image and puts it in its place.
+    fn write_plain(&self, staged: StagedDir, replace: bool) -> Result<(), OutputError> {
+        let write = |name: &str, bytes: &[u8]| {
+            let path = staged.path().join(name);
+            std::fs::write(&path, bytes).map_err(fail("write", &path))
+        };
+        write(&self.config_name(), &self.config)?;
+        write("manifest.json", &to_json(&self.manifest()))?;
+        write(CATALOG, &to_json(&serde_json::json!({ &self.image: { &self.tag: "manifest.json" } })))?;
+        staged.publish(replace)
+    }
+
+    /// Adds an image to a shared directory that has its layers.
+    fn write_shared(&self, directory: &Path) -> Result<(), OutputError> {
+        let write = |name: &str, bytes: &[u8]| {
+            let path = directory.join(name);
+            write_durably(&path, bytes).map_err(fail("write", &path))
+        };
+        write(&self.config_name(), &self.config)?;
+        let catalog = Catalog::lock(directory)?;
+        let name = format!("{}.json", catalog.manifest_name(&self.image, &self.tag));
+        let mut manifest = self.manifest();
+        manifest[0]["ImageName"] = self.image.as_str().into();
+        write(&name, &to_json(&manifest))?;
+        catalog.add(&self.image, &self.tag, name)
+    }
+}
+
+/// The name of a layer's file in its directory.
+const LAYER: &str = "layer.tar";
+
+/// A layer's file, which gets its name when it is whole.
+struct LayerFile {
+    file: UnnamedFile,
+    directory: PathBuf,
+}
+
+impl LayerFile {
+    fn create(directory: &Path) -> Result<Self, Error> {
+        let file = UnnamedFile::create_in(directory, LAYER).map_err(fail("create a layer in", directory))?;
+        Ok(Self { file, directory: directory.to_owned() })
+    }
+
+    fn fill(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
+        let mut size = 0;
+        loop {
+            match stream.blocking_next()? {
+                LayerPiece::Data(bytes) => {
+                    let written = self.file.file().write_all_at(&bytes, size);
+                    written.map_err(fail("write a layer to", &self.directory))?;
+                    size += bytes.len() as u64;
+                    progress.add(bytes.len() as u64);
+                    stream.recycle(bytes);
+                }
+                LayerPiece::End(summary) => return Ok(summary),
+            }
+        }
+    }
+
+    /// Names the file by what it holds; if it is to be durable, only once it is on the disk.
+    fn publish(self, summary: &BlobSummary, durable: bool) -> Result<(), OutputError> {
+        let directory = self.directory.join(summary.digest.hex());
+        std::fs::create_dir_all(&directory).map_err(fail("create", &directory))?;
+        let path = directory.join(LAYER);
+        if durable {
+            self.file.file().sync_data().map_err(fail("write", &path))?;
+        }
+        self.file.destined(path.clone()).publish(summary.size).map_err(fail("create", &path))?;
+        if durable {
+            for directory in [&directory, &self.directory] {
+                let synced = File::open(directory).and_then(|directory| directory.sync_all());
+                synced.map_err(fail("write", directory))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prepares a directory that images share. One that is not empty has to look like ours, unless it is forced.
+fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
+    std::fs::create_dir_all(path).map_err(fail("create", path))?;
+    let is_ours = || [CATALOG, LOCK].iter().any(|name| path.join(name).exists());
+    let is_empty = std::fs::read_dir(path).map_err(fail("read", path))?.next().is_none();
+    if !is_empty && !is_ours() && !force {
+        return Err(OutputError::Taken { path: path.to_owned() });
+    }
+    // From here on others see that it is ours.
+    let lock = path.join(LOCK);
+    File::options().create(true).append(true).open(&lock).map_err(fail("create", &lock))?;
+    Ok(())
+}
+
+/// Whether the layer that an entry tells of is there.
+fn is_whole(directory: &Path, entry: &Entry, verify: bool) -> bool {
+    let path = directory.join(entry.diff_id.hex()).join(LAYER);
+    let Ok(file) = File::open(&path) else { return false };
+    if file.metadata().map(|metadata| metadata.len()).ok() != Some(entry.size) {
+        return false;
+    }
+    let whole = !verify || hash(&file, entry.size).is_ok_and(|digest| digest == entry.diff_id);
+    if !whole {
+        tracing::warn!("{} is not what its name says; fetching the layer again", path.display());
+    }
+    whole
+}
+
+fn hash(file: &File, size: u64) -> std::io::Result<Digest> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; crate::blob::CHUNK];
+    while hasher.size() < size {
+        match file.read_at(&mut buffer, hasher.size())? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// Runs what waits for the disk where that holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("writing a directory does not panic")
+}

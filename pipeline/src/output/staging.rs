@@ -1,0 +1,263 @@
+//! Directories that appear whole or not at all: built beside their place and renamed into it.
+//!
+//! While it is built a directory is called `.NAME.PID-N.occystrap-partial` and is locked by the process that builds it. The
+//! lock dies with the process, so the next run with the same destination can tell what a killed one left, and removes it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+
+use super::OutputError;
+use crate::atomic::{parent, partial_name};
+
+/// A directory that is being built. Dropped before it is published, it is removed.
+#[derive(Debug)]
+pub(super) struct StagedDir {
+    path: PathBuf,
+    destination: PathBuf,
+    /// Held locked as long as the directory is not in its place.
+    _lock: File,
+    published: bool,
+}
+
+/// What a publication that failed says.
+type Result<T> = std::result::Result<T, OutputError>;
+
+impl StagedDir {
+    /// An empty directory that is to become `destination`. When that is a symbolic link, its target is what gets replaced.
+    /// One that exists and is not empty is refused, unless it is to be replaced.
+    pub(super) fn create(destination: &Path, replace: bool) -> Result<Self> {
+        let destination = std::fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
+        refuse_taken(&destination, replace)?;
+        let fail = |what| fail(what, &destination);
+        let directory = parent(&destination);
+        std::fs::create_dir_all(&directory).map_err(fail("create the parent of"))?;
+        let name = destination.file_name().ok_or(io::ErrorKind::InvalidFilename.into());
+        let name = name.map_err(fail("create"))?;
+        remove_abandoned(&directory, name);
+        loop {
+            let path = directory.join(partial_name(name, std::process::id()));
+            match std::fs::create_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                result => result.map_err(fail("create a directory beside"))?,
+            }
+            // Between its creation and its lock another run may have taken it for abandoned.
+            let lock = File::open(&path).map(|lock| {
+                let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+                locked.is_ok_and(|()| is_same(&lock, &path)).then_some(lock)
+            });
+            match lock {
+                Ok(Some(lock)) => return Ok(Self { path, destination, _lock: lock, published: false }),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(fail("lock a directory beside")(error)),
+            }
+        }
+    }
+
+    /// Where it is built.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the directory in its place. What is there is replaced in one step, and lost only then, if that was asked for.
+    pub(super) fn publish(mut self, replace: bool) -> Result<()> {
+        let fail = |source| OutputError::Io { what: "replace", path: self.destination.clone(), source };
+        if let Ok(replaced) = std::fs::metadata(&self.destination) {
+            std::fs::set_permissions(&self.path, replaced.permissions()).map_err(fail)?;
+        }
+        // This replaces an empty directory, but no other.
+        match rustix::fs::rename(&self.path, &self.destination) {
+            Ok(()) => {
+                self.published = true;
+                return Ok(());
+            }
+            Err(Errno::NOTEMPTY | Errno::EXIST) if replace => {}
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                return Err(OutputError::Taken { path: self.destination.clone() });
+            }
+            Err(errno) => return Err(fail(errno.into())),
+        }
+        match renameat_with(CWD, &self.path, CWD, &self.destination, RenameFlags::EXCHANGE) {
+            // What was there has the partial name now, and goes when this value does.
+            Ok(()) => Ok(()),
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                // A file system that cannot exchange: for a moment there is nothing at the destination.
+                let name = self.destination.file_name().unwrap_or_default();
+                let aside = parent(&self.destination).join(partial_name(name, std::process::id()));
+                std::fs::rename(&self.destination, &aside).map_err(fail)?;
+                if let Err(error) = std::fs::rename(&self.path, &self.destination) {
+                    let _ = std::fs::rename(&aside, &self.destination);
+                    return Err(fail(error));
+                }
+                self.path = aside;
+                Ok(())
+            }
+            Err(errno) => Err(fail(errno.into())),
+        }
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = remove_tree(&self.path);
+        }
+    }
+}
+
+/// Waits, though not for long, until nobody else holds `shared`.
+pub(super) fn wait_for_others<T>(shared: &Arc<T>) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Arc::strong_count(shared) > 1 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An error that names what was being done to `path`.
+pub(super) fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OutputError + use<> {
+    let path = path.to_owned();
+    move |source| OutputError::Io { what, path, source }
+}
+
+/// Whether something at `path` stands in the way of a new directory.
+fn refuse_taken(path: &Path, replace: bool) -> Result<()> {
+    let mut entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fail("write to", path)(error)),
+    };
+    match entries.next() {
+        Some(_) if !replace => Err(OutputError::Taken { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().is_ok_and(|one| path.metadata().is_ok_and(|two| identity(one) == identity(two)))
+}
+
+/// Removes directories that nobody holds a lock of: what killed runs with the same destination left.
+fn remove_abandoned(directory: &Path, name: &OsStr) {
+    let prefix = format!(".{}.", name.to_string_lossy());
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let file_name = entry.file_name();
+        let file_name = file_name.to_string_lossy();
+        let is_partial = file_name
+            .strip_prefix(&prefix)
+            .and_then(|rest| rest.strip_suffix(".occystrap-partial"))
+            .is_some_and(|middle| middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
+        if !is_partial || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        // A directory that its owner left without the right to read it is nobody's who lives: ours are readable.
+        let lock = File::open(&path);
+        let is_free = match &lock {
+            Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+            Err(_) => false,
+        };
+        if is_free {
+            let _ = remove_tree(&path);
+        }
+    }
+}
+
+/// Removes a directory with all that is in it, also where its owner has no right to.
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            std::fs::remove_dir_all(path)
+        }
+        result => result,
+    }
+}
+
+/// Lets the owner into every directory of a tree. Symbolic links are not followed.
+fn open_up(path: &Path) -> io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_directory_appears_only_when_it_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = dir.path().join("deep/out");
+        let staged = StagedDir::create(&destination, false).unwrap();
+        std::fs::write(staged.path().join("file"), "new").unwrap();
+        assert!(!destination.exists());
+        staged.publish(false).unwrap();
+        assert_eq!(names(&destination), ["file"]);
+        assert_eq!(names(&dir.path().join("deep")), ["out"]);
+    }
+
+    #[test]
+    fn what_is_there_is_refused_or_replaced_in_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = dir.path().join("out");
+        std::fs::create_dir(&destination).unwrap();
+        let staged = StagedDir::create(&destination, false).unwrap();
+        std::fs::write(destination.join("old"), "").unwrap();
+        assert!(matches!(StagedDir::create(&destination, false), Err(OutputError::Taken { .. })));
+        assert!(matches!(staged.publish(false), Err(OutputError::Taken { .. })), "it came meanwhile");
+        assert_eq!(names(&destination), ["old"]);
+        let staged = StagedDir::create(&destination, true).unwrap();
+        std::fs::write(staged.path().join("new"), "").unwrap();
+        assert_eq!(names(&destination), ["old"]);
+        staged.publish(true).unwrap();
+        assert_eq!(names(&destination), ["new"]);
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = dir.path().join("out");
+        let alive = StagedDir::create(&destination, false).unwrap();
+        let dead = dir.path().join(partial_name("out".as_ref(), 1));
+        std::fs::create_dir_all(dead.join("sealed/inner")).unwrap();
+        std::fs::set_permissions(dead.join("sealed"), std::fs::Permissions::from_mode(0o000)).unwrap();
+        let other = dir.path().join(".out.txt.occystrap-partial");
+        std::fs::create_dir(&other).unwrap();
+        drop(StagedDir::create(&destination, false).unwrap());
+        assert!(!dead.exists() && alive.path().exists() && other.exists());
+    }
+
+    #[test]
+    fn a_file_is_not_replaced_by_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        for replace in [false, true] {
+            assert!(matches!(StagedDir::create(&file, replace), Err(OutputError::Io { .. })));
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+}
