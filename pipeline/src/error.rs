@@ -103,6 +103,9 @@ pub enum Error {
         "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
     )]
     Foreign(String),
+    /// What runs the pipeline in a service of its own, its executor or its output, has an error of its own.
+    #[error(transparent)]
+    Host(Box<dyn std::error::Error + Send + Sync>),
     /// Where any of these happened.
     #[error("failed to {action} layer {number} of {total} ({label}): {source}")]
     Layer {
@@ -187,6 +190,7 @@ impl Error {
                     Blame::Image
                 }
             }
+            Self::Host(_) => Blame::Machine,
             Self::Layer { source, .. } => source.blame(),
         }
     }

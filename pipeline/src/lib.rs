@@ -13,6 +13,7 @@ pub mod digest;
 pub mod element;
 pub mod engine;
 pub mod error;
+pub mod executor;
 pub mod filter;
 pub mod layer;
 pub mod manifest;

@@ -12,6 +12,7 @@ use crate::compression::Format;
 use crate::config::ConfigError;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
+use crate::executor::{Executor, LayerTask};
 use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Rendering};
 use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::progress::{LayerState, Progress};
@@ -60,7 +61,7 @@ pub async fn process(
     source: &dyn ImageSource,
     plan: Arc<LayerPlan>,
     output: Arc<dyn ImageOutput>,
-    parallel: usize,
+    executor: Arc<dyn Executor>,
     progress: &Progress,
 ) -> Result<Outcome, Error> {
     let start = Instant::now();
@@ -70,8 +71,8 @@ pub async fn process(
     let distinct = distinct(&image);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
     output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
-    let coming = Coming::new(source, order(&image, written, output.form()));
-    let done = run_layers(&image, coming, &plan, &output, parallel, progress).await?;
+    let coming = Coming::new(source, order(&image, written, output.as_ref()));
+    let done = run_layers(&image, coming, &plan, &output, &executor, progress).await?;
     source.settle(&mut image).await?;
     let layers = place(&image, &distinct, &done, progress);
     let config = final_config(&image, &plan, &layers)?;
@@ -126,8 +127,8 @@ fn distinct(image: &Image) -> Vec<usize> {
 }
 
 /// The order in which layers are begun, where it is ours to choose.
-fn order(image: &Image, mut written: Vec<usize>, form: LayerForm) -> Vec<usize> {
-    if matches!(form, LayerForm::Stored { .. }) {
+fn order(image: &Image, mut written: Vec<usize>, output: &dyn ImageOutput) -> Vec<usize> {
+    if output.takes_any_order() {
         // Where places do not matter, the largest first: the small ones then fill the gaps at the end.
         written.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.size()));
     }
@@ -139,7 +140,7 @@ async fn run_layers(
     mut coming: Coming,
     plan: &Arc<LayerPlan>,
     output: &Arc<dyn ImageOutput>,
-    parallel: usize,
+    executor: &Arc<dyn Executor>,
     progress: &Progress,
 ) -> Result<HashMap<usize, WrittenLayer>, Error> {
     let mut running = JoinSet::new();
@@ -148,21 +149,25 @@ async fn run_layers(
     loop {
         // Either branch may be dropped: neither takes anything before it is ready.
         tokio::select! {
-            next = coming.next(), if !is_all && running.len() < parallel.max(1) => {
+            next = coming.next(), if !is_all && running.len() < executor.at_once().max(1) => {
                 let Some(arrival) = next else {
                     is_all = true;
                     continue;
                 };
                 let index = arrival.index;
-                let layer = image.layers[index].clone();
-                let (plan, output, progress) = (Arc::clone(plan), Arc::clone(output), progress.clone());
+                let task = LayerTask {
+                    layer: image.layers[index].clone(),
+                    plan: Arc::clone(plan),
+                    output: Arc::clone(output),
+                    progress: progress.clone(),
+                };
+                let executor = Arc::clone(executor);
                 let total = image.layers.len();
                 running.spawn(async move {
                     let _arrival = arrival;
-                    let label = layer.label();
-                    let result = plan.run(output.as_ref(), &layer, &progress.layers()[index]).await;
-                    let fail = |error| Error::in_layer(output.form().action(), index, total, label, error);
-                    result.map_err(fail)
+                    let (label, action) = (task.layer.label(), task.output.form().action());
+                    let result = executor.run(task).await;
+                    result.map_err(|error| Error::in_layer(action, index, total, label, error))
                 });
             }
             Some(ended) = running.join_next(), if !running.is_empty() => match ended {

@@ -159,6 +159,11 @@ pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
 
+    /// Whether layers may come in any order: the largest first then. Where not, they are begun by index.
+    fn takes_any_order(&self) -> bool {
+        matches!(self.form(), LayerForm::Stored { .. })
+    }
+
     /// Whether it wants to know [`ExpectedLayer::tar_size`], which may cost a request a layer.
     fn wants_tar_sizes(&self) -> bool {
         false
