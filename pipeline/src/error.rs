@@ -3,6 +3,7 @@
 use crate::blob::BlobError;
 use crate::config::ConfigError;
 use crate::digest::Digest;
+use crate::engine::EngineError;
 use crate::filter::SpecError;
 use crate::layer::LayerError;
 use crate::manifest::{BuildError, ManifestError};
@@ -30,6 +31,9 @@ pub enum Error {
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A container engine or the way to it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// Content could not be read or stored.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -103,6 +107,9 @@ pub enum Error {
         "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
     )]
     Foreign(String),
+    /// What runs the pipeline in a service of its own, its executor or its output, has an error of its own.
+    #[error(transparent)]
+    Host(Box<dyn std::error::Error + Send + Sync>),
     /// Where any of these happened.
     #[error("failed to {action} layer {number} of {total} ({label}): {source}")]
     Layer {
@@ -167,6 +174,7 @@ impl Error {
             | Self::Foreign(_)
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
+            Self::Engine(error) => error.blame(),
             Self::Blob(error) => blob(error),
             Self::Manifest { .. }
             | Self::IndexDepth(_)
@@ -184,9 +192,10 @@ impl Error {
                 OutputError::Io { .. } => Blame::Machine,
                 OutputError::User(_) => Blame::Image,
                 OutputError::Spoiled => Blame::Network,
-                OutputError::Taken { .. }
+                OutputError::NotAnImage { .. }
+                | OutputError::NoTag { .. }
+                | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
-                | OutputError::NotAnImage { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -204,6 +213,7 @@ impl Error {
                     Blame::Image
                 }
             }
+            Self::Host(_) => Blame::Machine,
             Self::Layer { source, .. } => source.blame(),
         }
     }
@@ -254,6 +264,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
+            Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
@@ -274,6 +285,7 @@ fn registry(error: &RegistryError) -> Blame {
 fn blob(error: &BlobError) -> Blame {
     match error {
         BlobError::Registry(error) => registry(error),
+        BlobError::Engine(error) => error.blame(),
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.

@@ -60,7 +60,8 @@ impl LayerProgress {
         STATES[usize::from(self.state.load(Ordering::Relaxed))]
     }
 
-    pub(crate) fn set(&self, state: LayerState) {
+    /// Says where it is now.
+    pub fn set(&self, state: LayerState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::open;
 use occy_pipeline::output::LayerForm;
@@ -35,7 +36,8 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();
     let display = Display::start(global, progress.clone());
-    let outcome = process(source.end.as_ref(), plan.clone(), output.end, parallel, &progress).await?;
+    let executor = LocalExecutor::new(parallel);
+    let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
     drop(display);
     // The destination itself is standard output: what else there is to say goes to standard error.
     let stdout_is_taken = options.destination == "tar://-";

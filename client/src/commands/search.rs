@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::filter::search::Search as SearchFilter;
 use occy_pipeline::open;
@@ -24,7 +25,8 @@ pub(crate) async fn run(options: &Search, global: &Global) -> anyhow::Result<Exi
     let plan = plan(global, &settings, FilterChain::new(vec![Arc::new(filter)]), false);
     let progress = Progress::default();
     let display = Display::start(global, progress.clone());
-    let outcome = process(source.end.as_ref(), plan.clone(), Arc::new(NoOutput), parallel, &progress).await?;
+    let executor = LocalExecutor::new(parallel);
+    let outcome = process(source.end.as_ref(), plan.clone(), Arc::new(NoOutput), executor, &progress).await?;
     drop(display);
     for rendering in outcome.renderings(&plan.chain, rendered(global)) {
         deliver(&rendering, false)?;

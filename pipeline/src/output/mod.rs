@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod dir;
+pub mod docker;
 mod merged;
 pub mod nothing;
 pub mod registry;
@@ -29,7 +30,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND, dir::KIND, bundle::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,12 @@ pub enum OutputError {
         /// Where it was to go.
         destination: String,
     },
+    /// An Engine finds images by their names.
+    #[error("docker://{name} names no tag that the image could get: write docker://IMAGE:TAG")]
+    NoTag {
+        /// What was given.
+        name: String,
+    },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
     ZstdInDocker,
@@ -159,6 +166,11 @@ pub enum OutputError {
 pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
+
+    /// Whether layers may come in any order: the largest first then. Where not, they are begun by index.
+    fn takes_any_order(&self) -> bool {
+        matches!(self.form(), LayerForm::Stored { .. })
+    }
 
     /// Whether it wants to know [`ExpectedLayer::tar_size`], which may cost a request a layer.
     fn wants_tar_sizes(&self) -> bool {
