@@ -196,7 +196,8 @@ pub trait ImageOutput: Send + Sync {
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;
 
     /// Stores a layer from a stream of its bytes, which have that format. May be called again for the same index when an
-    /// attempt failed; the last success counts.
+    /// attempt failed; the last success counts. It may not wait for another layer of the image: there are sources that send
+    /// one after the other, in an order of their own.
     async fn write_layer(
         &self,
         index: usize,
