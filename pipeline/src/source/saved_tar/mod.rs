@@ -232,6 +232,7 @@ impl SavedTarSource {
             diff_id: diff_id.cloned(),
             origin: None,
             keep_stored: format != Format::None,
+            known_by_diff_id_alone: true,
         })
     }
 
@@ -300,6 +301,7 @@ impl SavedTarSource {
             config.media_type.clone_from(&manifest.parsed.config.media_type);
             for (layer, descriptor) in layers.iter_mut().zip(&manifest.parsed.layers) {
                 layer.descriptor = Some(descriptor.clone());
+                layer.known_by_diff_id_alone = false;
             }
         }
         let name = match &tag {
