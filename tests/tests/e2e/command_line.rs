@@ -28,6 +28,15 @@ fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
 }
 
 #[test]
+fn a_password_in_a_uri_is_refused_and_not_repeated() {
+    let uri = "registry://alice:s3cr3tpw@localhost:1/app:1";
+    for arguments in [&["info", uri][..], &["process", uri, "tar://-"], &["process", "tar://x", uri]] {
+        occyctl(arguments).fails(2).keeps("s3cr3tpw").says(&["--username"]);
+    }
+    occyctl(["info", &uri["registry://".len()..]]).fails(2).keeps("s3cr3tpw");
+}
+
+#[test]
 fn help_teaches_and_goes_to_standard_output() {
     let help = occyctl(["--help"]).ok();
     for part in
