@@ -1,7 +1,7 @@
 //! The servers, images and tools that the end-to-end tests share.
 //!
 //! Nothing of the product is linked in. [`occyctl`] runs the binary; [`registry`] starts real registries, [`fixed`] serves what none would store, [`proxy`] puts faults before
-//! them and [`token`] serves tokens; [`engine`] has real engines and false ones; [`layer`], [`image`] and [`saved`] make images of every shape; [`judge`] asks independent
+//! them and [`token`] serves tokens; [`terminal`] is what a command may run on; [`engine`] has real engines and false ones; [`layer`], [`image`] and [`saved`] make images of every shape; [`judge`] asks independent
 //! tools what they think of the outcome.
 
 pub mod certificates;
@@ -16,5 +16,6 @@ pub mod proxy;
 pub mod registry;
 pub mod saved;
 pub mod server;
+pub mod terminal;
 pub mod token;
 pub mod tools;

@@ -4,18 +4,23 @@ use std::fmt::Write;
 
 use occy_pipeline::element::{Image, Layer};
 use occy_pipeline::open;
+use occy_pipeline::progress::Progress;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::Exit;
+use crate::display::Display;
 use crate::options::{Global, Info, OutputFormat};
 use crate::settings::settings;
 
 pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
-    let source = open::source(&options.source, &settings(global)?)?;
+    let settings = settings(global)?;
+    let source = open::source(&options.source, &settings)?;
+    let display = Display::start(global, Progress::default(), &options.source, &settings.spools);
     let mut image = source.end.image().await?;
     // An engine tells the config only behind the layers of its export.
     source.end.settle(&mut image).await?;
+    drop(display);
     match global.output_format {
         OutputFormat::Json => print_json(&document(&image)),
         OutputFormat::Text => print_bytes(text(&image)?.as_bytes()),

@@ -35,7 +35,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     let progress = Progress::default();
-    let display = Display::start(global, progress.clone());
+    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
     let executor = LocalExecutor::new(parallel);
     let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
     drop(display);
