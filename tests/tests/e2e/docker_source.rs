@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use occy_tests::certificates::text;
-use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
+use occy_tests::certificates::{Certificates, text};
+use occy_tests::engine::{Answers, Engine, FalseEngine, Store, TlsFront};
 use occy_tests::http::{Delivery, Response};
 use occy_tests::image::Image;
 use occy_tests::judge;
@@ -426,4 +426,45 @@ fn the_engine_is_where_docker_host_says() {
     std::fs::create_dir(runtime.path().join("podman")).expect("a directory");
     std::os::unix::fs::symlink(podman.socket(), runtime.path().join("podman/podman.sock")).expect("a link");
     occyctl(["info", &format!("docker://{name}")]).env("XDG_RUNTIME_DIR", text(runtime.path())).ok();
+}
+
+#[test]
+fn an_engine_behind_tls_wants_and_shows_certificates() {
+    let image = small();
+    let engine =
+        FalseEngine::start(Answers::of(&image, Store::Unpacked, &saved::docker_v25(&[(&image, &["app:1"])])));
+    let front = TlsFront::before(engine.port());
+    let (certificates, directory) = (Certificates::shared(), scratch());
+    for (name, source) in [("ca.pem", "ca.crt"), ("cert.pem", "client.crt"), ("key.pem", "client.key")] {
+        write(directory.path().join(name), read(certificates.path(source)));
+    }
+    let run = |host: &str| {
+        occyctl(["process", "docker://app:1", &tar_uri(&directory.path().join("out.tar"))])
+            .env("DOCKER_HOST", format!("tcp://{host}:{}", front.port()))
+            .env("DOCKER_CERT_PATH", text(directory.path()))
+    };
+    run("localhost").env("DOCKER_TLS_VERIFY", "1").ok();
+    assert_eq!(read_saved(&directory.path().join("out.tar")).config, image.config);
+    run("localhost").fails(1);
+    // A certificate of another authority.
+    write(directory.path().join("ca.pem"), read(certificates.path("token.crt")));
+    run("localhost").env("DOCKER_TLS_VERIFY", "1").fails(1).says(&["certificate", "localhost"]);
+}
+
+#[test]
+fn a_run_that_is_interrupted_stops_the_export() {
+    let image = Image::docker(vec![Layer::noise(1, 8_000_000)]);
+    let slow = Delivery::Slow(40, Duration::from_millis(100));
+    let answers = Answers::of(&image, Store::Unpacked, &saved::docker_v25(&[(&image, &["app:1"])]));
+    let engine = FalseEngine::start(answers.exporting(|export| Response { delivery: slow, ..export }));
+    let directory = scratch();
+    let output = directory.path().join("out.tar");
+    let mut child = with(&engine, &["process", "docker://app:1", &tar_uri(&output)]).start();
+    std::thread::sleep(Duration::from_millis(600));
+    let start = std::time::Instant::now();
+    tool("kill", ["-INT", &child.id().to_string()]);
+    let status = child.wait().expect("a child can be waited for");
+    assert_eq!(status.code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(2), "the rest of the export was waited for");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
 }
