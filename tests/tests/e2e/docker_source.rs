@@ -1,5 +1,7 @@
 //! Docker and Podman as sources: the real ones, and exports in forms that those installed here do not write.
 
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use occy_tests::certificates::{Certificates, text};
@@ -8,11 +10,11 @@ use occy_tests::http::{Delivery, Response};
 use occy_tests::image::Image;
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, tar};
-use occy_tests::occyctl::{Run, kills, moment, occyctl};
+use occy_tests::occyctl::{self, Run, kills, moment, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved::{self, read_saved};
-use occy_tests::tools::{hex, read, tool, write};
+use occy_tests::tools::{hex, read, run, tool, write};
 
 use crate::{layers, scratch, small, tar_uri};
 
@@ -415,17 +417,36 @@ fn the_engine_is_where_docker_host_says() {
         let host = format!("unix://{}", text(engine.socket()));
         occyctl(["info", &format!("docker://{name}")]).env("DOCKER_HOST", host).ok();
     }
-    // Podman's own place, where there is no other engine, can be tested only as a rootless one.
-    let Some(mut podman) = Engine::podman("the_engine_is_where_docker_host_says") else { return };
-    if std::path::Path::new("/var/run/docker.sock").exists() {
-        eprintln!("NOT RUN: the search for Podman's socket: Docker's is found first here");
+}
+
+/// Runs `occyctl info` where `/run` is empty, as it is on a machine without an Engine of root's.
+fn info_without_engines(image: &str, runtime: &Path) -> Output {
+    let script = r#"mount -t tmpfs none /run && exec env -u DOCKER_HOST XDG_RUNTIME_DIR="$1" "$0" info "$2""#;
+    let (binary, runtime) = (text(occyctl::path()), text(runtime));
+    run("unshare", ["--mount", "sh", "-c", script, &binary, &runtime, &format!("docker://{image}")], b"")
+}
+
+#[test]
+fn podman_is_found_where_there_is_no_docker() {
+    let test = "podman_is_found_where_there_is_no_docker";
+    if !run("unshare", ["--mount", "mount", "-t", "tmpfs", "none", "/run"], b"").status.success() {
+        eprintln!("NOT RUN: {test}: this user may not mount");
         return;
     }
-    let name = podman.load(&small(), "found");
     let runtime = scratch();
+    let nothing = info_without_engines("app:1", runtime.path());
+    let said = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    for part in ["no container engine", "/var/run/docker.sock", "podman/podman.sock", "hint:", "DOCKER_HOST"]
+    {
+        assert!(!nothing.status.success() && said.contains(part), "{part}: {said}");
+    }
+    let Some(mut podman) = Engine::podman(test) else { return };
+    let name = podman.load(&small(), "found");
     std::fs::create_dir(runtime.path().join("podman")).expect("a directory");
     std::os::unix::fs::symlink(podman.socket(), runtime.path().join("podman/podman.sock")).expect("a link");
-    occyctl(["info", &format!("docker://{name}")]).env("XDG_RUNTIME_DIR", text(runtime.path())).ok();
+    let found = info_without_engines(&name, runtime.path());
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    assert!(String::from_utf8_lossy(&found.stdout).contains(&small().config_digest()));
 }
 
 #[test]
