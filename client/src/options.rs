@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
-use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::output::manifest::ManifestFormat;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -180,6 +180,7 @@ impl Error {
                 | OutputError::NoTag { .. }
                 | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
+                | OutputError::NoIndexes { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },

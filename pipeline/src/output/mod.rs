@@ -3,16 +3,21 @@
 
 pub mod dir;
 pub mod docker;
+pub mod manifest;
 pub mod nothing;
 pub mod registry;
 mod staging;
 pub mod tar;
 
+use std::sync::Arc;
+
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::{Compression, Format};
+use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::source::stored::SourceIndex;
 
 /// One kind of output, for help texts and the parser.
 #[derive(Debug)]
@@ -140,6 +145,12 @@ pub enum OutputError {
         /// What was given.
         name: String,
     },
+    /// Only a destination that keeps manifests can keep an index of them.
+    #[error("{destination} can hold one image, and this is an index of several")]
+    NoIndexes {
+        /// Where it was to go.
+        destination: String,
+    },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
     ZstdInDocker,
@@ -200,4 +211,18 @@ pub trait ImageOutput: Send + Sync {
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;
+
+    /// Where an entry of an index goes before the index does: an image or index that is found by that digest alone, and must
+    /// have it. None where no indexes can be.
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        let _ = digest;
+        None
+    }
+
+    /// Makes an index visible, all of whose entries are there. Only where [`entry`](Self::entry) gives something; then it runs
+    /// in the place of [`finalize`](Self::finalize).
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        let destination = index.name.to_string();
+        Err(OutputError::NoIndexes { destination }.into())
+    }
 }
