@@ -1,9 +1,11 @@
 //! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
+pub mod bundle;
 pub mod dir;
 pub mod docker;
 pub mod manifest;
+mod merged;
 pub mod nothing;
 pub mod registry;
 mod staging;
@@ -33,7 +35,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,9 @@ pub enum OutputError {
         /// The destination.
         path: std::path::PathBuf,
     },
+    /// A layer was lost when a part of it was in the tree already, so it cannot begin again there.
+    #[error("the connection was lost in the middle of a layer that was being unpacked")]
+    Spoiled,
     /// The catalog of a shared directory is none.
     #[error("{} is not a catalog of images: {reason}", .path.display())]
     Catalog {
@@ -133,6 +138,9 @@ pub enum OutputError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Whom a bundle's container runs as is not known.
+    #[error(transparent)]
+    User(#[from] bundle::UserError),
     /// An artifact has nothing that a saved tar could hold.
     #[error("{destination} can hold images only, and this is an artifact")]
     NotAnImage {
