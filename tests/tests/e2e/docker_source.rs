@@ -122,6 +122,30 @@ fn an_image_out_of_an_engine_is_the_one_that_is_saved() {
 }
 
 #[test]
+fn layers_that_come_in_an_order_of_their_own_are_unpacked_in_theirs() {
+    let image = varied();
+    // The top layer comes first, and nobody may wait for the others before it has passed.
+    let mut members = saved::docker_v25(&[(&image, &["app:1"])]);
+    members.reverse();
+    let engine = FalseEngine::start(Answers::of(&image, Store::Unpacked, &members));
+    let directory = scratch();
+    let saved = directory.path().join("saved.tar");
+    write(&saved, tar(&saved::docker_v12(&[(&image, &["app:1"])])));
+    for parallel in ["1", "4"] {
+        let tree = |source: &str, side: &str| {
+            let to = directory.path().join(format!("{side}-{parallel}"));
+            let uri = format!("dir://{}?expand=true", text(&to));
+            with(&engine, &["process", source, &uri, "-j", parallel]).ok();
+            tool(
+                "tar",
+                ["--sort=name", "--mtime=@0", "-cf", "-", "-C", &text(&to), "--exclude=manifest*", "."],
+            )
+        };
+        assert_eq!(tree("docker://app:1", "engine"), tree(&tar_uri(&saved), "saved"), "-j {parallel}");
+    }
+}
+
+#[test]
 fn layers_are_not_stored_on_their_way() {
     let registry = Registry::start();
     let image = varied();
