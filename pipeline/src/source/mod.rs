@@ -3,6 +3,7 @@
 
 pub mod arrivals;
 pub mod docker;
+pub mod oci_layout;
 pub mod registry;
 pub mod saved_tar;
 pub mod stored;
@@ -27,7 +28,7 @@ pub struct SourceKind {
 }
 
 /// Every source there is.
-pub const SOURCES: &[SourceKind] = &[registry::KIND, docker::KIND, saved_tar::KIND];
+pub const SOURCES: &[SourceKind] = &[registry::KIND, docker::KIND, saved_tar::KIND, oci_layout::KIND];
 
 /// A source of one image.
 #[async_trait::async_trait]

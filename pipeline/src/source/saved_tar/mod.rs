@@ -4,7 +4,7 @@
 //! `blobs/sha256/`, and a save from containerd's store keeps the layers compressed and the registry's own manifest beside
 //! them. [`contents`] finds the members; this file decides which image is meant and what its layers are.
 
-mod contents;
+pub(super) mod contents;
 
 use std::path::{Path, PathBuf};
 
