@@ -79,7 +79,7 @@ fn next(stopped: &Receiver<()>, every: Duration) -> bool {
 
 fn print_lines(shown: &Shown, stopped: &Receiver<()>) {
     while next(stopped, LINE_EVERY) {
-        eprintln!("{}", shown.line());
+        let _ = writeln!(Aside, "{}", shown.line());
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use occy_tests::image::Image;
 use occy_tests::layer::{Layer, Member, tar};
-use occy_tests::occyctl::{self, occyctl};
+use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved;
