@@ -38,6 +38,8 @@ Sources:
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
       ?image=NAME:TAG                   which one, where it holds several
+  dir://PATH                            a directory that dir:// wrote, or the Python occystrap; or an unpacked saved tar
+      ?image=NAME&tag=TAG               which one, where images share it
 
 Destinations:
   registry://HOST/IMAGE[:TAG]           an image in a registry

@@ -11,7 +11,7 @@ use crate::output::OutputError;
 use crate::platform::NoSuchPlatform;
 use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
-use crate::source::saved_tar::SavedTarError;
+use crate::source::manifest_json::SavedImageError;
 use crate::uri::UriError;
 
 /// Why an image was not processed.
@@ -71,9 +71,9 @@ pub enum Error {
         /// In the config.
         diff_ids: usize,
     },
-    /// A saved tar that is none.
+    /// A saved image that is none.
     #[error(transparent)]
-    SavedTar(#[from] SavedTarError),
+    SavedImage(#[from] SavedImageError),
     /// The destination.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -167,7 +167,7 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
-            Self::SavedTar(error) => {
+            Self::SavedImage(error) => {
                 if error.is_io() {
                     Blame::Machine
                 } else {
