@@ -1,8 +1,10 @@
 //! Container engines: the Docker Engine of this machine, a Podman service of the test's own, and a false Engine that answers
 //! as the test tells it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ pub struct Engine {
     kind: Kind,
     socket: PathBuf,
     names: Vec<String>,
+    /// Of all images that had one of the names, for they lose it to later ones and stay.
+    ids: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +49,7 @@ impl Engine {
         if socket.is_none() {
             not_run(test, "no Docker Engine at a socket");
         }
-        Some(Self { kind: Kind::Docker, socket: socket?, names: Vec::new() })
+        Some(Self::new(Kind::Docker, socket?))
     }
 
     /// A Podman service with a storage of its own.
@@ -63,13 +67,17 @@ impl Engine {
             .stderr(Stdio::null())
             .spawn()
             .expect("podman starts");
-        let engine = Self { kind: Kind::Podman { service, directory }, socket, names: Vec::new() };
+        let engine = Self::new(Kind::Podman { service, directory }, socket);
         let start = Instant::now();
         while !engine.socket.exists() {
             assert!(start.elapsed() < Duration::from_secs(30), "podman's service does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
         Some(engine)
+    }
+
+    fn new(kind: Kind, socket: PathBuf) -> Self {
+        Self { kind, socket, names: Vec::new(), ids: Mutex::default() }
     }
 
     /// Whether it is Podman.
@@ -132,6 +140,7 @@ impl Engine {
         let path = directory.path().join("image.tar");
         write(&path, tar(&saved::docker_v12(&[(image, &[name])])));
         self.client(["load", "--quiet", "--input", &text(&path)]);
+        self.ids.lock().expect("nobody panics with it").insert(image.config_digest());
     }
 
     /// What the engine's own client says of an image.
@@ -144,7 +153,9 @@ impl Engine {
     pub fn id(&self, name: &str) -> Option<String> {
         let output = self.try_client(["image", "inspect", "--format", "{{.Id}}", name]);
         let id = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then(|| format!("sha256:{}", id.trim_start_matches("sha256:")))
+        let id = output.status.success().then(|| format!("sha256:{}", id.trim_start_matches("sha256:")));
+        self.ids.lock().expect("nobody panics with it").extend(id.clone());
+        id
     }
 
     /// An image as the engine's own client saves it.
@@ -162,6 +173,14 @@ impl Drop for Engine {
         for name in &self.names {
             // Whether it is there is not what the test is about.
             drop(self.try_client(["image", "rm", "--force", name]));
+        }
+        let ids = self.ids.lock().map(|ids| ids.clone()).unwrap_or_default();
+        for id in ids {
+            // An image of the same content that another test has loaded has a name.
+            let tags = self.try_client(["image", "inspect", "--format", "{{len .RepoTags}}", &id]).stdout;
+            if String::from_utf8_lossy(&tags).trim() == "0" {
+                drop(self.try_client(["image", "rm", &id]));
+            }
         }
         if let Kind::Podman { service, .. } = &mut self.kind {
             drop(service.kill());

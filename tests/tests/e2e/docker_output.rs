@@ -7,7 +7,7 @@ use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
 use occy_tests::http::{Delivery, Response};
 use occy_tests::image::{Image, json_of};
 use occy_tests::layer::Layer;
-use occy_tests::occyctl::occyctl;
+use occy_tests::occyctl::{kills, moment, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved;
@@ -115,7 +115,6 @@ fn a_run_that_fails_leaves_the_tag_at_the_old_image() {
 
 #[test]
 fn a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
-    let kills = std::env::var("OCCY_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10);
     let registry = Registry::start();
     let image = Image::docker((0..3).map(|seed| Layer::noise(seed, 600_000)).collect());
     let source = registry.push(&image, "app", "1");
@@ -126,11 +125,10 @@ fn a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
         let whole = start.elapsed();
         let directory = scratch();
         let temp = text(directory.path());
-        for kill in 0..kills {
+        for kill in 0..kills() {
             engine.load_as(&small(), &name);
             let mut child = occyctl(["process", &source, &engine.uri(&name), "--temp-dir", &temp]).start();
-            // Moments all over the run, in an order that has no step.
-            sleep(whole.mul_f64(f64::from(kill * 7 % kills) / f64::from(kills)));
+            sleep(moment(whole, kill));
             tool("kill", ["-KILL", &child.id().to_string()]);
             child.wait().expect("a child can be waited for");
             let id = engine.id(&name).expect("the tag is there");

@@ -264,14 +264,18 @@ fn pieces(receiver: mpsc::Receiver<Piece>, task: Option<Task<()>>) -> ByteStream
     .boxed()
 }
 
-type Body = StreamReader<stream::BoxStream<'static, std::io::Result<Bytes>>, Bytes>;
+pub(super) type Body = StreamReader<stream::BoxStream<'static, std::io::Result<Bytes>>, Bytes>;
+
+/// The last bytes of an export.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastWords(Arc<Mutex<Vec<u8>>>);
 
 /// The members of an export, one after the other.
 struct Members<'a> {
     exported: &'a Exported,
     names: Names,
     entries: tokio_tar::Entries<Body>,
-    last_words: Arc<Mutex<Vec<u8>>>,
+    last_words: LastWords,
 }
 
 /// A member that is being read.
@@ -279,15 +283,13 @@ struct Member<'a> {
     exported: &'a Exported,
     entry: tokio_tar::Entry<tokio_tar::Archive<Body>>,
     size: u64,
-    last_words: Arc<Mutex<Vec<u8>>>,
+    last_words: LastWords,
 }
 
 impl<'a> Members<'a> {
     async fn open(exported: &'a Exported) -> Result<Self, Error> {
-        let body = exported.engine.export(&exported.id).await?;
-        let last_words = Arc::default();
-        let body = listening(body, Arc::clone(&last_words)).map_err(std::io::Error::other).boxed();
-        let mut archive = tokio_tar::Archive::new(StreamReader::new(body));
+        let (body, last_words) = begin(&exported.engine, &exported.id).await?;
+        let mut archive = tokio_tar::Archive::new(body);
         let entries = archive.entries().map_err(|error| exported.not_a_tar(error.to_string()))?;
         Ok(Self { exported, names: exported.names.clone(), entries, last_words })
     }
@@ -295,14 +297,14 @@ impl<'a> Members<'a> {
     /// The next regular member. Links are passed over: what they lead to is sent as itself.
     async fn next(&mut self) -> Result<Option<(Role, Member<'a>)>, Error> {
         while let Some(entry) = self.entries.next().await {
-            let entry = entry.map_err(|error| failed(self.exported, &self.last_words, error))?;
+            let entry = entry.map_err(|error| self.last_words.explain(&self.exported.name, error))?;
             if !entry.header().entry_type().is_file() {
                 continue;
             }
             let path = entry.path_bytes().map_err(|error| self.exported.not_a_tar(error.to_string()))?;
             let path = clean(&String::from_utf8_lossy(&path));
             let size = entry.effective_size();
-            let last_words = Arc::clone(&self.last_words);
+            let last_words = self.last_words.clone();
             let mut member = Member { exported: self.exported, entry, size, last_words };
             let role = self.names.role(&path);
             if let Role::Description(id) = &role
@@ -379,7 +381,7 @@ impl Member<'_> {
         let mut bytes = BytesMut::with_capacity(CHUNK);
         while bytes.len() < CHUNK {
             let room = (&mut self.entry).take((CHUNK - bytes.len()) as u64).read_buf(&mut bytes).await;
-            if room.map_err(|error| failed(self.exported, &self.last_words, error))? == 0 {
+            if room.map_err(|error| self.last_words.explain(&self.exported.name, error))? == 0 {
                 break;
             }
         }
@@ -387,13 +389,20 @@ impl Member<'_> {
     }
 }
 
+/// Asks for an export.
+pub(super) async fn begin(engine: &Engine, image: &str) -> Result<(Body, LastWords), EngineError> {
+    let last_words = LastWords::default();
+    let body = listening(engine.export(image).await?, last_words.clone());
+    Ok((StreamReader::new(body.map_err(std::io::Error::other).boxed()), last_words))
+}
+
 /// Remembers the last bytes of a body.
 fn listening(
     body: impl Stream<Item = Result<Bytes, EngineError>>,
-    last_words: Arc<Mutex<Vec<u8>>>,
+    last_words: LastWords,
 ) -> impl Stream<Item = Result<Bytes, EngineError>> {
     body.inspect_ok(move |bytes| {
-        let mut last = last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = last_words.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = &bytes[bytes.len().saturating_sub(LAST_WORDS)..];
         let kept = last.len().min(LAST_WORDS - new.len());
         let dropped = last.len() - kept;
@@ -402,26 +411,32 @@ fn listening(
     })
 }
 
-/// What an error of the tar's reader means: the connection's own, one that the Engine wrote into the tar, or a broken tar.
-fn failed(exported: &Exported, last_words: &Mutex<Vec<u8>>, error: std::io::Error) -> Error {
-    let error = match error.downcast::<EngineError>() {
-        Ok(error) => return error.into(),
-        Err(error) => error,
-    };
-    // The tar's reader wraps what it got, with words about the place.
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
-    while let Some(at) = cause {
-        if let Some(EngineError::Broken { what, cause }) = at.downcast_ref() {
-            return EngineError::Broken { what: what.clone(), cause: cause.clone() }.into();
-        }
-        cause = match at.downcast_ref::<std::io::Error>() {
-            Some(io) => io.get_ref().map(|inner| inner as _),
-            None => at.source(),
+impl LastWords {
+    /// What an error of the tar's reader means: the connection's own, one that the Engine wrote into the tar, or a broken tar.
+    pub(super) fn explain(&self, image: &str, error: std::io::Error) -> Error {
+        let error = match error.downcast::<EngineError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
         };
+        // The tar's reader wraps what it got, with words about the place.
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
+        while let Some(at) = cause {
+            if let Some(EngineError::Broken { what, cause }) = at.downcast_ref() {
+                return EngineError::Broken { what: what.clone(), cause: cause.clone() }.into();
+            }
+            cause = match at.downcast_ref::<std::io::Error>() {
+                Some(io) => io.get_ref().map(|inner| inner as _),
+                None => at.source(),
+            };
+        }
+        let (image, reason) = (image.to_owned(), error.to_string());
+        self.failure(&image).unwrap_or(EngineError::NotATar { image, reason }).into()
     }
-    match words(&last_words.lock().unwrap_or_else(PoisonError::into_inner)) {
-        Some(words) => EngineError::Failed { what: format!("export {}", exported.name), words }.into(),
-        None => exported.not_a_tar(error.to_string()),
+
+    /// What the Engine wrote where the tar should have gone on, if it wrote anything.
+    pub(super) fn failure(&self, image: &str) -> Option<EngineError> {
+        let words = words(&self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some(EngineError::Failed { what: format!("export {image}"), words })
     }
 }
 
@@ -451,15 +466,15 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_last_bytes_are_remembered() {
-        let last = Arc::default();
+        let last = LastWords::default();
         let pieces = [vec![b'a'; 3000], vec![b'b'; 3000], vec![b'c'; 5], vec![b'd'; 9000]];
         let body = stream::iter(pieces.map(|piece| Ok(Bytes::from(piece))));
-        let mut body = std::pin::pin!(listening(body, Arc::clone(&last)));
+        let mut body = std::pin::pin!(listening(body, last.clone()));
         let mut kept = Vec::new();
         while body.next().await.is_some() {
-            kept.push(last.lock().unwrap().len());
+            kept.push(last.0.lock().unwrap().len());
         }
         assert_eq!(kept, [3000, LAST_WORDS, LAST_WORDS, LAST_WORDS]);
-        assert!(last.lock().unwrap().iter().all(|&byte| byte == b'd'));
+        assert!(last.0.lock().unwrap().iter().all(|&byte| byte == b'd'));
     }
 }

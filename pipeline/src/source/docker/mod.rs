@@ -11,9 +11,7 @@ mod names;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde_json::json;
-use tokio_util::io::StreamReader;
 
 use self::export::{Exported, ExportedLayer, Task};
 use super::arrivals::Arrivals;
@@ -128,10 +126,13 @@ impl DockerSource {
 
     /// An image in containerd's store, out of a whole export.
     async fn spooled(&self, engine: &Engine, inspected: &InspectedImage) -> Result<Image, Error> {
-        let body = engine.export(&self.image).await?;
-        let stream = StreamReader::new(body.map(|piece| piece.map_err(std::io::Error::other)));
+        let (body, last_words) = export::begin(engine, &self.image).await?;
         let what = format!("the export of {}", self.image);
-        let image = saved_tar::from_stream(stream, &what, inspected.diff_ids(), self.spools.clone()).await?;
+        let read = saved_tar::from_stream(body, &what, inspected.diff_ids(), self.spools.clone()).await;
+        let image = read.map_err(|error| match last_words.failure(&self.image) {
+            Some(failure) if matches!(error, Error::SavedImage(_)) => failure.into(),
+            _ => error,
+        })?;
         let document = image.config.document.as_ref();
         self.check_layers(document.map(ImageConfig::diff_ids).unwrap_or_default(), inspected.diff_ids())?;
         Ok(Image { name: self.name.clone(), aliases: Vec::new(), ..image })
