@@ -16,6 +16,7 @@ mod from_tar;
 mod harness;
 mod hostile;
 mod normalize;
+mod oci_layout;
 mod platforms;
 mod progress;
 mod push;

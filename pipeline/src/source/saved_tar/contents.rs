@@ -26,7 +26,7 @@ const MAX_MEMBERS: usize = 1 << 14;
 
 /// The members of a saved tar, by their cleaned names.
 #[derive(Debug, Default)]
-pub(super) struct Contents(HashMap<String, Content>);
+pub(in crate::source) struct Contents(HashMap<String, Content>);
 
 #[derive(Debug)]
 enum Content {
@@ -37,7 +37,7 @@ enum Content {
 
 /// Why the members could not be found.
 #[derive(Debug)]
-pub(super) enum ContentsError {
+pub(in crate::source) enum ContentsError {
     Io(io::Error),
     Tar(String),
 }
@@ -83,7 +83,7 @@ impl Outer {
 
 impl Contents {
     /// Finds the members of the tar at `path`, or on standard input when that is `-`.
-    pub(super) async fn open(path: &Path, spools: &SpoolDir) -> Result<Self, ContentsError> {
+    pub(in crate::source) async fn open(path: &Path, spools: &SpoolDir) -> Result<Self, ContentsError> {
         let mut file = if path == Path::new("-") {
             File::from(io::stdin().as_fd().try_clone_to_owned()?)
         } else {
@@ -125,7 +125,7 @@ impl Contents {
     }
 
     /// The content of a member, links followed.
-    pub(super) fn region(&self, member: &str) -> Option<FileRegion> {
+    pub(in crate::source) fn region(&self, member: &str) -> Option<FileRegion> {
         let mut name = clean(member);
         for _ in 0..MAX_LINKS {
             match self.0.get(&name)? {

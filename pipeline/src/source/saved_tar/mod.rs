@@ -4,7 +4,7 @@
 //! `blobs/sha256/`, and a save from containerd's store keeps the layers compressed and the registry's own manifest beside
 //! them. [`contents`] finds the members; [`manifest_json`](super::manifest_json) reads what they say.
 
-mod contents;
+pub(super) mod contents;
 
 use std::path::{Path, PathBuf};
 
