@@ -185,7 +185,7 @@ impl LayoutSource {
                 (Arc::new(file), size)
             }
             Files::Tar(contents) => {
-                let region = contents.get(name).ok_or_else(missing)?;
+                let region = contents.region(name).ok_or_else(missing)?;
                 let size = region.size().unwrap_or(u64::MAX);
                 (Arc::new(region), size)
             }
@@ -203,7 +203,7 @@ impl LayoutSource {
                 digest: Some(digest.clone()),
                 size,
             })),
-            Files::Tar(contents) => match contents.get(&blob_path(digest)) {
+            Files::Tar(contents) => match contents.region(&blob_path(digest)) {
                 Some(region) => match (region.size(), size) {
                     (Some(actual), Some(expected)) if actual != expected => {
                         Err(BlobError::Size { expected, actual }.into())
