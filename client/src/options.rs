@@ -42,6 +42,8 @@ Sources:
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
       ?image=NAME:TAG                   which one, where it holds several
+  dir://PATH                            a directory that dir:// wrote, or the Python occystrap; or an unpacked saved tar
+      ?image=NAME&tag=TAG               which one, where images share it
   oci-layout://PATH                     an OCI image layout, a directory or a tar of one
       ?tag=TAG                          which one, where it holds several; NAME:TAG too
       ?digest=DIGEST                    the one whose manifest has this digest

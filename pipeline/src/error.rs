@@ -11,8 +11,8 @@ use crate::output::OutputError;
 use crate::platform::NoSuchPlatform;
 use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
+use crate::source::manifest_json::SavedImageError;
 use crate::source::oci_layout::LayoutError;
-use crate::source::saved_tar::SavedTarError;
 use crate::unpack::UnpackError;
 use crate::uri::UriError;
 
@@ -73,9 +73,9 @@ pub enum Error {
         /// In the config.
         diff_ids: usize,
     },
-    /// A saved tar that is none.
+    /// A saved image that is none.
     #[error(transparent)]
-    SavedTar(#[from] SavedTarError),
+    SavedImage(#[from] SavedImageError),
     /// An image layout that is none.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -191,7 +191,7 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
-            Self::SavedTar(error) => {
+            Self::SavedImage(error) => {
                 if error.is_io() {
                     Blame::Machine
                 } else {

@@ -17,6 +17,7 @@ use crate::output::{ImageOutput, OUTPUTS};
 use crate::platform::PlatformChoice;
 use crate::reference::Reference;
 use crate::registry::{self, Client};
+use crate::source::dir::{DirImage, DirSource};
 use crate::source::docker::DockerSource;
 use crate::source::oci_layout::LayoutSource;
 use crate::source::registry::RegistrySource;
@@ -81,6 +82,14 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         "tar" => {
             let image = uri.option("image").map(str::to_owned);
             Box::new(SavedTarSource::new(&uri.rest, image, settings.spools.clone()))
+        }
+        "dir" => {
+            let tag = uri.option("tag");
+            let image = uri.option("image").map(|image| DirImage::new(image, tag));
+            if let (None, Some(tag)) = (&image, tag) {
+                return Err(uri.bad("tag", tag, "needs image= beside it").into());
+            }
+            Box::new(DirSource::new(&uri.rest, image))
         }
         "oci-layout" => {
             let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };

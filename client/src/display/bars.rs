@@ -127,7 +127,7 @@ fn size(bytes: u64) -> String {
     }
     let unit = usize::try_from((bytes.ilog2() / 10).saturating_sub(1)).unwrap_or_default().min(5);
     // Tenths, in whole numbers: the last digit is cut off, not rounded to a unit that it has not reached.
-    let tenths = u128::from(bytes) * 10 >> (10 * (unit + 1));
+    let tenths = (u128::from(bytes) * 10) >> (10 * (unit + 1));
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 

@@ -11,6 +11,7 @@ mod exclude;
 mod fault_down;
 mod fault_up;
 mod forwarding;
+mod from_dir;
 mod from_tar;
 mod harness;
 mod hostile;

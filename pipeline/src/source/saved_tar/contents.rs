@@ -15,7 +15,7 @@ use async_compression::tokio::bufread::{BzDecoder, GzipDecoder, XzDecoder, ZstdD
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio_stream::StreamExt;
 
-use super::SavedTarError;
+use crate::source::manifest_json::SavedImageError;
 use crate::spool::{FileRegion, SpoolDir};
 use crate::tar::{BLOCK, Kind, Limits, Member, TarError, Walker};
 
@@ -49,10 +49,10 @@ impl From<io::Error> for ContentsError {
 }
 
 impl ContentsError {
-    pub(super) fn into_saved_tar_error(self, path: String) -> SavedTarError {
+    pub(super) fn into_saved_image_error(self, path: String) -> SavedImageError {
         match self {
-            Self::Io(source) => SavedTarError::Io { path, source },
-            Self::Tar(reason) => SavedTarError::NotATar { path, reason },
+            Self::Io(source) => SavedImageError::Io { path, source },
+            Self::Tar(reason) => SavedImageError::NotATar { path, reason },
         }
     }
 }
@@ -125,7 +125,7 @@ impl Contents {
     }
 
     /// The content of a member, links followed.
-    pub(in crate::source) fn get(&self, member: &str) -> Option<FileRegion> {
+    pub(in crate::source) fn region(&self, member: &str) -> Option<FileRegion> {
         let mut name = clean(member);
         for _ in 0..MAX_LINKS {
             match self.0.get(&name)? {
@@ -134,6 +134,11 @@ impl Contents {
             }
         }
         None
+    }
+
+    /// The cleaned names of all members.
+    pub(in crate::source) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Reads the headers only. Each member has a walker of its own, from where the last member ended.

@@ -3,6 +3,8 @@
 //! A tar is not unpacked: its members are found where they lie, as those of a saved tar ([`super::saved_tar`]). Every
 //! document and blob is read against the digest that names it, `index.json` alone excepted, which nothing names.
 
+mod audit;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +17,7 @@ use super::saved_tar::contents::{Contents, ContentsError};
 use super::stored::{self, SourceIndex, Store, read_document};
 use super::{ImageSource, SourceKind};
 use crate::blob::{Blob, BlobError, BlobRef, ByteStream};
+use crate::check::Finding;
 use crate::digest::Digest;
 use crate::element::{Image, ImageName};
 use crate::error::Error;
@@ -182,7 +185,7 @@ impl LayoutSource {
                 (Arc::new(file), size)
             }
             Files::Tar(contents) => {
-                let region = contents.get(name).ok_or_else(missing)?;
+                let region = contents.region(name).ok_or_else(missing)?;
                 let size = region.size().unwrap_or(u64::MAX);
                 (Arc::new(region), size)
             }
@@ -200,7 +203,7 @@ impl LayoutSource {
                 digest: Some(digest.clone()),
                 size,
             })),
-            Files::Tar(contents) => match contents.get(&blob_path(digest)) {
+            Files::Tar(contents) => match contents.region(&blob_path(digest)) {
                 Some(region) => match (region.size(), size) {
                     (Some(actual), Some(expected)) if actual != expected => {
                         Err(BlobError::Size { expected, actual }.into())
@@ -293,6 +296,10 @@ impl ImageSource for LayoutSource {
 
     async fn index(&self) -> Result<Option<SourceIndex>, Error> {
         stored::index(self).await
+    }
+
+    async fn audit(&self, deep: bool) -> Result<Vec<Finding>, Error> {
+        self.audited(deep).await
     }
 
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
