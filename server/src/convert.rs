@@ -56,12 +56,18 @@ pub fn filter_outputs(
 fn pieces(mut text: &str) -> Vec<String> {
     let mut pieces = Vec::new();
     while text.len() > CHUNK {
-        let (piece, rest) = text.split_at(text.floor_char_boundary(CHUNK));
+        let (piece, rest) = split(text, CHUNK);
         pieces.push(piece.to_owned());
         text = rest;
     }
     pieces.push(text.to_owned());
     pieces
+}
+
+/// Cuts a text behind `most` bytes, or before the character that stands there.
+pub fn split(text: &str, most: usize) -> (&str, &str) {
+    let at = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    text.split_at(at.unwrap_or(0))
 }
 
 /// What a search found in one layer.

@@ -14,6 +14,7 @@ use occy_proto::v1::JobError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::convert;
 use crate::job::store::StoreError;
 
 /// The domain of every `google.rpc.ErrorInfo` of ours.
@@ -209,12 +210,11 @@ impl ServiceError {
     }
 
     fn message(&self) -> String {
-        let mut message = self.to_string();
-        if message.len() > MESSAGE_MAX {
-            message.truncate(message.floor_char_boundary(MESSAGE_MAX));
-            message.push('…');
+        let message = self.to_string();
+        match convert::split(&message, MESSAGE_MAX) {
+            (_, "") => message,
+            (start, _) => format!("{start}…"),
         }
-        message
     }
 }
 

@@ -96,6 +96,7 @@ pub async fn serve(
         stop.await;
         tracing::info!("stopping: layers that are running come to their end");
         health.set_not_serving::<PipelineServiceServer<Api>>().await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         draining.send_replace(true);
         jobs.drain(patience).await;
         Ok(())

@@ -1,10 +1,13 @@
 //! The servers, images and tools that the end-to-end tests share.
 //!
-//! Nothing of the product is linked in. [`occyctl`] runs the binary; [`registry`] starts real registries, [`fixed`] serves what none would store, [`proxy`] puts faults before
+//! Nothing of the product is linked in. [`occyctl`] runs the binary; [`coordinator`] runs the service's, and [`client`] asks it with a client in Python; [`registry`] starts real registries, [`fixed`] serves what none would store, [`proxy`] puts faults before
 //! them and [`token`] serves tokens; [`layer`], [`image`] and [`saved`] make images of every shape; [`judge`] asks independent
 //! tools what they think of the outcome.
 
+mod binary;
 pub mod certificates;
+pub mod client;
+pub mod coordinator;
 pub mod fixed;
 pub mod http;
 pub mod image;

@@ -113,12 +113,13 @@ pub async fn search(
     search: Search,
     hits: mpsc::Sender<Vec<SearchHit>>,
 ) -> Result<(), ServiceError> {
-    let source = open::source(&work.source, &work.settings)?;
     let plan = gate.plan(FilterChain::new(vec![Arc::new(search)]), false);
+    let work = Work { plan, ..work };
+    let source = open::source(&work.source, &work.settings)?;
     let at_once = source.max_workers.unwrap_or(work.settings.parallel);
     let queue = fleet.queue(work.needs(), false);
     let executor = FleetExecutor::new(queue, at_once, Arc::new(HitWatcher { hits }));
-    process(source.end.as_ref(), plan, Arc::new(NoOutput), executor, &Progress::default()).await?;
+    process(source.end.as_ref(), work.plan, Arc::new(NoOutput), executor, &Progress::default()).await?;
     Ok(())
 }
 

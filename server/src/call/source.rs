@@ -23,6 +23,8 @@ use occy_proto::v1;
 use occy_proto::v1::image_element::Element;
 use occy_proto::v1::{DocumentChunk, ImageStart, LayerEnd, LayerStart};
 
+use tonic::Code;
+
 use super::Elements;
 use crate::error::ServiceError;
 
@@ -57,7 +59,7 @@ impl ImageSource for ClientImage {
 pub async fn receive(mut elements: Elements, spools: &SpoolDir) -> Result<ClientImage, ServiceError> {
     let mut image = Incoming::new(spools.clone());
     while let Some(element) = elements.next().await {
-        let element = element.map_err(|_| ServiceError::Truncated)?.element;
+        let element = element.map_err(|status| broken(&status))?.element;
         let Some(element) = element else {
             // A kind of a later version; within a layer nothing may be skipped.
             if image.open.is_some() {
@@ -68,9 +70,9 @@ pub async fn receive(mut elements: Elements, spools: &SpoolDir) -> Result<Client
         match element {
             Element::Start(start) => image.start(start)?,
             _ if image.start.is_none() => return Err(wrong("it does not begin with its start")),
-            Element::Manifest(chunk) => image.manifest.take(chunk, "the manifest")?,
-            Element::ConfigFile(chunk) => image.config.take(chunk, "the config")?,
-            Element::FinalConfigFile(chunk) => image.final_config.take(chunk, "the final config")?,
+            Element::Manifest(chunk) => image.manifest.take(&chunk, "the manifest")?,
+            Element::ConfigFile(chunk) => image.config.take(&chunk, "the config")?,
+            Element::FinalConfigFile(chunk) => image.final_config.take(&chunk, "the final config")?,
             Element::LayerStart(start) => image.layer_start(&start)?,
             Element::LayerChunk(chunk) => image.layer_chunk(chunk.data).await?,
             Element::LayerEnd(end) => image.layer_end(&end)?,
@@ -80,6 +82,14 @@ pub async fn receive(mut elements: Elements, spools: &SpoolDir) -> Result<Client
         }
     }
     Err(ServiceError::Truncated)
+}
+
+/// A stream that breaks was cut by the caller or the network, unless what came on it could not be used.
+fn broken(status: &tonic::Status) -> ServiceError {
+    match status.code() {
+        Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted => wrong(status.message()),
+        _ => ServiceError::Truncated,
+    }
 }
 
 fn wrong(problem: impl Into<String>) -> ServiceError {
@@ -94,7 +104,7 @@ struct Document {
 }
 
 impl Document {
-    fn take(&mut self, chunk: DocumentChunk, what: &'static str) -> Result<(), ServiceError> {
+    fn take(&mut self, chunk: &DocumentChunk, what: &'static str) -> Result<(), ServiceError> {
         if self.is_whole {
             return Err(wrong(format!("{what} comes twice")));
         }

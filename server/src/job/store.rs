@@ -373,7 +373,7 @@ mod tests {
             job.id
         };
         let store = Store::open(&path, LIMITS).unwrap();
-        assert_eq!(store.active().unwrap(), [id.clone()]);
+        assert_eq!(store.active().unwrap(), std::slice::from_ref(&id));
         let job = store.get(&id).await.unwrap().unwrap();
         assert_eq!((job.state(), job.last_sequence), (JobState::Running, 2));
         assert_eq!(store.written(&id, "layer").await.unwrap().as_deref(), Some("record"));
