@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
-use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::output::manifest::ManifestFormat;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +18,11 @@ Examples:
     occyctl process tar://app.tar registry://localhost:5000/app:1 --compression zstd \\
         -f 'exclude:pattern=**/.git/**' -f inspect:file=layers.jsonl
 
+  Push an image out of Docker, and load one into Podman:
+    occyctl process docker://app:1 registry://localhost:5000/app:1
+    occyctl process registry://docker.io/library/busybox:latest \
+        docker://busybox:latest?socket=/run/podman/podman.sock
+
   Find files, look at an image, check every byte of it:
     occyctl search registry://localhost:5000/app:1 '*.conf'
     occyctl info tar://app.tar
@@ -27,6 +32,10 @@ Sources:
   registry://HOST/IMAGE[:TAG|@DIGEST]   an image in a registry
       ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
       ?max_workers=N                    as --parallel
+  docker://IMAGE[:TAG|@DIGEST]          an image in Docker or Podman: the Engine at $DOCKER_HOST, or at the first socket of
+                                        theirs that is there; `info` too reads all of what the Engine exports
+      ?socket=PATH                      the socket of the Engine
+      ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
       ?image=NAME:TAG                   which one, where it holds several
 
@@ -35,10 +44,17 @@ Destinations:
       ?compression=gzip|zstd[:LEVEL]    as --compression
       ?format=keep|docker|oci           as --format
       ?max_workers=N                    as --parallel
+  docker://IMAGE:TAG                    an image in Docker or Podman, found likewise
+      ?socket=PATH                      the socket of the Engine
+      ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar for `docker load`; tar://- is standard output
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
       ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
+      ?expand=true                      also unpacked into one tree of files: PATH/manifest, PATH/manifest-IMAGE-TAG
       ?force=true&verify=true           as --force, as --verify
+  oci://PATH                            a runtime bundle for `runc run`: config.json and rootfs
+      ?rootless=true                    for the user who makes it, without any right of root
+      ?force=true                       as --force
 
 Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...]):
   normalize-timestamps[:ts=SECONDS,mode=set|clamp]        set every time to SECONDS (0), or only later ones
@@ -77,7 +93,7 @@ Examples:
   occyctl search registry://localhost:5000/app:1 '*.conf'
   occyctl search tar://app.tar '^/?etc/.*\\.d/' --regex --script-friendly")]
     Search(Search),
-    /// Show what an image is made of, without reading its layers.
+    /// Show what an image is made of.
     #[command(after_long_help = "\
 Examples:
   occyctl info registry://docker.io/library/busybox:latest --architecture arm64

@@ -3,6 +3,7 @@
 use crate::blob::BlobError;
 use crate::config::ConfigError;
 use crate::digest::Digest;
+use crate::engine::EngineError;
 use crate::filter::SpecError;
 use crate::layer::LayerError;
 use crate::manifest::{BuildError, ManifestError};
@@ -11,6 +12,7 @@ use crate::platform::NoSuchPlatform;
 use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
 use crate::source::saved_tar::SavedTarError;
+use crate::unpack::UnpackError;
 use crate::uri::UriError;
 
 /// Why an image was not processed.
@@ -29,6 +31,9 @@ pub enum Error {
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A container engine or the way to it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// Content could not be read or stored.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -76,6 +81,9 @@ pub enum Error {
     /// A layer's bytes: not the promised ones, not a tar, not what its compression says.
     #[error(transparent)]
     LayerContent(LayerError),
+    /// A layer that no tree of files can be made of, or a file system that does not take it.
+    #[error(transparent)]
+    Unpack(UnpackError),
     /// The tar of a layer is not the one that the config names.
     #[error("diff_id mismatch: the config says {expected}, the uncompressed layer is {computed}")]
     DiffId {
@@ -128,6 +136,16 @@ impl From<LayerError> for Error {
     }
 }
 
+impl From<UnpackError> for Error {
+    /// A tar that is wrong is told as it is everywhere else.
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Tar { member, path, source } => LayerError::Tar { member, path, source }.into(),
+            error => Self::Unpack(error),
+        }
+    }
+}
+
 /// How deep indexes may lead to indexes.
 pub const MAX_INDEX_DEPTH: usize = 4;
 
@@ -156,6 +174,7 @@ impl Error {
             | Self::Foreign(_)
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
+            Self::Engine(error) => error.blame(),
             Self::Blob(error) => blob(error),
             Self::Manifest { .. }
             | Self::IndexDepth(_)
@@ -171,12 +190,23 @@ impl Error {
             }
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
-                OutputError::Taken { .. }
+                OutputError::User(_) => Blame::Image,
+                OutputError::Spoiled => Blame::Network,
+                OutputError::NotAnImage { .. }
+                | OutputError::NoTag { .. }
+                | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
-                | OutputError::NotAnImage { .. }
+                | OutputError::NoIndexes { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
+            Self::Unpack(error) => {
+                if error.is_machine() {
+                    Blame::Machine
+                } else {
+                    Blame::Image
+                }
+            }
             Self::LayerContent(error) => {
                 if error.is_machine() {
                     Blame::Machine
@@ -235,6 +265,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
+            Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
@@ -255,6 +286,7 @@ fn registry(error: &RegistryError) -> Blame {
 fn blob(error: &BlobError) -> Blame {
     match error {
         BlobError::Registry(error) => registry(error),
+        BlobError::Engine(error) => error.blame(),
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use occy_pipeline::codec::Pool;
+use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FILTERS, FilterChain};
 use occy_pipeline::manifest::Family;
@@ -35,7 +36,7 @@ const FILTERS_MAX: usize = 64;
 /// Layers of one image at once.
 const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
-const PATHS: [&str; 2] = ["tar", "dir"];
+const PATHS: [&str; 3] = ["tar", "dir", "oci"];
 
 /// What the operator allows.
 #[derive(Debug)]
@@ -130,6 +131,8 @@ impl Gate {
             format,
             source_registry: self.registry.clone(),
             destination_registry: self.registry.clone(),
+            // docker:// is not for strangers, so nobody asks for these.
+            engine: engine::Options::default(),
             force: false,
             verify: false,
             spools: self.spools.clone(),

@@ -21,6 +21,7 @@ pub(super) struct Input<R> {
     /// Of `start` in the tar.
     offset: u64,
     hasher: Hasher,
+    hashing: bool,
     /// Up to where, at most `start`, bytes are in the hash.
     hashed: usize,
     ended: bool,
@@ -35,9 +36,15 @@ impl<R: Read> Input<R> {
             end: 0,
             offset: 0,
             hasher: Hasher::new(Algorithm::Sha256),
+            hashing: true,
             hashed: 0,
             ended: false,
         }
+    }
+
+    /// One that hashes nothing.
+    pub(super) fn unhashed(reader: R) -> Self {
+        Self { hashing: false, ..Self::new(reader) }
     }
 
     /// The offset of the next byte.
@@ -89,7 +96,9 @@ impl<R: Read> Input<R> {
     }
 
     fn hash(&mut self) {
-        self.hasher.update(&self.buffer[self.hashed..self.start]);
+        if self.hashing {
+            self.hasher.update(&self.buffer[self.hashed..self.start]);
+        }
         self.hashed = self.start;
     }
 

@@ -201,7 +201,7 @@ struct Halfway {
 impl Halfway {
     fn new() -> Self {
         let (from, to) = (Registry::start(), Registry::start());
-        let layers: Vec<_> = (0..5).map(|seed| Layer::noise(seed, 40_000 + 1000 * seed as usize)).collect();
+        let layers: Vec<_> = (0..5).map(|seed| Layer::noise(seed as u64, 40_000 + 1000 * seed)).collect();
         let image = Image::docker(layers);
         let uri = from.push(&image, "app", "1");
         occyctl(["process", &uri, &to.uri("local:1"), "-f", "normalize-timestamps"]).ok();
@@ -233,7 +233,6 @@ impl Halfway {
         assert_eq!(job["result"]["manifest_digest"], self.expected);
         assert_eq!(self.to.digest("app", "1"), self.expected);
         judge::skopeo_reads(&format!("docker://{}/app:1", self.to.host()));
-        drop(self.from.host());
     }
 }
 
