@@ -16,7 +16,7 @@ use occy_pipeline::filter::{FILTERS, FilterChain};
 use occy_pipeline::manifest::Family;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::OUTPUTS;
-use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
 use occy_pipeline::registry;
 use occy_pipeline::source::SOURCES;
