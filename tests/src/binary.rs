@@ -12,7 +12,9 @@ pub(crate) fn build(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "-p", name, "--bin", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // All of them, with the features that the whole workspace gives its dependencies: one by one, each would have half of them
+    // built anew.
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

@@ -81,7 +81,10 @@ impl Jobs {
 
     /// Accepts a job, and runs it when its turn comes.
     pub async fn submit(&self, spec: PipelineSpec, key: String) -> Result<Job, ServiceError> {
-        self.0.gate.admit(&spec, Ends::BothNamed)?;
+        let work = self.0.gate.admit(&spec, Ends::BothNamed)?;
+        // What is written wrongly is said now, to the one who wrote it.
+        open::source(&work.source, &work.settings)?;
+        open::output(&work.destination, &work.settings)?;
         match self.0.store.submit(spec, key.clone()).await? {
             Submitted::New(job) => {
                 self.start(&job.id);
