@@ -9,6 +9,16 @@
 //!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
 //!   catalog's line. What a killed run leaves is a layer that nobody refers to, which the next image may need, and which is
 //!   safe to remove when no manifest names it.
+//!
+//! # Where the Python tool differs
+//! - It names layers by the digests of their compressed blobs; ours have the diff_ids, so that the same tar is stored once
+//!   however it was compressed.
+//! - It writes the config anew, so that the file does not have the hash that is its name; ours has the source's bytes.
+//! - It leaves the registry out of the image's name in `catalog.json`, `ImageName` and `RepoTags`, and all but the last
+//!   component out of `RepoTags`: two registries' images take each other's place. Ours are full names.
+//! - Images whose names differ in `/` and `_` share a manifest there; here the second gets a name of its own.
+//! - Its directory may be seen half written, and processes that write to one catalog lose each other's lines.
+//! - Its trees follow links out of the tree, and an opaque whiteout in `etc/` also hides `etcetera/`.
 
 pub mod catalog;
 mod index;
