@@ -36,7 +36,7 @@ const FILTERS_MAX: usize = 64;
 /// Layers of one image at once.
 const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
-const PATHS: [&str; 3] = ["tar", "dir", "oci"];
+const PATHS: [&str; 4] = ["tar", "dir", "oci", "oci-layout"];
 
 /// What the operator allows.
 #[derive(Debug)]
