@@ -3,6 +3,7 @@
 
 mod commands;
 mod display;
+mod environment;
 mod options;
 mod settings;
 
@@ -10,13 +11,11 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use occy_pipeline::error::Error;
 use occy_pipeline::output::remove_unpublished;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::display::Aside;
-use crate::options::Cli;
 
 /// What is not whole is removed by whoever wrote it, for as long; after that by us.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +47,7 @@ enum Exit {
 struct Untold(anyhow::Error);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = environment::parse();
     settings::start_logging(&cli.global);
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("nothing installs a provider before main does");

@@ -40,7 +40,8 @@ Sources:
                                         theirs that is there; `info` too reads all of what the Engine exports
       ?socket=PATH                      the socket of the Engine
       ?max_workers=N                    as --parallel
-  tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
+  tar://PATH                            a saved tar, plain or compressed; tar://- is standard input; an OCI
+                                        archive (`podman save --format oci-archive`) is read by oci-layout://
       ?image=NAME:TAG                   which one, where it holds several
   dir://PATH                            a directory that dir:// wrote, or the Python occystrap; or an unpacked saved tar
       ?image=NAME&tag=TAG               which one, where images share it
@@ -48,6 +49,8 @@ Sources:
       ?tag=TAG                          which one, where it holds several; NAME:TAG too
       ?digest=DIGEST                    the one whose manifest has this digest
       ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
+
+In all of these, %3F is a literal ?, and %25 a literal %. What stands behind the ? wins over the option of the same meaning.
 
 Destinations:
   registry://HOST/IMAGE[:TAG]           an image in a registry
@@ -72,9 +75,12 @@ Destinations:
 
 Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...]):
   normalize-timestamps[:ts=SECONDS,mode=set|clamp]        set every time to SECONDS (0), or only later ones
-  exclude:pattern=GLOB[,GLOB]...                          remove files; a directory goes with all that is in it
+  exclude:pattern=GLOB[,GLOB]...                          remove files; a directory goes with all that is in it. Whiteouts
+                                                          stay, also where they are named: what they hide would come back
   search:pattern=GLOB[,regex=true,script-friendly=true]   print the files that match, and pass everything on
   inspect:file=PATH                                       append a JSON line about the layers as they stand there
+
+A * in a GLOB matches / too: 'etc/*.conf' matches etc/a/b.conf.
 
 Exit status:
   0    done
@@ -253,11 +259,13 @@ pub(crate) struct Global {
     /// Docker's config.json, or the directory that it is in [default: $DOCKER_CONFIG, then ~/.docker].
     #[arg(long, value_name = "PATH", global = true, env = "OCCYSTRAP_DOCKER_CONFIG")]
     pub(crate) docker_config: Option<PathBuf>,
-    /// A registry that is spoken to without a trusted certificate, or without TLS at all. Loopback ones always may be.
+    /// A registry that is spoken to without a trusted certificate, or without TLS at all. Plain HTTP on this host needs no word;
+    /// an untrusted certificate does, there too.
     #[arg(
         long,
         value_name = "HOST[:PORT]",
         value_delimiter = ',',
+        value_parser = host,
         global = true,
         env = "OCCYSTRAP_INSECURE"
     )]
@@ -310,6 +318,16 @@ fn parallel(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=256) => Ok(count),
         _ => Err("expected a number from 1 to 256".to_owned()),
+    }
+}
+
+/// A host with or without a port. There is no word for all hosts.
+fn host(text: &str) -> Result<String, String> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_good) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected HOST or HOST:PORT".to_owned())
     }
 }
 

@@ -12,7 +12,11 @@ use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFil
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::display::Aside;
 use crate::options::Global;
@@ -32,11 +36,47 @@ pub(crate) fn start_logging(global: &Global) {
         (false, _) => "debug,occy_pipeline=trace,occyctl=trace",
     };
     let filter = EnvFilter::try_from_env("OCCYSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Aside).with_target(false).init();
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Aside).with_target(false);
+    if global.verbose == 0 && std::env::var_os("OCCYSTRAP_LOG").is_none() {
+        subscriber.event_format(Plain).init();
+    } else {
+        subscriber.init();
+    }
+}
+
+/// Warnings as they stand beside our other messages: `warning: TEXT`.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let level = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        write!(writer, "{level}: ")?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
 }
 
 /// Everything that a source and an output are opened with.
-pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
+/// Options of registries count only where one is named.
+pub(crate) fn settings(
+    global: &Global,
+    source_uri: &str,
+    destination_uri: Option<&str>,
+) -> Result<Settings, Misused> {
+    let registry = |uri: Option<&str>, own, role| {
+        let is_registry = uri.is_some_and(|uri| uri.starts_with("registry://"));
+        if is_registry { registry_options(global, own, role) } else { Ok(registry::Options::default()) }
+    };
     let source = (global.source_username.as_ref(), global.source_password.as_ref());
     let destination = (global.destination_username.as_ref(), global.destination_password.as_ref());
     Ok(Settings {
@@ -48,8 +88,8 @@ pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
         parallel: global.parallel,
         compression: None,
         format: ManifestFormat::Keep,
-        source_registry: registry_options(global, source, "source")?,
-        destination_registry: registry_options(global, destination, "destination")?,
+        source_registry: registry(Some(source_uri), source, "source")?,
+        destination_registry: registry(destination_uri, destination, "destination")?,
         engine: engine::Options::from_environment(),
         force: false,
         verify: false,

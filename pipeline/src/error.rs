@@ -90,6 +90,12 @@ pub enum Error {
     /// A layer's bytes: not the promised ones, not a tar, not what its compression says.
     #[error(transparent)]
     LayerContent(LayerError),
+    /// A layer that is larger than the caller allows. That says nothing against it.
+    #[error("layer has more than {limit} bytes uncompressed; --max-layer-size allows more")]
+    LayerTooLarge {
+        /// In bytes.
+        limit: u64,
+    },
     /// A layer that no tree of files can be made of, or a file system that does not take it.
     #[error(transparent)]
     Unpack(UnpackError),
@@ -140,7 +146,10 @@ impl From<LayerError> for Error {
     fn from(error: LayerError) -> Self {
         match error.into_blob_error() {
             Ok(error) => Self::Blob(error),
-            Err(error) => Self::LayerContent(error),
+            Err(error) => match error.too_large() {
+                Some(limit) => Self::LayerTooLarge { limit },
+                None => Self::LayerContent(error),
+            },
         }
     }
 }
@@ -182,6 +191,7 @@ impl Error {
             | Self::NotAnImage { .. }
             | Self::Foreign(_)
             | Self::FilteredIndex(_)
+            | Self::LayerTooLarge { .. }
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
             Self::Engine(error) => error.blame(),
@@ -191,6 +201,7 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
+            Self::SavedImage(error) if error.is_choice() => Blame::Caller,
             Self::SavedImage(error) => {
                 if error.is_io() {
                     Blame::Machine

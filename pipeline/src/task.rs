@@ -104,6 +104,7 @@ impl LayerPlan {
     ) -> Result<WrittenLayer, Error> {
         if let Some(known) = output.known_layer(layer, &self.chain).await? {
             progress.set(LayerState::Reused);
+            tracing::info!("layer {} is there already, and is not fetched", layer.label());
             return Ok(known);
         }
         let mut attempt = 1;
@@ -159,6 +160,10 @@ impl LayerPlan {
     ) -> Result<WrittenLayer, Error> {
         if output.copy_layer(layer, &progress.bytes).await? == Moved::Nothing {
             progress.set(LayerState::Reused);
+            tracing::info!(
+                "layer {} is there already, or was mounted from another repository",
+                layer.label()
+            );
         }
         Ok(WrittenLayer {
             index: layer.index,
@@ -179,6 +184,7 @@ impl LayerPlan {
         if output.has_layer(layer).await? {
             let (summary, _) = self.observe(layer, None, progress).await?;
             progress.set(LayerState::Reused);
+            tracing::info!("layer {} is there already", layer.label());
             return written(layer, StoredLayer::Original, summary);
         }
         let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());

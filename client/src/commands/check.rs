@@ -14,7 +14,7 @@ use crate::options::{Check, Global, OutputFormat};
 use crate::settings::{plan, settings};
 
 pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit> {
-    let settings = settings(global)?;
+    let settings = settings(global, &options.source, None)?;
     let source = open::source(&options.source, &settings)?;
     let parallel = source.max_workers.unwrap_or(settings.parallel);
     let plan = plan(global, &settings, FilterChain::default(), true);

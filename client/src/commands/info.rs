@@ -16,7 +16,7 @@ use crate::options::{Global, Info, OutputFormat};
 use crate::settings::settings;
 
 pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
-    let settings = settings(global)?;
+    let settings = settings(global, &options.source, None)?;
     let source = open::source(&options.source, &settings)?;
     let display = Display::start(global, Progress::default(), &options.source, &settings.spools);
     let mut image = source.end.image().await?;

@@ -1,7 +1,7 @@
 //! `occyctl process`: an image from a source, through filters, to a destination.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,16 +22,21 @@ use serde_json::json;
 use super::{print_bytes, print_json};
 use crate::display::Display;
 use crate::options::{Global, OutputFormat, Process};
-use crate::settings::{plan, settings};
+use crate::settings::{Misused, plan, settings};
 use crate::{Exit, Untold, say};
 
 pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Exit> {
-    let mut settings = settings(global)?;
+    let mut settings = settings(global, &options.source, Some(&options.destination))?;
     settings.compression = options.compression;
     settings.format = options.format.unwrap_or_default();
     settings.force = options.force;
     settings.verify = options.verify;
     let chain = FilterChain::parse(&options.filters).map_err(occy_pipeline::error::Error::from)?;
+    if options.destination.ends_with("://-") && std::io::stdout().is_terminal() {
+        let reason =
+            format!("{} is a terminal here, which a tar would spoil: redirect it", options.destination);
+        return Err(Misused(reason).into());
+    }
     let source = open::source(&options.source, &settings)?;
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);

@@ -17,7 +17,7 @@ use crate::options::{Global, Search};
 use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Search, global: &Global) -> anyhow::Result<Exit> {
-    let settings = settings(global)?;
+    let settings = settings(global, &options.source, None)?;
     let filter = SearchFilter::new(&options.pattern, options.regex, options.script_friendly)
         .map_err(|reason| Misused(format!("invalid pattern {:?}: {reason}", options.pattern)))?;
     let source = open::source(&options.source, &settings)?;

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::blob::BlobError;
+use crate::codec::CodecError;
 use crate::filter::FilterError;
 use crate::tar::{TarError, encode};
 
@@ -88,6 +89,15 @@ impl LayerError {
                 Ok(*inner.downcast().expect("its type was found right"))
             }
             other => Err(other),
+        }
+    }
+
+    /// The caller's limit, where the layer went beyond it.
+    pub(crate) fn too_large(&self) -> Option<u64> {
+        let Self::Tar { source: TarError::Read { source, .. }, .. } = self else { return None };
+        match CodecError::inside(source)? {
+            CodecError::TooLarge { limit, .. } => Some(*limit),
+            _ => None,
         }
     }
 

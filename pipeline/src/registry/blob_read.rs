@@ -172,12 +172,11 @@ impl Reader {
     async fn failed(&mut self, failure: RegistryError) -> Result<(), BlobError> {
         self.body = None;
         let at = self.hasher.size();
-        tracing::debug!(error = %failure, at, "blob interrupted");
         if at - self.failed_at >= PROGRESS {
             self.backoff.reset();
         }
         self.failed_at = at;
-        if self.backoff.wait(None).await {
+        if self.backoff.wait(&failure, None).await {
             return Ok(());
         }
         match (self.size, failure) {

@@ -67,7 +67,7 @@ pub enum RegistryError {
         credentials: Option<String>,
     },
     /// No connection came about.
-    #[error("cannot connect to {peer} for {request}: {cause}")]
+    #[error("cannot connect to {peer}{}: {cause}", purpose(.peer, .request))]
     Connect {
         /// What was asked.
         request: Box<Request>,
@@ -251,6 +251,12 @@ impl RegistryError {
             _ => None,
         }
     }
+}
+
+/// What a connection was for, where that is more than to find out whether anybody answers there.
+fn purpose(peer: &str, request: &Request) -> String {
+    let is_ping = matches!(request.operation, Operation::Ping) && request.host == peer;
+    if is_ping { String::new() } else { format!(" for {request}") }
 }
 
 /// Statuses that say "not now".

@@ -109,7 +109,7 @@ impl RegistryHost {
                 },
                 Err(error) => error,
             };
-            if !error.is_transient() || !backoff.wait(None).await {
+            if !error.is_transient() || !backoff.wait(&error, None).await {
                 return Err(error);
             }
         }

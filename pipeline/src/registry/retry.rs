@@ -1,5 +1,6 @@
 //! When a request is sent again: the waits between attempts, and what `Retry-After` asks for.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -55,10 +56,23 @@ impl Backoff {
         Some(wait)
     }
 
-    /// Waits before the next attempt. False when there must not be one.
-    pub(super) async fn wait(&mut self, retry_after: Option<Duration>) -> bool {
+    /// Says what failed and waits before the next attempt. False when there must not be one.
+    ///
+    /// A first failure is nobody's worry; those that follow tell a user why nothing seems to happen.
+    pub(super) async fn wait(
+        &mut self,
+        failure: &(dyn fmt::Display + Sync),
+        retry_after: Option<Duration>,
+    ) -> bool {
         match self.next(retry_after) {
             Some(wait) => {
+                let (again, of) = (self.attempts - self.attempts_left, self.attempts);
+                let seconds = wait.as_secs_f32();
+                if again == 2 {
+                    tracing::info!("{failure}; trying again in {seconds:.1} s ({again} of {of})");
+                } else {
+                    tracing::warn!("{failure}; trying again in {seconds:.1} s ({again} of {of})");
+                }
                 tokio::time::sleep(wait).await;
                 true
             }

@@ -107,7 +107,7 @@ impl RegistryHost {
                 }
                 Err(error) => (error, None),
             };
-            if !error.is_transient() || !backoff.wait(asked).await {
+            if !error.is_transient() || !backoff.wait(&error, asked).await {
                 return Err(error);
             }
         }

@@ -68,8 +68,7 @@ impl RegistryHost {
                 Err(error) if error.is_transient() => (error, None),
                 Err(error) => return Err(error),
             };
-            tracing::debug!(%error, "attempt failed");
-            if !backoff.wait(asked).await {
+            if !backoff.wait(&error, asked).await {
                 return Err(error);
             }
         }

@@ -74,8 +74,7 @@ impl Repository {
                 }
                 Err(Failure::Again(error, asked)) => (error, asked),
             };
-            tracing::debug!(%error, "upload attempt failed");
-            if !backoff.wait(asked).await {
+            if !backoff.wait(&error, asked).await {
                 return Err(error.into());
             }
             // The answer may have been lost, and not the blob.

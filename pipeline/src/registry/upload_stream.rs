@@ -95,7 +95,7 @@ impl Repository {
                 return Ok(false);
             }
             // 404: a session that is gone while its blob is not there either.
-            if !(error.is_transient() || error.is_not_found()) || !backoff.wait(asked).await {
+            if !(error.is_transient() || error.is_not_found()) || !backoff.wait(&error, asked).await {
                 return Err(error.into());
             }
             if self.blob_head(&summary.digest).await? == Some(summary.size) {
@@ -174,8 +174,7 @@ impl Repository {
                 Err(error) if error.is_transient() => (error, None),
                 Err(error) => return Err(error),
             };
-            tracing::debug!(%error, at, "chunk interrupted");
-            if !backoff.wait(asked).await {
+            if !backoff.wait(&error, asked).await {
                 return Err(error);
             }
             let now = session.committed().await?;
@@ -208,7 +207,7 @@ impl Repository {
             if error.is_not_found() && self.blob_head(&summary.digest).await? == Some(summary.size) {
                 return Ok(());
             }
-            if !error.is_transient() || !backoff.wait(asked).await {
+            if !error.is_transient() || !backoff.wait(&error, asked).await {
                 return Err(error.into());
             }
         }

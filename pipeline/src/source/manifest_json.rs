@@ -107,6 +107,11 @@ fn list(images: &[String]) -> String {
 }
 
 impl SavedImageError {
+    /// Whether another source or another of its images is meant: nothing is wrong with what is there.
+    pub fn is_choice(&self) -> bool {
+        matches!(self, Self::WhichImage { .. } | Self::NoManifest { .. })
+    }
+
     /// Whether the machine failed, rather than the content.
     pub fn is_io(&self) -> bool {
         matches!(self, Self::Io { .. })

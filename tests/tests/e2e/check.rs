@@ -1,7 +1,7 @@
 //! `check` and `info`.
 
 use occy_tests::image::{Family, Image, json_of};
-use occy_tests::layer::{Layer, tar};
+use occy_tests::layer::{Layer, Member, tar};
 use occy_tests::occyctl::{Ended, occyctl};
 use occy_tests::registry::Registry;
 use occy_tests::saved;
@@ -156,6 +156,20 @@ fn saved_tars_are_checked() {
     write(&path, "not a tar");
     occyctl(["check", &tar_uri(&path)]).fails(3);
     occyctl(["check", "tar:///nonexistent"]).fails(1);
+}
+
+#[test]
+fn what_says_nothing_against_an_image_is_a_failure_and_no_finding() {
+    let image = small();
+    let directory = scratch();
+    let path = directory.path().join("in.tar");
+    write(&path, tar(&saved::docker_v12(&[(&image, &["app:1"]), (&image, &["other:1"])])));
+    occyctl(["check", &tar_uri(&path)]).fails(1).says(&["?image="]);
+    write(&path, tar(&[Member::file("readme", "hello")]));
+    occyctl(["check", &tar_uri(&path)]).fails(1).says(&["not a saved image"]);
+    write(&path, tar(&saved::docker_v12(&[(&image, &["app:1"])])));
+    let small_limit = occyctl(["check", &tar_uri(&path), "--max-layer-size", "1K"]).fails(1);
+    small_limit.says(&["layer 1 of 2", "more than 1024 bytes", "--max-layer-size"]);
 }
 
 #[test]

@@ -140,6 +140,63 @@ fn options_come_from_the_environment_under_one_prefix() {
 }
 
 #[test]
+fn variables_are_read_as_users_write_them() {
+    let hello = concat!("tar://", env!("CARGO_MANIFEST_DIR"), "/images/hello.tar");
+    for (name, value) in [
+        ("OCCYSTRAP_QUIET", "1"),
+        ("OCCYSTRAP_QUIET", "yes"),
+        ("OCCYSTRAP_QUIET", ""),
+        ("OCCYSTRAP_PROGRESS", ""),
+        ("OCCYSTRAP_PARALLEL", ""),
+        // Nobody is logged in to.
+        ("OCCYSTRAP_USERNAME", "ann"),
+    ] {
+        occyctl(["info", hello]).env(name, value).ok();
+    }
+    occyctl(["info", hello, "-v"]).env("OCCYSTRAP_QUIET", "0").ok();
+    occyctl(["info", hello]).env("OCCYSTRAP_PARALLEL", "many").fails(2).says(&["OCCYSTRAP_PARALLEL"]);
+    occyctl(["info", hello]).env("OCCYSTRAP_QUIET", "maybe").fails(2).says(&["OCCYSTRAP_QUIET"]);
+    let given = occyctl(["info", hello, "-j", "many"]).env("OCCYSTRAP_PARALLEL", "3").fails(2);
+    assert!(!given.stderr.contains("OCCYSTRAP"), "{}", given.stderr);
+    occyctl(["info", "registry://localhost:1/x"])
+        .env("OCCYSTRAP_USERNAME", "ann")
+        .fails(2)
+        .says(&["password"]);
+}
+
+#[test]
+fn warnings_look_like_errors_and_hosts_like_hosts() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let ended = occyctl(["process", &source, "tar://-", "--compression", "zstd"]).ok();
+    assert!(ended.stderr.starts_with("warning: --compression"), "{}", ended.stderr);
+    for host in ["", "*", "a b", "http://a"] {
+        occyctl(["info", &source, "--insecure", host]).fails(2).says(&["HOST:PORT"]);
+    }
+    let terminal = occy_tests::terminal::on_terminal(80, 24, &["process", &source, "tar://-"]);
+    assert_eq!(terminal.code, Some(2));
+    assert!(terminal.written.contains("redirect it"), "{}", terminal.written);
+}
+
+#[test]
+fn what_is_sent_again_or_not_at_all_is_told() {
+    use occy_tests::proxy::{FaultProxy, status};
+    let registry = Registry::start();
+    registry.push(&small(), "app", "1");
+    let proxy = FaultProxy::before(registry.host());
+    let source = format!("registry://{}/app:1", proxy.host());
+    proxy.fault(1, "GET", "/v2/app/manifests/*", status(503));
+    assert_eq!(occyctl(["info", &source]).ok().stderr, "");
+    proxy.fault(1, "GET", "/v2/app/manifests/*", status(503));
+    occyctl(["info", &source, "-v"]).ok().says(&["503", "trying again in ", "(2 of 5)"]);
+    proxy.fault(2, "GET", "/v2/app/manifests/*", status(503));
+    occyctl(["info", &source]).ok().says(&["warning: ", "503", "(3 of 5)"]);
+    let copy = registry.uri("copy:1");
+    occyctl(["process", &source, &copy]).ok();
+    occyctl(["process", &source, &copy, "-v"]).ok().says(&["is there already"]);
+}
+
+#[test]
 fn errors_stand_on_a_line_with_a_hint_below() {
     let registry = Registry::start();
     let ended = occyctl(["info", &registry.uri("no/such:image")]).fails(1);
