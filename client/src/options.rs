@@ -18,6 +18,11 @@ Examples:
     occyctl process tar://app.tar registry://localhost:5000/app:1 --compression zstd \\
         -f 'exclude:pattern=**/.git/**' -f inspect:file=layers.jsonl
 
+  Push an image out of Docker, and load one into Podman:
+    occyctl process docker://app:1 registry://localhost:5000/app:1
+    occyctl process registry://docker.io/library/busybox:latest \
+        docker://busybox:latest?socket=/run/podman/podman.sock
+
   Find files, look at an image, check every byte of it:
     occyctl search registry://localhost:5000/app:1 '*.conf'
     occyctl info tar://app.tar
@@ -27,6 +32,10 @@ Sources:
   registry://HOST/IMAGE[:TAG|@DIGEST]   an image in a registry
       ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
       ?max_workers=N                    as --parallel
+  docker://IMAGE[:TAG|@DIGEST]          an image in Docker or Podman: the Engine at $DOCKER_HOST, or at the first socket of
+                                        theirs that is there; `info` too reads all of what the Engine exports
+      ?socket=PATH                      the socket of the Engine
+      ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
       ?image=NAME:TAG                   which one, where it holds several
 
@@ -34,6 +43,9 @@ Destinations:
   registry://HOST/IMAGE[:TAG]           an image in a registry
       ?compression=gzip|zstd[:LEVEL]    as --compression
       ?format=keep|docker|oci           as --format
+      ?max_workers=N                    as --parallel
+  docker://IMAGE:TAG                    an image in Docker or Podman, found likewise
+      ?socket=PATH                      the socket of the Engine
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar for `docker load`; tar://- is standard output
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
@@ -77,7 +89,7 @@ Examples:
   occyctl search registry://localhost:5000/app:1 '*.conf'
   occyctl search tar://app.tar '^/?etc/.*\\.d/' --regex --script-friendly")]
     Search(Search),
-    /// Show what an image is made of, without reading its layers.
+    /// Show what an image is made of.
     #[command(after_long_help = "\
 Examples:
   occyctl info registry://docker.io/library/busybox:latest --architecture arm64

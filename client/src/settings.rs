@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use occy_pipeline::codec::Pool;
+use occy_pipeline::engine;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::registry::ManifestFormat;
@@ -48,6 +49,7 @@ pub(crate) fn settings(global: &Global) -> Result<Settings, Misused> {
         format: ManifestFormat::Keep,
         source_registry: registry_options(global, source, "source")?,
         destination_registry: registry_options(global, destination, "destination")?,
+        engine: engine::Options::from_environment(),
         force: false,
         verify: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),

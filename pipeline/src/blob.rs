@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::digest::Digest;
+use crate::engine::EngineError;
 use crate::registry::RegistryError;
 
 /// The size of the chunks that our own readers and writers pass on, in bytes.
@@ -78,6 +79,9 @@ pub enum BlobError {
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A container engine or the way to it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A file or a spool.
     #[error("{what}: {source}")]
     Io {

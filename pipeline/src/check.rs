@@ -12,6 +12,7 @@ use crate::element::{Image, Layer};
 use crate::error::{Blame, Error};
 use crate::progress::{LayerState, Progress};
 use crate::source::ImageSource;
+use crate::source::arrivals::Coming;
 use crate::task::LayerPlan;
 
 /// Something that is wrong.
@@ -73,42 +74,59 @@ pub async fn check(
     parallel: usize,
     progress: &Progress,
 ) -> Result<CheckReport, Error> {
-    let image = match source.image().await {
+    let mut image = match source.image().await {
         Ok(image) => image,
         Err(error) if error.blame() == Blame::Image => return Ok(CheckReport::of_unreadable(&error)),
         Err(error) => return Err(error),
     };
-    let mut findings = check_documents(&image);
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
-    let mut waiting = image.layers.iter().cloned();
+    let mut coming = Coming::new(source, 0..image.layers.len());
+    let mut findings = Vec::new();
+    let mut is_all = false;
     let mut running = JoinSet::new();
     let mut verified = 0;
     loop {
-        while running.len() < parallel.max(1)
-            && let Some(layer) = waiting.next()
-        {
-            let (plan, progress, is_image) = (Arc::clone(&plan), progress.clone(), image.is_image());
-            running.spawn(async move {
-                let result = check_layer(&plan, &layer, fast, is_image, &progress).await;
-                (layer, result)
-            });
+        // Either branch may be dropped: neither takes anything before it is ready.
+        tokio::select! {
+            next = coming.next(), if !is_all && running.len() < parallel.max(1) => {
+                let Some(arrival) = next else {
+                    is_all = true;
+                    continue;
+                };
+                let layer = image.layers[arrival.index].clone();
+                let (plan, progress, is_image) = (Arc::clone(&plan), progress.clone(), image.is_image());
+                running.spawn(async move {
+                    let _arrival = arrival;
+                    let result = check_layer(&plan, &layer, fast, is_image, &progress).await;
+                    (layer, result)
+                });
+            }
+            Some(ended) = running.join_next(), if !running.is_empty() => match ended {
+                Ok((layer, Ok(Checked { read, mut found }))) => {
+                    verified += if read && found.is_empty() { places(&image, &layer, &coming) } else { 0 };
+                    found.iter_mut().for_each(|finding| finding.layer = Some(layer.index));
+                    findings.append(&mut found);
+                }
+                Ok((layer, Err(error))) if error.blame() == Blame::Image || error.is_missing_blob() => {
+                    let message = error.to_string();
+                    findings.push(Finding { severity: Severity::Error, layer: Some(layer.index), message });
+                }
+                Ok((layer, Err(error))) => {
+                    return Err(Error::in_layer("check", layer.index, image.layers.len(), layer.label(), error));
+                }
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            },
+            else => break,
         }
-        match running.join_next().await {
-            Some(Ok((layer, Ok(Checked { read, mut found })))) => {
-                verified += usize::from(read && found.is_empty());
-                found.iter_mut().for_each(|finding| finding.layer = Some(layer.index));
-                findings.append(&mut found);
-            }
-            Some(Ok((layer, Err(error)))) if error.blame() == Blame::Image || error.is_missing_blob() => {
-                let message = error.to_string();
-                findings.push(Finding { severity: Severity::Error, layer: Some(layer.index), message });
-            }
-            Some(Ok((layer, Err(error)))) => {
-                return Err(Error::in_layer("check", layer.index, image.layers.len(), layer.label(), error));
-            }
-            Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
-            None => break,
+    }
+    match source.settle(&mut image).await {
+        Ok(()) => findings.append(&mut check_documents(&image)),
+        // A layer was told of it.
+        Err(error) if error.is_interrupted() && !findings.is_empty() => {}
+        Err(error) if error.blame() == Blame::Image => {
+            findings.push(Finding::image(Severity::Error, error.to_string()));
         }
+        Err(error) => return Err(error),
     }
     // Layers are done in any order; None, the image's own, sorts first.
     findings.sort_by_key(|finding| finding.layer);
@@ -120,6 +138,17 @@ pub async fn check(
         verified,
         findings,
     })
+}
+
+/// The places of the image for which a layer was read: a source that sends its layers sends what stands twice once.
+fn places(image: &Image, layer: &Layer, coming: &Coming) -> usize {
+    match coming {
+        Coming::Chosen(_) => 1,
+        Coming::Arriving(_) => {
+            let identity = layer.blob.identity();
+            image.layers.iter().filter(|other| other.blob.identity() == identity).count()
+        }
+    }
 }
 
 /// What came of one layer.

@@ -3,6 +3,7 @@
 use crate::blob::BlobError;
 use crate::config::ConfigError;
 use crate::digest::Digest;
+use crate::engine::EngineError;
 use crate::filter::SpecError;
 use crate::layer::LayerError;
 use crate::manifest::{BuildError, ManifestError};
@@ -29,6 +30,9 @@ pub enum Error {
     /// The registry or the way to it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A container engine or the way to it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// Content could not be read or stored.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -156,6 +160,7 @@ impl Error {
             | Self::Foreign(_)
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
+            Self::Engine(error) => error.blame(),
             Self::Blob(error) => blob(error),
             Self::Manifest { .. }
             | Self::IndexDepth(_)
@@ -171,9 +176,10 @@ impl Error {
             }
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
-                OutputError::Taken { .. }
+                OutputError::NotAnImage { .. }
+                | OutputError::NoTag { .. }
+                | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
-                | OutputError::NotAnImage { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -235,6 +241,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
+            Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
             Self::Layer { source, .. } => source.hint(),
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
@@ -255,6 +262,7 @@ fn registry(error: &RegistryError) -> Blame {
 fn blob(error: &BlobError) -> Blame {
     match error {
         BlobError::Registry(error) => registry(error),
+        BlobError::Engine(error) => error.blame(),
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.

@@ -11,6 +11,7 @@ pub mod compression;
 pub mod config;
 pub mod digest;
 pub mod element;
+pub mod engine;
 pub mod error;
 pub mod executor;
 pub mod filter;

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use crate::compression::Compression;
+use crate::engine;
 use crate::error::Error;
 use crate::output::dir::{DirOptions, DirOutput};
+use crate::output::docker::DockerOutput;
 use crate::output::registry::{ManifestFormat, RegistryOutput};
 use crate::output::tar::TarOutput;
 use crate::output::{ImageOutput, OUTPUTS};
 use crate::platform::PlatformChoice;
 use crate::reference::Reference;
 use crate::registry::{self, Client};
+use crate::source::docker::DockerSource;
 use crate::source::registry::RegistrySource;
 use crate::source::saved_tar::SavedTarSource;
 use crate::source::{ImageSource, SOURCES};
@@ -32,6 +35,8 @@ pub struct Settings {
     pub source_registry: registry::Options,
     /// How the destination's registry is spoken to.
     pub destination_registry: registry::Options,
+    /// Where the container engine is.
+    pub engine: engine::Options,
     /// Replace what is at a destination that is a directory.
     pub force: bool,
     /// Read what a destination has already, to see that it is whole.
@@ -73,6 +78,10 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
             let client = Client::new(settings.source_registry.clone())?;
             Box::new(RegistrySource::new(&client, uri.rest.parse::<Reference>()?, platform))
         }
+        "docker" => {
+            let engine = settings.engine.at(uri.option("socket"));
+            Box::new(DockerSource::new(engine, &uri.rest, settings.spools.clone())?)
+        }
         "tar" => {
             let image = uri.option("image").map(str::to_owned);
             Box::new(SavedTarSource::new(&uri.rest, image, settings.spools.clone()))
@@ -96,6 +105,10 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let compression = uri.parsed("compression")?.or(settings.compression);
             let format = uri.parsed("format")?.unwrap_or(settings.format);
             Arc::new(RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format))
+        }
+        "docker" => {
+            let engine = settings.engine.at(uri.option("socket"));
+            Arc::new(DockerOutput::new(engine, &uri.rest, settings.spools.clone())?)
         }
         "dir" => {
             let options = DirOptions {
@@ -134,6 +147,7 @@ mod tests {
             format: ManifestFormat::Keep,
             source_registry: registry::Options::default(),
             destination_registry: registry::Options::default(),
+            engine: engine::Options::default(),
             force: false,
             verify: false,
             spools: SpoolDir::new("/tmp", 0),
@@ -147,7 +161,7 @@ mod tests {
             assert!(source(&text, &settings()).is_ok(), "{text}");
         }
         for kind in OUTPUTS {
-            let text = format!("{}://localhost/name", kind.scheme);
+            let text = format!("{}://localhost/name:tag", kind.scheme);
             assert!(output(&text, &settings()).is_ok(), "{text}");
         }
     }

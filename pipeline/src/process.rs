@@ -17,6 +17,7 @@ use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Ren
 use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::progress::{LayerState, Progress};
 use crate::source::ImageSource;
+use crate::source::arrivals::Coming;
 use crate::task::LayerPlan;
 
 /// Sizes that are asked for at once.
@@ -64,13 +65,15 @@ pub async fn process(
     progress: &Progress,
 ) -> Result<Outcome, Error> {
     let start = Instant::now();
-    let image = source.image().await?;
+    let mut image = source.image().await?;
     refuse_artifact(&image, &plan, output.form())?;
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
     let distinct = distinct(&image);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
     output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
-    let done = run_layers(&image, written, &plan, &output, &executor, progress).await?;
+    let coming = Coming::new(source, order(&image, written, output.as_ref()));
+    let done = run_layers(&image, coming, &plan, &output, &executor, progress).await?;
+    source.settle(&mut image).await?;
     let layers = place(&image, &distinct, &done, progress);
     let config = final_config(&image, &plan, &layers)?;
     let finished =
@@ -123,50 +126,62 @@ fn distinct(image: &Image) -> Vec<usize> {
     image.layers.iter().map(|layer| *first.entry(layer.blob.identity()).or_insert(layer.index)).collect()
 }
 
+/// The order in which layers are begun, where it is ours to choose.
+fn order(image: &Image, mut written: Vec<usize>, output: &dyn ImageOutput) -> Vec<usize> {
+    if output.takes_any_order() {
+        // Where places do not matter, the largest first: the small ones then fill the gaps at the end.
+        written.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.size()));
+    }
+    written
+}
+
 async fn run_layers(
     image: &Image,
-    mut order: Vec<usize>,
+    mut coming: Coming,
     plan: &Arc<LayerPlan>,
     output: &Arc<dyn ImageOutput>,
     executor: &Arc<dyn Executor>,
     progress: &Progress,
 ) -> Result<HashMap<usize, WrittenLayer>, Error> {
-    if output.takes_any_order() {
-        // Where places do not matter, the largest first: the small ones then fill the gaps at the end.
-        order.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.size()));
-    }
-    let mut waiting = order.into_iter();
     let mut running = JoinSet::new();
     let mut done = HashMap::new();
+    let mut is_all = false;
     loop {
-        while running.len() < executor.at_once().max(1)
-            && let Some(index) = waiting.next()
-        {
-            let task = LayerTask {
-                layer: image.layers[index].clone(),
-                plan: Arc::clone(plan),
-                output: Arc::clone(output),
-                progress: progress.clone(),
-            };
-            let executor = Arc::clone(executor);
-            let total = image.layers.len();
-            running.spawn(async move {
-                let (label, action) = (task.layer.label(), task.output.form().action());
-                let result = executor.run(task).await;
-                result.map_err(|error| Error::in_layer(action, index, total, label, error))
-            });
-        }
-        match running.join_next().await {
-            Some(Ok(Ok(written))) => {
-                done.insert(written.index, written);
+        // Either branch may be dropped: neither takes anything before it is ready.
+        tokio::select! {
+            next = coming.next(), if !is_all && running.len() < executor.at_once().max(1) => {
+                let Some(arrival) = next else {
+                    is_all = true;
+                    continue;
+                };
+                let index = arrival.index;
+                let task = LayerTask {
+                    layer: image.layers[index].clone(),
+                    plan: Arc::clone(plan),
+                    output: Arc::clone(output),
+                    progress: progress.clone(),
+                };
+                let executor = Arc::clone(executor);
+                let total = image.layers.len();
+                running.spawn(async move {
+                    let _arrival = arrival;
+                    let (label, action) = (task.layer.label(), task.output.form().action());
+                    let result = executor.run(task).await;
+                    result.map_err(|error| Error::in_layer(action, index, total, label, error))
+                });
             }
-            Some(Ok(Err(error))) => {
-                // The first failure ends every other layer that is on its way, before the output cleans up behind them.
-                running.shutdown().await;
-                return Err(error);
-            }
-            Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
-            None => return Ok(done),
+            Some(ended) = running.join_next(), if !running.is_empty() => match ended {
+                Ok(Ok(written)) => {
+                    done.insert(written.index, written);
+                }
+                Ok(Err(error)) => {
+                    // The first failure ends every other layer that is on its way, before the output cleans up behind them.
+                    running.shutdown().await;
+                    return Err(error);
+                }
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            },
+            else => return Ok(done),
         }
     }
 }

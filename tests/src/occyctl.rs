@@ -46,6 +46,17 @@ fn build() -> PathBuf {
     profile.join("occyctl")
 }
 
+/// How often a test kills a run: more often in `tests/soak/run`, which sets `OCCY_TEST_KILLS`.
+pub fn kills() -> u32 {
+    let wanted = std::env::var("OCCY_TEST_KILLS").ok();
+    wanted.map_or(10, |kills| kills.parse().expect("OCCY_TEST_KILLS is a number"))
+}
+
+/// A part of `whole` for the kill with that number: moments all over it, the next one always far from the last.
+pub fn moment(whole: Duration, kill: u32) -> Duration {
+    whole.mul_f64((f64::from(kill) * 0.618_034).fract())
+}
+
 /// A run in preparation.
 #[derive(Debug)]
 pub struct Run {

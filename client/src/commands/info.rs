@@ -1,4 +1,4 @@
-//! `occyctl info`: what an image is made of, from its manifest and config alone.
+//! `occyctl info`: what an image is made of, as its manifest and config say.
 
 use std::fmt::Write;
 
@@ -13,7 +13,9 @@ use crate::settings::settings;
 
 pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
     let source = open::source(&options.source, &settings(global)?)?;
-    let image = source.end.image().await?;
+    let mut image = source.end.image().await?;
+    // An engine tells the config only behind the layers of its export.
+    source.end.settle(&mut image).await?;
     match global.output_format {
         OutputFormat::Json => print_json(&document(&image)),
         OutputFormat::Text => print_bytes(text(&image)?.as_bytes()),

@@ -2,6 +2,7 @@
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
 pub mod dir;
+pub mod docker;
 pub mod nothing;
 pub mod registry;
 mod staging;
@@ -27,7 +28,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, tar::KIND, dir::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,12 @@ pub enum OutputError {
         /// Where it was to go.
         destination: String,
     },
+    /// An Engine finds images by their names.
+    #[error("docker://{name} names no tag that the image could get: write docker://IMAGE:TAG")]
+    NoTag {
+        /// What was given.
+        name: String,
+    },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
     ZstdInDocker,
@@ -182,7 +189,8 @@ pub trait ImageOutput: Send + Sync {
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;
 
     /// Stores a layer from a stream of its bytes, which have that format. May be called again for the same index when an
-    /// attempt failed; the last success counts.
+    /// attempt failed; the last success counts. It may not wait for another layer of the image: there are sources that send
+    /// one after the other, in an order of their own.
     async fn write_layer(
         &self,
         index: usize,

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,8 @@ const ZEROS: [u8; 1024] = [0; 1024];
 #[derive(Debug)]
 pub struct TarOutput {
     path: PathBuf,
+    /// What the image is called in the tar; None for the names that it has at its source.
+    name: Option<String>,
     spools: SpoolDir,
     assembly: Arc<Mutex<Option<Assembly>>>,
 }
@@ -98,7 +101,54 @@ enum Place {
 impl TarOutput {
     /// A saved tar at `path`, or on standard output when that is `-`. Spools of a file go beside it, others into `spools`.
     pub fn new(path: impl Into<PathBuf>, spools: SpoolDir) -> Self {
-        Self { path: path.into(), spools, assembly: Arc::default() }
+        Self { path: path.into(), name: None, spools, assembly: Arc::default() }
+    }
+
+    /// A saved tar of an image that is to be called `name`, for a pipe that [`begin_pipe`](Self::begin_pipe) is given.
+    /// `shown` is what messages call it.
+    pub(super) fn to_pipe(shown: String, name: String, spools: SpoolDir) -> Self {
+        Self { path: shown.into(), name: Some(name), spools, assembly: Arc::default() }
+    }
+
+    /// [`begin`](super::ImageOutput::begin), into a pipe.
+    pub(super) fn begin_pipe(
+        &self,
+        image: &Image,
+        expected: &[ExpectedLayer],
+        pipe: io::PipeWriter,
+    ) -> Result<(), Error> {
+        let target = Target::Stream(OwnedFd::from(pipe).into());
+        self.begin_at(image, expected, || Ok((target, self.spools.clone())))
+    }
+
+    fn begin_at(
+        &self,
+        image: &Image,
+        expected: &[ExpectedLayer],
+        open: impl FnOnce() -> Result<(Target, SpoolDir), OutputError>,
+    ) -> Result<(), Error> {
+        if !image.is_image() {
+            return Err(OutputError::NotAnImage { destination: self.destination() }.into());
+        }
+        let (target, spools) = open()?;
+        *lock(&self.assembly) = Some(Assembly {
+            target,
+            spools,
+            position: 0,
+            pending: expected.iter().copied().collect(),
+            placed: HashMap::new(),
+            finished: HashMap::new(),
+            present: HashSet::new(),
+            misplaced: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn destination(&self) -> String {
+        match self.name {
+            Some(_) => self.path.display().to_string(),
+            None => format!("tar://{}", self.path.display()),
+        }
     }
 
     fn open(&self) -> Result<(Target, SpoolDir), OutputError> {
@@ -143,23 +193,7 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            return Err(
-                OutputError::NotAnImage { destination: format!("tar://{}", self.path.display()) }.into()
-            );
-        }
-        let (target, spools) = self.open()?;
-        *lock(&self.assembly) = Some(Assembly {
-            target,
-            spools,
-            position: 0,
-            pending: expected.iter().copied().collect(),
-            placed: HashMap::new(),
-            finished: HashMap::new(),
-            present: HashSet::new(),
-            misplaced: Vec::new(),
-        });
-        Ok(())
+        self.begin_at(image, expected, || self.open())
     }
 
     async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
@@ -203,8 +237,13 @@ impl super::ImageOutput for TarOutput {
         let layers: Vec<String> =
             finished.layers.iter().map(|layer| member_name(stored_digest(&layer.stored))).collect();
         let image = finished.image;
-        let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
-        repo_tags.extend(image.aliases.iter().cloned());
+        let repo_tags: Vec<String> = match &self.name {
+            Some(name) => vec![name.clone()],
+            None => {
+                let own = image.name.tag.iter().map(|_| image.name.to_string());
+                own.chain(image.aliases.iter().cloned()).collect()
+            }
+        };
         let manifest = serde_json::json!([{
             "Config": config_name,
             "RepoTags": repo_tags,
@@ -224,7 +263,7 @@ impl super::ImageOutput for TarOutput {
             .await
             .expect("finishing a tar does not panic")
             .map_err(|source| self.error("finish", source))?;
-        Ok(Receipt { destination: format!("tar://{}", self.path.display()), ..Receipt::default() })
+        Ok(Receipt { destination: self.destination(), ..Receipt::default() })
     }
 }
 
@@ -323,19 +362,36 @@ impl Assembly {
     }
 
     /// Where a layer's data begins, if the layers before it are whole or their sizes foreseen.
+    ///
+    /// None besides where one of them turned out other than foreseen, or equal to another and was dropped: what was placed by
+    /// the old reckoning lies where the new one would put other layers.
     fn place_of(&self, index: usize) -> Option<u64> {
+        if !self.misplaced.is_empty() {
+            return None;
+        }
         let mut position = self.position;
+        let mut own = None;
         for layer in &self.pending {
+            let start = position + BLOCK;
+            let placed = self.placed.get(&layer.index);
+            if own.is_none() && placed.is_some_and(|placed| *placed != start) {
+                return None;
+            }
+            // A layer behind this one that has its place leaves it as much room as was foreseen.
+            if own.is_some() && placed.is_some_and(|placed| *placed < start) {
+                return None;
+            }
             if layer.index == index {
-                return Some(position + BLOCK);
+                own = Some(start);
             }
             let size = match self.finished.get(&layer.index) {
                 Some((summary, _)) => summary.size,
+                None if own.is_some() && layer.tar_size.is_none() => break,
                 None => layer.tar_size?,
             };
-            position += BLOCK + size.next_multiple_of(BLOCK);
+            position = start + size.next_multiple_of(BLOCK);
         }
-        None
+        own
     }
 
     /// Takes a whole layer, and puts into the tar all whose turn it is now.
@@ -471,6 +527,16 @@ mod tests {
 
     /// Writes layers that arrive whole in `arrival`, all of them begun before the first arrives, and gives the tar's bytes.
     fn assembled(contents: &[&[u8]], foreseen: &[Option<u64>], arrival: &[usize]) -> Vec<u8> {
+        assembled_at_once(contents, foreseen, arrival, contents.len())
+    }
+
+    /// The same with no more than `parallel` layers begun at any time.
+    fn assembled_at_once(
+        contents: &[&[u8]],
+        foreseen: &[Option<u64>],
+        arrival: &[usize],
+        parallel: usize,
+    ) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let output = TarOutput::new(dir.path().join("out.tar"), SpoolDir::new(dir.path(), 1 << 30));
         let (target, spools) = output.open().unwrap();
@@ -486,9 +552,14 @@ mod tests {
             present: HashSet::new(),
             misplaced: Vec::new(),
         };
-        let mut places: HashMap<_, _> =
-            (0..contents.len()).map(|i| (i, assembly.claim(i).unwrap())).collect();
+        let mut places = HashMap::new();
+        let mut begun = 0;
         for index in arrival {
+            // Layers are begun in their order, and one that arrives was begun.
+            while begun <= *index || begun < contents.len() && places.len() < parallel {
+                places.insert(begun, assembly.claim(begun).unwrap());
+                begun += 1;
+            }
             let mut place = places.remove(index).unwrap();
             for piece in contents[*index].chunks(700) {
                 place.write(piece, &spools).unwrap();
@@ -521,7 +592,10 @@ mod tests {
         }
         for guess in guesses {
             for order in orders {
-                assert!(assembled(&contents, &guess, &order) == expected, "{guess:?} {order:?}");
+                for parallel in 1..=4 {
+                    let tar = assembled_at_once(&contents, &guess, &order, parallel);
+                    assert!(tar == expected, "{guess:?} {order:?} {parallel}");
+                }
             }
         }
     }
@@ -533,6 +607,27 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0]] {
             assert!(assembled(&contents, &[Some(512); 3], &order) == once);
             assert!(assembled(&contents, &[None; 3], &order) == once);
+        }
+    }
+
+    #[test]
+    fn a_layer_begun_after_an_equal_one_was_dropped_overwrites_none() {
+        let (a, b, c, d) = ([1; 1024], [2; 512], [3; 2048], [4; 1536]);
+        let contents: [&[u8]; 6] = [&a, &b, &a, &c, &d, &b];
+        let right: Vec<_> = contents.iter().map(|content| Some(content.len() as u64)).collect();
+        let expected = assembled(&[&a, &b, &c, &d], &[None; 4], &[0, 1, 2, 3]);
+        let orders = [
+            [0, 1, 2, 3, 4, 5],
+            [2, 0, 1, 3, 5, 4],
+            [3, 0, 1, 2, 4, 5],
+            [1, 0, 3, 2, 5, 4],
+            [0, 3, 1, 2, 5, 4],
+        ];
+        for order in orders {
+            for parallel in 1..=6 {
+                let tar = assembled_at_once(&contents, &right, &order, parallel);
+                assert!(tar == expected, "{order:?} {parallel}");
+            }
         }
     }
 

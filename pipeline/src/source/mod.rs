@@ -1,8 +1,12 @@
 //! Where images come from. A source finds the manifest and config and offers the layers as openers; it reads no layer itself.
+//! One that can be read only once, from front to back, says besides which layer is coming ([`arrivals`]).
 
+pub mod arrivals;
+pub mod docker;
 pub mod registry;
 pub mod saved_tar;
 
+use self::arrivals::Arrivals;
 use crate::element::Image;
 use crate::error::Error;
 
@@ -20,11 +24,23 @@ pub struct SourceKind {
 }
 
 /// Every source there is.
-pub const SOURCES: &[SourceKind] = &[registry::KIND, saved_tar::KIND];
+pub const SOURCES: &[SourceKind] = &[registry::KIND, docker::KIND, saved_tar::KIND];
 
 /// A source of one image.
 #[async_trait::async_trait]
 pub trait ImageSource: Send + Sync {
     /// Finds the image: its manifest, its config, and an opener for each layer.
     async fn image(&self) -> Result<Image, Error>;
+
+    /// For a source that sends its layers in an order of its own, that order, once, when the image is known: a layer is best
+    /// opened when it arrives. None where any order is as good.
+    fn arrivals(&self) -> Option<Arrivals> {
+        None
+    }
+
+    /// Called when no layer is wanted any more: tells what only the end of the source does, the config's exact bytes above all,
+    /// and why layers did not arrive.
+    async fn settle(&self, _image: &mut Image) -> Result<(), Error> {
+        Ok(())
+    }
 }

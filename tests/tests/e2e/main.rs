@@ -5,6 +5,8 @@ mod auth;
 mod check;
 mod command_line;
 mod copy;
+mod docker_output;
+mod docker_source;
 mod exclude;
 mod fault_down;
 mod fault_up;

@@ -111,6 +111,19 @@ impl Contents {
         tokio::task::spawn_blocking(task).await.expect("finding members does not panic")
     }
 
+    /// Keeps the members of a tar that comes in a stream.
+    pub(super) async fn read(
+        stream: impl AsyncRead + Send + Unpin + 'static,
+        name: &str,
+        spools: &SpoolDir,
+    ) -> Result<Self, ContentsError> {
+        let (name, spools) = (name.to_owned(), spools.clone());
+        // Most of the work is writing, so all of it belongs on a blocking thread.
+        let runtime = tokio::runtime::Handle::current();
+        let task = move || runtime.block_on(Self::spool(Box::pin(stream), &name, &spools));
+        tokio::task::spawn_blocking(task).await.expect("keeping members does not panic")
+    }
+
     /// The content of a member, links followed.
     pub(super) fn get(&self, member: &str) -> Option<FileRegion> {
         let mut name = clean(member);
@@ -242,7 +255,7 @@ fn decoded(outer: Outer, stream: impl AsyncRead + Send + 'static) -> Pin<Box<dyn
 }
 
 /// A member's name without `./`, `//`, `..` and a leading slash; a name that climbs stays at the top.
-fn clean(name: &str) -> String {
+pub(in crate::source) fn clean(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/') {
         match part {

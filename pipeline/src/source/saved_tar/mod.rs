@@ -6,11 +6,12 @@
 
 mod contents;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::contents::Contents;
+pub(super) use self::contents::clean;
+use self::contents::{Contents, ContentsError};
 use super::SourceKind;
 use crate::blob::Blob;
 use crate::compression::Format;
@@ -108,7 +109,22 @@ impl SavedTarError {
 pub struct SavedTarSource {
     path: PathBuf,
     image: Option<String>,
+    /// Only an image with these layers is the right one.
+    diff_ids: Option<Vec<Digest>>,
     spools: SpoolDir,
+}
+
+/// The image with these diff_ids out of a saved tar that comes in a stream and is kept in `spools`; `name` is for messages.
+pub(super) async fn from_stream(
+    stream: impl tokio::io::AsyncRead + Send + Unpin + 'static,
+    name: &str,
+    diff_ids: &[Digest],
+    spools: SpoolDir,
+) -> Result<Image, Error> {
+    let fail = |error: ContentsError| error.into_saved_tar_error(name.to_owned());
+    let contents = Contents::read(stream, name, &spools).await.map_err(fail)?;
+    let diff_ids = Some(diff_ids.to_vec());
+    SavedTarSource { diff_ids, ..SavedTarSource::new(Path::new(name), None, spools) }.find(&contents)
 }
 
 /// One image of `manifest.json`.
@@ -126,7 +142,7 @@ impl SavedTarSource {
     /// The image called `image`, or the only one, of the tar at `path`, or of standard input when that is `-`. What cannot
     /// be read twice from where it is (a pipe, a compressed file) is kept in `spools`.
     pub fn new(path: impl Into<PathBuf>, image: Option<String>, spools: SpoolDir) -> Self {
-        Self { path: path.into(), image, spools }
+        Self { path: path.into(), image, diff_ids: None, spools }
     }
 
     fn path(&self) -> String {
@@ -254,8 +270,16 @@ impl SavedTarSource {
             return Err(SavedTarError::NoManifest { path: self.path() }.into());
         }
         let bad = |reason: String| SavedTarError::BadManifest { path: self.path(), reason };
-        let images: Vec<SavedImage> = serde_json::from_slice(&self.read(contents, "manifest.json")?)
+        let mut images: Vec<SavedImage> = serde_json::from_slice(&self.read(contents, "manifest.json")?)
             .map_err(|error| bad(error.to_string()))?;
+        if let (Some(wanted), 2..) = (&self.diff_ids, images.len()) {
+            // One for each platform, of which the Engine has told which one is meant.
+            let has_layers = |image: &SavedImage| -> Option<bool> {
+                let config = self.config(contents, &image.config).ok()?.document?;
+                Some(config.diff_ids().iter().flatten().eq(wanted))
+            };
+            images.retain(|image| has_layers(image) == Some(true));
+        }
         let (saved, tag) = self.choose(images)?;
         let mut config = self.config(contents, &saved.config)?;
         let diff_ids = config.document.as_ref().map(ImageConfig::diff_ids).unwrap_or_default();
