@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
-use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::output::manifest::ManifestFormat;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,7 +50,11 @@ Destinations:
   tar://PATH                            a saved tar for `docker load`; tar://- is standard output
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
       ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
+      ?expand=true                      also unpacked into one tree of files: PATH/manifest, PATH/manifest-IMAGE-TAG
       ?force=true&verify=true           as --force, as --verify
+  oci://PATH                            a runtime bundle for `runc run`: config.json and rootfs
+      ?rootless=true                    for the user who makes it, without any right of root
+      ?force=true                       as --force
 
 Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...]):
   normalize-timestamps[:ts=SECONDS,mode=set|clamp]        set every time to SECONDS (0), or only later ones

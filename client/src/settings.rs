@@ -6,7 +6,7 @@ use occy_pipeline::codec::Pool;
 use occy_pipeline::engine;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open::Settings;
-use occy_pipeline::output::registry::ManifestFormat;
+use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
 use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFile, Credentials};
 use occy_pipeline::spool::SpoolDir;

@@ -12,6 +12,7 @@ use crate::platform::NoSuchPlatform;
 use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
 use crate::source::saved_tar::SavedTarError;
+use crate::unpack::UnpackError;
 use crate::uri::UriError;
 
 /// Why an image was not processed.
@@ -80,6 +81,9 @@ pub enum Error {
     /// A layer's bytes: not the promised ones, not a tar, not what its compression says.
     #[error(transparent)]
     LayerContent(LayerError),
+    /// A layer that no tree of files can be made of, or a file system that does not take it.
+    #[error(transparent)]
+    Unpack(UnpackError),
     /// The tar of a layer is not the one that the config names.
     #[error("diff_id mismatch: the config says {expected}, the uncompressed layer is {computed}")]
     DiffId {
@@ -132,6 +136,16 @@ impl From<LayerError> for Error {
     }
 }
 
+impl From<UnpackError> for Error {
+    /// A tar that is wrong is told as it is everywhere else.
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Tar { member, path, source } => LayerError::Tar { member, path, source }.into(),
+            error => Self::Unpack(error),
+        }
+    }
+}
+
 /// How deep indexes may lead to indexes.
 pub const MAX_INDEX_DEPTH: usize = 4;
 
@@ -176,13 +190,23 @@ impl Error {
             }
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
+                OutputError::User(_) => Blame::Image,
+                OutputError::Spoiled => Blame::Network,
                 OutputError::NotAnImage { .. }
                 | OutputError::NoTag { .. }
                 | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
+                | OutputError::NoIndexes { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
+            Self::Unpack(error) => {
+                if error.is_machine() {
+                    Blame::Machine
+                } else {
+                    Blame::Image
+                }
+            }
             Self::LayerContent(error) => {
                 if error.is_machine() {
                     Blame::Machine

@@ -29,4 +29,5 @@ pub mod source;
 pub mod spool;
 pub mod tar;
 pub mod task;
+pub mod unpack;
 pub mod uri;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use crate::compression::Compression;
 use crate::engine;
 use crate::error::Error;
+use crate::output::bundle::{BundleOptions, BundleOutput};
 use crate::output::dir::{DirOptions, DirOutput};
 use crate::output::docker::DockerOutput;
-use crate::output::registry::{ManifestFormat, RegistryOutput};
+use crate::output::manifest::ManifestFormat;
+use crate::output::registry::RegistryOutput;
 use crate::output::tar::TarOutput;
 use crate::output::{ImageOutput, OUTPUTS};
 use crate::platform::PlatformChoice;
@@ -18,6 +20,7 @@ use crate::source::registry::RegistrySource;
 use crate::source::saved_tar::SavedTarSource;
 use crate::source::{ImageSource, SOURCES};
 use crate::spool::SpoolDir;
+use crate::tar::Limits;
 use crate::uri::{Uri, UriError};
 
 /// What a request says beside its source and destination. Options in a URI win over these.
@@ -113,10 +116,20 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
         "dir" => {
             let options = DirOptions {
                 unique_names: uri.flag("unique_names")?,
+                expand: uri.flag("expand")?,
+                limits: Limits::default(),
                 force: settings.force || uri.flag("force")?,
                 verify: settings.verify || uri.flag("verify")?,
             };
             Arc::new(DirOutput::new(&uri.rest, options))
+        }
+        "oci" => {
+            let options = BundleOptions {
+                rootless: uri.flag("rootless")?,
+                force: settings.force || uri.flag("force")?,
+                limits: Limits::default(),
+            };
+            Arc::new(BundleOutput::new(&uri.rest, options, settings.spools.clone()))
         }
         "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
         scheme => unreachable!("{scheme}:// is in the table of outputs"),

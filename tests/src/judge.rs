@@ -163,3 +163,52 @@ pub fn python_checks(occystrap: &Path, source: &str) {
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "occystrap check {source}: {said}");
 }
+
+/// `umoci unpack`: the bundle that it makes of an image in a registry.
+pub fn umoci_unpacks(source: &str, bundle: &Path) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let layout = format!("{}/layout:image", text(directory.path()));
+    let into = format!("oci:{layout}");
+    tool("skopeo", ["copy", "--quiet", "--src-tls-verify=false", source, &into]);
+    tool("umoci", ["unpack", "--image", &layout, &text(bundle)]);
+}
+
+/// Every file of a tree by its path: type, mode, owner, size and hash, link's target, device, xattrs, times, number of links.
+pub fn tree(root: &Path) -> Value {
+    let python = if Path::new("/usr/bin/python3").is_file() { "/usr/bin/python3" } else { "python3" };
+    json_of(&pipe(python, ["-S", "-c", TREE, &text(root)], b""))
+}
+
+const TREE: &str = r#"
+import hashlib, json, os, stat, sys
+root = os.fsencode(sys.argv[1])
+def text(b):
+    try:
+        return b.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + b.hex()
+found = {}
+def look(path):
+    st = os.lstat(path)
+    kind = stat.S_IFMT(st.st_mode)
+    entry = {
+        "type": "%o" % kind, "mode": "%o" % stat.S_IMODE(st.st_mode), "owner": [st.st_uid, st.st_gid],
+        "mtime": st.st_mtime_ns,
+        "xattrs": {text(os.fsencode(n)): os.getxattr(path, n, follow_symlinks=False).hex() for n in sorted(os.listxattr(path, follow_symlinks=False))},
+    }
+    if stat.S_ISREG(st.st_mode):
+        entry["size"] = st.st_size
+        entry["sha256"] = hashlib.sha256(open(path, "rb").read()).hexdigest()
+    if not stat.S_ISDIR(st.st_mode):
+        entry["links"] = st.st_nlink
+    if stat.S_ISLNK(st.st_mode):
+        entry["target"] = text(os.readlink(path))
+    if stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
+        entry["device"] = [os.major(st.st_rdev), os.minor(st.st_rdev)]
+    found[text(os.path.relpath(path, root))] = entry
+    if stat.S_ISDIR(st.st_mode):
+        for name in sorted(os.listdir(path)):
+            look(os.path.join(path, name))
+look(root)
+json.dump(found, sys.stdout)
+"#;

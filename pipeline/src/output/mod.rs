@@ -1,18 +1,25 @@
 //! Where images go. An output is two things: a place that layers are written to, in any order and several at a time, and
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
+pub mod bundle;
 pub mod dir;
 pub mod docker;
+pub mod manifest;
+mod merged;
 pub mod nothing;
 pub mod registry;
 mod staging;
 pub mod tar;
 
+use std::sync::Arc;
+
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::{Compression, Format};
+use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::source::stored::SourceIndex;
 
 /// One kind of output, for help texts and the parser.
 #[derive(Debug)]
@@ -28,7 +35,7 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND];
+pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +127,9 @@ pub enum OutputError {
         /// The destination.
         path: std::path::PathBuf,
     },
+    /// A layer was lost when a part of it was in the tree already, so it cannot begin again there.
+    #[error("the connection was lost in the middle of a layer that was being unpacked")]
+    Spoiled,
     /// The catalog of a shared directory is none.
     #[error("{} is not a catalog of images: {reason}", .path.display())]
     Catalog {
@@ -128,6 +138,9 @@ pub enum OutputError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Whom a bundle's container runs as is not known.
+    #[error(transparent)]
+    User(#[from] bundle::UserError),
     /// An artifact has nothing that a saved tar could hold.
     #[error("{destination} can hold images only, and this is an artifact")]
     NotAnImage {
@@ -139,6 +152,12 @@ pub enum OutputError {
     NoTag {
         /// What was given.
         name: String,
+    },
+    /// Only a destination that keeps manifests can keep an index of them.
+    #[error("{destination} can hold one image, and this is an index of several")]
+    NoIndexes {
+        /// Where it was to go.
+        destination: String,
     },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
@@ -201,4 +220,18 @@ pub trait ImageOutput: Send + Sync {
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;
+
+    /// Where an entry of an index goes before the index does: an image or index that is found by that digest alone, and must
+    /// have it. None where no indexes can be.
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        let _ = digest;
+        None
+    }
+
+    /// Makes an index visible, all of whose entries are there. Only where [`entry`](Self::entry) gives something; then it runs
+    /// in the place of [`finalize`](Self::finalize).
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        let destination = index.name.to_string();
+        Err(OutputError::NoIndexes { destination }.into())
+    }
 }

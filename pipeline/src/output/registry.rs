@@ -3,15 +3,19 @@
 //! Blobs go up in any order, several at a time, and stay invisible: the tag is the last thing that is written, after all
 //! of them, so whoever pulls it gets the old image or the whole new one.
 
-use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::blob::{BlobSummary, ByteCount, LayerStream, MemoryBlob};
+use std::sync::Arc;
+
+use super::manifest::{FinalManifest, ManifestFormat};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use crate::blob::{ByteCount, LayerStream, MemoryBlob};
 use crate::compression::{Compression, Format};
 use crate::digest::Digest;
-use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
+use crate::element::{Image, Layer, StoredLayer};
 use crate::error::Error;
-use crate::manifest::{Family, ManifestLayer, build_image_manifest, family_for};
+use crate::manifest::Family;
 use crate::reference::Reference;
 use crate::registry::{Access, Client, Mount, Repository, UploadSession};
+use crate::source::stored::SourceIndex;
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
@@ -20,29 +24,6 @@ pub const KIND: OutputKind = OutputKind {
     about: "an image in a registry",
     options: &["compression", "format", "max_workers"],
 };
-
-/// The format of the manifest that is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ManifestFormat {
-    /// The source's; OCI where a layer is zstd, which docker schema2 cannot name.
-    #[default]
-    Keep,
-    /// Always this one.
-    Always(Family),
-}
-
-impl std::str::FromStr for ManifestFormat {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "docker" => Ok(Self::Always(Family::Docker)),
-            "oci" => Ok(Self::Always(Family::Oci)),
-            _ => Err("expected keep, docker or oci"),
-        }
-    }
-}
 
 /// An image that is being pushed.
 #[derive(Debug)]
@@ -87,29 +68,25 @@ impl RegistryOutput {
         }
     }
 
-    /// The bytes, media type and digest of the final manifest: the source's own where nothing changed.
-    fn manifest(&self, finished: &FinishedImage<'_>) -> Result<(bytes::Bytes, String, Digest), Error> {
-        let image = finished.image;
-        let untouched = image.config.original.as_ref() == Some(&finished.config)
-            && finished.layers.iter().all(|layer| layer.stored == StoredLayer::Original);
-        let keeps_family = match self.format {
-            ManifestFormat::Keep => true,
-            ManifestFormat::Always(family) => family == image.family,
-        };
-        if let (Some(source), true, true) = (&image.manifest, untouched, keeps_family) {
-            return Ok((source.bytes.clone(), source.media_type.clone(), source.digest.clone()));
+    /// A destination that names a digest gets exactly that manifest or nothing.
+    fn refuse_other(&self, digest: &Digest) -> Result<(), OutputError> {
+        match self.reference.digest() {
+            Some(expected) if expected != digest => {
+                Err(OutputError::ByDigest { expected: expected.clone(), actual: digest.clone() })
+            }
+            _ => Ok(()),
         }
-        let layers: Vec<_> = finished.layers.iter().map(|layer| manifest_layer(image, layer)).collect();
-        let family = match self.format {
-            ManifestFormat::Keep => family_for(image.family, &layers),
-            ManifestFormat::Always(family) => family,
-        };
-        let config =
-            BlobSummary { digest: Digest::sha256(&finished.config), size: finished.config.len() as u64 };
-        let source = image.manifest.as_ref().map(|manifest| &manifest.parsed);
-        let bytes = build_image_manifest(family, source, &config, &layers)?;
-        let digest = Digest::sha256(&bytes);
-        Ok((bytes, family.manifest().to_owned(), digest))
+    }
+
+    /// Makes a manifest visible, all of whose blobs are there.
+    async fn put(&self, manifest: FinalManifest) -> Result<Receipt, Error> {
+        let FinalManifest { bytes, media_type, digest } = manifest;
+        self.repository.put_manifest(&self.reference.manifest(), &media_type, bytes).await?;
+        Ok(Receipt {
+            manifest_digest: Some(digest),
+            manifest_media_type: Some(media_type),
+            destination: format!("registry://{}", self.reference),
+        })
     }
 }
 
@@ -121,26 +98,8 @@ enum Found {
     Not(Option<UploadSession>),
 }
 
-/// A layer as the manifest is to name it.
-fn manifest_layer<'a>(image: &'a Image, written: &WrittenLayer) -> ManifestLayer<'a> {
-    let layer = &image.layers[written.index];
-    match (&written.stored, &layer.descriptor) {
-        (StoredLayer::Written { digest, size, format }, _) => ManifestLayer::Written {
-            format: *format,
-            blob: BlobSummary { digest: digest.clone(), size: *size },
-        },
-        // Without a manifest of the source's, the descriptor is one of ours, in no family yet.
-        (StoredLayer::Original, Some(descriptor)) if image.manifest.is_none() => ManifestLayer::Written {
-            format: layer.format,
-            blob: BlobSummary { digest: descriptor.digest.clone(), size: descriptor.size },
-        },
-        (StoredLayer::Original, Some(descriptor)) => ManifestLayer::Kept(descriptor),
-        (StoredLayer::Original, None) => unreachable!("only a layer with a descriptor is kept as it is"),
-    }
-}
-
 #[async_trait::async_trait]
-impl super::ImageOutput for RegistryOutput {
+impl ImageOutput for RegistryOutput {
     fn form(&self) -> LayerForm {
         LayerForm::Stored { compression: self.compression }
     }
@@ -183,12 +142,8 @@ impl super::ImageOutput for RegistryOutput {
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
-        let (bytes, media_type, digest) = self.manifest(&finished)?;
-        if let Some(expected) = self.reference.digest()
-            && *expected != digest
-        {
-            return Err(OutputError::ByDigest { expected: expected.clone(), actual: digest }.into());
-        }
+        let FinalManifest { bytes, media_type, digest } = FinalManifest::of(&finished, self.format)?;
+        self.refuse_other(&digest)?;
         let config = &finished.config;
         let config_digest = Digest::sha256(config);
         if self.repository.blob_head(&config_digest).await? != Some(config.len() as u64) {
@@ -196,12 +151,16 @@ impl super::ImageOutput for RegistryOutput {
             let size = config.len() as u64;
             self.repository.upload_blob(&blob, &config_digest, size, None, &ByteCount::default()).await?;
         }
-        let target = self.reference.manifest();
-        self.repository.put_manifest(&target, &media_type, bytes).await?;
-        Ok(Receipt {
-            manifest_digest: Some(digest),
-            manifest_media_type: Some(media_type),
-            destination: format!("registry://{}", self.reference),
-        })
+        self.put(FinalManifest { bytes, media_type, digest }).await
+    }
+
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        let reference = self.reference.with_digest(digest.clone());
+        Some(Arc::new(Self { reference, repository: self.repository.clone(), ..*self }))
+    }
+
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        self.refuse_other(&index.manifest.digest)?;
+        self.put(FinalManifest::of_index(index)).await
     }
 }

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::OutputError;
 use crate::atomic::{parent, partial_name};
+use crate::unpack::tree;
 
 /// A directory that is being built. Dropped before it is published, it is removed.
 #[derive(Debug)]
@@ -67,12 +68,30 @@ impl StagedDir {
         &self.path
     }
 
+    /// The same directory, to become another one beside the first.
+    #[must_use]
+    pub(super) fn destined(mut self, destination: PathBuf) -> Self {
+        self.destination = destination;
+        self
+    }
+
     /// Puts the directory in its place. What is there is replaced in one step, and lost only then, if that was asked for.
-    pub(super) fn publish(mut self, replace: bool) -> Result<()> {
-        let fail = |source| OutputError::Io { what: "replace", path: self.destination.clone(), source };
+    /// It keeps who may do what there.
+    pub(super) fn publish(self, replace: bool) -> Result<()> {
         if let Ok(replaced) = std::fs::metadata(&self.destination) {
-            std::fs::set_permissions(&self.path, replaced.permissions()).map_err(fail)?;
+            let set = std::fs::set_permissions(&self.path, replaced.permissions());
+            set.map_err(fail("replace", &self.destination))?;
         }
+        self.put(replace)
+    }
+
+    /// The same with a directory that is the root of an unpacked tree, and has the rights that its image says.
+    pub(super) fn publish_tree(self) -> Result<()> {
+        self.put(true)
+    }
+
+    fn put(mut self, replace: bool) -> Result<()> {
+        let fail = |source| OutputError::Io { what: "replace", path: self.destination.clone(), source };
         // This replaces an empty directory, but no other.
         match rustix::fs::rename(&self.path, &self.destination) {
             Ok(()) => {
@@ -108,7 +127,7 @@ impl StagedDir {
 impl Drop for StagedDir {
     fn drop(&mut self) {
         if !self.published {
-            let _ = remove_tree(&self.path);
+            let _ = tree::remove(&self.path);
         }
     }
 }
@@ -167,36 +186,15 @@ fn remove_abandoned(directory: &Path, name: &OsStr) {
             Err(_) => false,
         };
         if is_free {
-            let _ = remove_tree(&path);
+            let _ = tree::remove(&path);
         }
     }
-}
-
-/// Removes a directory with all that is in it, also where its owner has no right to.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            std::fs::remove_dir_all(path)
-        }
-        result => result,
-    }
-}
-
-/// Lets the owner into every directory of a tree. Symbolic links are not followed.
-fn open_up(path: &Path) -> io::Result<()> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {

@@ -5,10 +5,13 @@ pub mod arrivals;
 pub mod docker;
 pub mod registry;
 pub mod saved_tar;
+pub mod stored;
 
 use self::arrivals::Arrivals;
+use self::stored::SourceIndex;
 use crate::element::Image;
 use crate::error::Error;
+use crate::manifest::Descriptor;
 
 /// One kind of source, for help texts and the parser.
 #[derive(Debug)]
@@ -42,5 +45,16 @@ pub trait ImageSource: Send + Sync {
     /// and why layers did not arrive.
     async fn settle(&self, _image: &mut Image) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// The index that the source is named for, if that is one: [`image`](Self::image) gives one image of it.
+    async fn index(&self) -> Result<Option<SourceIndex>, Error> {
+        Ok(None)
+    }
+
+    /// What an entry of [`index`](Self::index) names, as a source of its own. None where there are no indexes.
+    fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
+        let _ = entry;
+        None
     }
 }

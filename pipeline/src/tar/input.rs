@@ -21,6 +21,7 @@ pub(super) struct Input<R> {
     /// Of `start` in the tar.
     offset: u64,
     hasher: Hasher,
+    hashing: bool,
     /// Up to where, at most `start`, bytes are in the hash.
     hashed: usize,
     ended: bool,
@@ -36,9 +37,15 @@ impl<R: BufRead> Input<R> {
             end: 0,
             offset: 0,
             hasher: Hasher::new(Algorithm::Sha256),
+            hashing: true,
             hashed: 0,
             ended: false,
         }
+    }
+
+    /// One that hashes nothing.
+    pub(super) fn unhashed(reader: R) -> Self {
+        Self { hashing: false, ..Self::new(reader) }
     }
 
     /// The offset of the next byte.
@@ -97,11 +104,11 @@ impl<R: BufRead> Input<R> {
     }
 
     fn hash(&mut self) {
-        if self.hashed < self.start {
+        if self.hashing && self.hashed < self.start {
             let held = held(&self.joined, self.is_joined, &mut self.reader);
             self.hasher.update(&held[self.hashed..self.start]);
-            self.hashed = self.start;
         }
+        self.hashed = self.start;
     }
 
     /// Reads until there are so many bytes, or the input is at its end.

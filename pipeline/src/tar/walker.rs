@@ -44,8 +44,12 @@ impl<'a> Chunk<'a> {
 impl<R: BufRead> Walker<R> {
     /// Begins to read.
     pub fn new(input: R, limits: Limits) -> Self {
+        Self::with(Input::new(input), limits)
+    }
+
+    fn with(input: Input<R>, limits: Limits) -> Self {
         Self {
-            input: Input::new(input),
+            input,
             limits,
             globals: Records::default(),
             members: 0,
@@ -55,6 +59,11 @@ impl<R: BufRead> Walker<R> {
             ended: false,
             marked: false,
         }
+    }
+
+    /// Begins to read what somebody else hashes.
+    pub fn unhashed(input: R, limits: Limits) -> Self {
+        Self::with(Input::unhashed(input), limits)
     }
 
     /// Takes all of the input for the tail, whatever it is.

@@ -24,6 +24,7 @@ mod search;
 mod tls;
 mod to_dir;
 mod to_tar;
+mod unpack;
 
 use std::path::Path;
 

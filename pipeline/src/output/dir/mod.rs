@@ -2,6 +2,8 @@
 //! `<diff_id>/layer.tar`, and `catalog.json`, which says which manifest belongs to which image.
 //!
 //! - Plain, the directory is built beside its place and renamed into it, whole.
+//! - With `expand=true` the layers are also merged into one tree of files ([`unpack`](crate::unpack)): `manifest/` beside
+//!   `manifest.json`, and in a shared directory the image's own `manifest-IMAGE-TAG/`.
 //! - With `unique_names=true` it is shared by any number of images and of processes: layers are named by what they hold and
 //!   stored once, each image has a manifest of its own ([`catalog`]), and a layer that is there is not fetched again
 //!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
@@ -18,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use self::catalog::{CATALOG, Catalog, LOCK, to_json};
 use self::index::Entry;
+use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
 use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::atomic::{UnnamedFile, write_durably};
@@ -27,24 +30,30 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::tar::Limits;
+use crate::unpack;
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
     scheme: "dir",
     syntax: "dir://PATH",
-    about: "a directory of plain layer tars; with unique_names=true one that images share",
-    options: &["unique_names", "force", "verify"],
+    about: "a directory of plain layer tars; shared by images with unique_names=true, and unpacked with expand=true",
+    options: &["unique_names", "expand", "force", "verify"],
 };
 
 /// How a directory is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct DirOptions {
     /// Images share the directory and its layers.
     pub unique_names: bool,
+    /// Merge the layers into a tree of files too.
+    pub expand: bool,
     /// Replace what is at the destination.
     pub force: bool,
     /// Read the layers that are there already and need not be fetched, to see that they are whole.
     pub verify: bool,
+    /// What a layer may demand of who unpacks it.
+    pub limits: Limits,
 }
 
 /// A directory that an image is written to.
@@ -58,19 +67,84 @@ pub struct DirOutput {
 
 /// Where the files of a run go.
 #[derive(Debug)]
-enum Place {
-    /// Into a directory that has yet to get its name.
+struct Place {
+    store: Store,
+    tree: Option<Tree>,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// A directory that has yet to get its name.
     Staged(StagedDir),
-    /// Into one that others use at the same time.
+    /// One that others use at the same time.
     Shared(PathBuf),
 }
 
+/// The layers merged into one tree.
+#[derive(Debug)]
+struct Tree {
+    merged: Merged,
+    /// In a shared directory, the tree gets its name by itself.
+    staged: Option<StagedDir>,
+}
+
 impl Place {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Staged(staged) => staged.path(),
-            Self::Shared(path) => path,
+    fn open(
+        path: &Path,
+        options: &DirOptions,
+        (image, tag): &(String, String),
+        order: Order,
+    ) -> Result<Self, Error> {
+        let store = match options.unique_names {
+            true => open_shared(path, options.force).map(|()| Store::Shared(path.to_owned())),
+            false => StagedDir::create(path, options.force).map(Store::Staged),
+        }?;
+        if !options.expand {
+            return Ok(Self { store, tree: None });
         }
+        let (root, staged) = match &store {
+            Store::Staged(staged) => (staged.path().join("manifest"), None),
+            Store::Shared(directory) => {
+                let manifest = Catalog::lock(directory)?.manifest_name(image, tag);
+                let staged = StagedDir::create(&directory.join(manifest), true)?;
+                (staged.path().to_owned(), Some(staged))
+            }
+        };
+        let unpacking = unpack::Options { owners: true, limits: options.limits.clone() };
+        let merged = Merged::create(&root, order, unpacking)?;
+        Ok(Self { store, tree: Some(Tree { merged, staged }) })
+    }
+
+    /// Where layers are stored.
+    fn path(&self) -> &Path {
+        match &self.store {
+            Store::Staged(staged) => staged.path(),
+            Store::Shared(path) => path,
+        }
+    }
+
+    fn layer(&self, diff_id: &Digest) -> PathBuf {
+        self.path().join(diff_id.hex()).join(LAYER)
+    }
+
+    /// Stores a layer, and unpacks it if there is a tree.
+    fn write(
+        &self,
+        index: usize,
+        stream: &mut LayerStream,
+        progress: &ByteCount,
+        durable: bool,
+    ) -> Result<BlobSummary, Error> {
+        let file = LayerFile::create(self.path())?;
+        let Some(tree) = &self.tree else {
+            let summary = file.fill(stream, progress)?;
+            file.publish(&summary, durable)?;
+            return Ok(summary);
+        };
+        let written = tree.merged.write(index, stream, Keep::File(file.file.file()), progress)?;
+        file.publish(&written, durable)?;
+        tree.merged.arrived(index, Content::Stays(self.layer(&written.digest)))?;
+        Ok(written)
     }
 }
 
@@ -93,6 +167,9 @@ impl Drop for DirOutput {
     /// A run that failed may have threads that have yet to notice; what they write is to be removed before the process ends.
     fn drop(&mut self) {
         if let Some(place) = self.place().take() {
+            if let Some(tree) = &place.tree {
+                tree.merged.cancel();
+            }
             wait_for_others(&place);
         }
     }
@@ -104,17 +181,15 @@ impl super::ImageOutput for DirOutput {
         LayerForm::Tar
     }
 
-    async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
         if !image.is_image() {
             let destination = format!("dir://{}", self.path.display());
             return Err(OutputError::NotAnImage { destination }.into());
         }
-        let (path, options) = (self.path.clone(), self.options);
-        let place = blocking(move || match options.unique_names {
-            true => open_shared(&path, options.force).map(|()| Place::Shared(path)),
-            false => StagedDir::create(&path, options.force).map(Place::Staged),
-        });
-        *self.place() = Some(Arc::new(place.await?));
+        let (path, options) = (self.path.clone(), self.options.clone());
+        let (name, order) = (name_of(image), Order::of(image, expected));
+        let place = blocking(move || Place::open(&path, &options, &name, order)).await?;
+        *self.place() = Some(Arc::new(place));
         Ok(())
     }
 
@@ -124,12 +199,17 @@ impl super::ImageOutput for DirOutput {
         }
         let (place, verify) = (self.begun(), self.options.verify);
         let (layer, chain) = (layer.clone(), chain.clone());
-        Ok(blocking(move || {
+        blocking(move || {
             let entry = Entry::find(place.path(), &layer, &chain);
-            let whole = entry.filter(|entry| is_whole(place.path(), entry, verify));
-            whole.map(|entry| entry.into_written(layer.index))
+            let Some(entry) = entry.filter(|entry| is_whole(place.path(), entry, verify)) else {
+                return Ok(None);
+            };
+            if let Some(tree) = &place.tree {
+                tree.merged.arrived(layer.index, Content::Stays(place.layer(&entry.diff_id)))?;
+            }
+            Ok(Some(entry.into_written(layer.index)))
         })
-        .await)
+        .await
     }
 
     async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
@@ -142,7 +222,7 @@ impl super::ImageOutput for DirOutput {
 
     async fn write_layer(
         &self,
-        _index: usize,
+        index: usize,
         mut stream: LayerStream,
         _format: Format,
         progress: &ByteCount,
@@ -150,10 +230,8 @@ impl super::ImageOutput for DirOutput {
         let (place, durable) = (self.begun(), self.options.unique_names);
         let progress = progress.clone();
         blocking(move || {
-            let file = LayerFile::create(place.path())?;
-            let summary = file.fill(&mut stream, &progress)?;
-            file.publish(&summary, durable)?;
-            Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format: Format::None })
+            let BlobSummary { digest, size } = place.write(index, &mut stream, &progress, durable)?;
+            Ok(StoredLayer::Written { digest, size, format: Format::None })
         })
         .await
     }
@@ -161,24 +239,37 @@ impl super::ImageOutput for DirOutput {
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
         let place = self.place().take().expect("begin ran before finalize");
         let place = Arc::into_inner(place).expect("every layer is written before the image is finalized");
-        let (path, options) = (self.path.clone(), self.options);
+        let replace = self.options.force;
         let names = Names::of(&finished);
-        match place {
-            Place::Staged(staged) => blocking(move || names.write_plain(staged, options.force)).await?,
-            Place::Shared(directory) => {
-                let layers = finished.image.layers.iter().cloned().zip(finished.layers.iter().cloned());
-                let (layers, chain) = (layers.collect::<Vec<_>>(), finished.chain.clone());
-                blocking(move || {
+        let layers: Vec<_> =
+            finished.image.layers.iter().cloned().zip(finished.layers.iter().cloned()).collect();
+        let chain = finished.chain.clone();
+        blocking(move || {
+            let Place { store, tree } = place;
+            if let Some(tree) = &tree {
+                report(tree.merged.finish()?);
+            }
+            match store {
+                Store::Staged(staged) => names.write_plain(staged, replace)?,
+                Store::Shared(directory) => {
                     for (layer, written) in &layers {
                         Entry::note(&directory, layer, &chain, written)?;
                     }
-                    names.write_shared(&directory)
-                })
-                .await?;
+                    names.write_shared(&directory, tree.and_then(|tree| tree.staged))?;
+                }
             }
-        }
-        Ok(Receipt { destination: format!("dir://{}", path.display()), ..Receipt::default() })
+            Ok::<_, Error>(())
+        })
+        .await?;
+        Ok(Receipt { destination: format!("dir://{}", self.path.display()), ..Receipt::default() })
     }
+}
+
+/// The image's name and tag, as the catalog has them.
+fn name_of(image: &Image) -> (String, String) {
+    let by_digest = || image.manifest.as_ref().map(|manifest| manifest.digest.to_string());
+    let tag = image.name.tag.clone().or_else(by_digest).unwrap_or_else(|| "latest".to_owned());
+    (image.name.repository.clone(), tag)
 }
 
 /// What stands in the documents of an image.
@@ -193,21 +284,14 @@ struct Names {
 impl Names {
     fn of(finished: &FinishedImage<'_>) -> Self {
         let image = finished.image;
-        let by_digest = || image.manifest.as_ref().map(|manifest| manifest.digest.to_string());
-        let tag = image.name.tag.clone().or_else(by_digest).unwrap_or_else(|| "latest".to_owned());
         let mut repo_tags: Vec<String> = image.name.tag.iter().map(|_| image.name.to_string()).collect();
         repo_tags.extend(image.aliases.iter().cloned());
         let layers = finished.layers.iter().map(|layer| match &layer.stored {
             StoredLayer::Written { digest, .. } => format!("{}/{LAYER}", digest.hex()),
             StoredLayer::Original => unreachable!("a directory takes layers as plain tars"),
         });
-        Self {
-            image: image.name.repository.clone(),
-            tag,
-            repo_tags,
-            config: finished.config.clone(),
-            layers: layers.collect(),
-        }
+        let (image, tag) = name_of(image);
+        Self { image, tag, repo_tags, config: finished.config.clone(), layers: layers.collect() }
     }
 
     fn config_name(&self) -> String {
@@ -235,17 +319,21 @@ impl Names {
     }
 
     /// Adds an image to a shared directory that has its layers.
-    fn write_shared(&self, directory: &Path) -> Result<(), OutputError> {
+    fn write_shared(&self, directory: &Path, tree: Option<StagedDir>) -> Result<(), OutputError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = directory.join(name);
             write_durably(&path, bytes).map_err(fail("write", &path))
         };
         write(&self.config_name(), &self.config)?;
         let catalog = Catalog::lock(directory)?;
-        let name = format!("{}.json", catalog.manifest_name(&self.image, &self.tag));
+        let stem = catalog.manifest_name(&self.image, &self.tag);
+        let name = format!("{stem}.json");
         let mut manifest = self.manifest();
         manifest[0]["ImageName"] = self.image.as_str().into();
         write(&name, &to_json(&manifest))?;
+        if let Some(tree) = tree {
+            tree.destined(directory.join(stem)).publish_tree()?;
+        }
         catalog.add(&self.image, &self.tag, name)
     }
 }

@@ -1,0 +1,188 @@
+//! Resolution below the root, by the kernel and by our own walk, which have to agree.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::root::Root;
+use super::{LeftOut, Options, UnpackError, Unpacker};
+use crate::tar::Limits;
+
+/// A tar of members: kind, name, and data or a link's target.
+fn tar(members: &[(u8, &str, &str)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, name, content) in members {
+        let (link, data) = if matches!(kind, b'1' | b'2') { (*content, "") } else { ("", *content) };
+        let mut header = [0_u8; 512];
+        let mut put = |at: usize, text: &[u8]| header[at..at + text.len()].copy_from_slice(text);
+        put(0, name.as_bytes());
+        put(100, b"0000755\x000000000\x000000000\0");
+        put(124, format!("{:011o}\0", data.len()).as_bytes());
+        put(136, b"00000000007\0        ");
+        put(156, &[*kind]);
+        put(157, link.as_bytes());
+        put(257, b"ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(data.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+fn unpacker(path: &Path, openat2: bool) -> Unpacker {
+    let root = Root::open_at(path).unwrap();
+    let root = if openat2 { root } else { root.without_openat2() };
+    Unpacker::in_root(root, Options { owners: false, limits: Limits::default() }).unwrap()
+}
+
+/// Unpacks layers with and without `openat2`, and gives what both made of them: every path, and data or target.
+fn unpack(layers: &[&[(u8, &str, &str)]]) -> Result<Vec<String>, String> {
+    let [one, two] = [true, false].map(|openat2| {
+        let outer = tempfile::tempdir().unwrap();
+        std::fs::write(outer.path().join("secret"), "secret").unwrap();
+        let path = outer.path().join("a/b/root");
+        std::fs::create_dir_all(&path).unwrap();
+        let mut unpacker = unpacker(&path, openat2);
+        let result = layers
+            .iter()
+            .try_for_each(|layer| unpacker.apply(&tar(layer)[..]))
+            .and_then(|()| unpacker.finish().map(|_| ()));
+        let outside: Vec<_> = std::fs::read_dir(outer.path()).unwrap().collect();
+        assert_eq!(outside.len(), 2, "nothing new outside");
+        assert_eq!(std::fs::read(outer.path().join("secret")).unwrap(), b"secret");
+        let mut found = Vec::new();
+        list(&path, "", &mut found);
+        found.sort();
+        result.map(|()| found).map_err(|error| error.to_string())
+    });
+    assert_eq!(one, two, "the kernel and our walk agree");
+    one
+}
+
+fn list(path: &Path, prefix: &str, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.push(format!("{name}/"));
+            list(&entry.path(), &format!("{name}/"), found);
+        } else if kind.is_symlink() {
+            found.push(format!("{name} -> {}", std::fs::read_link(entry.path()).unwrap().display()));
+        } else {
+            found.push(format!("{name}: {}", std::fs::read_to_string(entry.path()).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn links_on_the_way_are_followed_as_by_a_process_in_the_tree() {
+    let found = unpack(&[
+        &[
+            (b'5', "usr/lib/", ""),
+            (b'2', "lib", "usr/lib"),
+            (b'2', "absolute", "/usr/lib"),
+            (b'2', "usr/up", "../../../../usr/./lib/"),
+            (b'2', "chain", "absolute"),
+            (b'2', "dangling", "made/on/demand"),
+        ],
+        &[
+            (b'0', "lib/one", "1"),
+            (b'0', "absolute/two", "2"),
+            (b'0', "usr/up/three", "3"),
+            (b'0', "chain/deep/four", "4"),
+            (b'0', "dangling/five", "5"),
+            (b'0', "../../lib/six", "6"),
+        ],
+    ])
+    .unwrap();
+    for expected in ["usr/lib/one: 1", "usr/lib/two: 2", "usr/lib/three: 3", "usr/lib/deep/four: 4"] {
+        assert!(found.contains(&expected.to_owned()), "{expected}: {found:?}");
+    }
+    assert!(found.contains(&"made/on/demand/five: 5".to_owned()), "{found:?}");
+    assert!(found.contains(&"usr/lib/six: 6".to_owned()), "{found:?}");
+}
+
+#[test]
+fn nothing_leads_out_of_the_tree() {
+    let links: &[(u8, &str, &str)] =
+        &[(b'2', "up", "../../.."), (b'2', "all", "../../../../../../../../.."), (b'2', "root", "/")];
+    for name in ["up", "all", "root", "up/up/all", "root/../root/up"] {
+        let (file, whiteout) = (format!("{name}/secret"), format!("{name}/.wh.secret"));
+        let found = unpack(&[links, &[(b'0', &file, "evil"), (b'0', &whiteout, "")]]).unwrap();
+        assert!(found.contains(&"secret: evil".to_owned()), "{name}: {found:?}");
+        unpack(&[links, &[(b'1', "link", &file)]]).expect_err("there is no such file in the tree");
+    }
+}
+
+#[test]
+fn loops_and_files_in_the_way_are_errors() {
+    unpack(&[&[(b'2', "a", "b"), (b'2', "b", "a"), (b'0', "a/x", "")]]).expect_err("a loop");
+    unpack(&[&[(b'0', "a", ""), (b'0', "a/b/c", "")]]).expect_err("a file");
+    unpack(&[&[(b'9', "a", "")]]).expect_err("an unknown kind");
+}
+
+#[test]
+fn what_was_replaced_is_not_remembered() {
+    let found = unpack(&[
+        &[(b'5', "one/", ""), (b'5', "two/", ""), (b'2', "link", "one"), (b'0', "link/a", "1")],
+        &[(b'0', "link/b", "2"), (b'2', "link", "two"), (b'0', "link/c", "3")],
+        &[(b'0', "two", "a file"), (b'5', "link/", ""), (b'0', "link/d", "4")],
+    ])
+    .unwrap();
+    let expected = ["link/", "link/d: 4", "one/", "one/a: 1", "one/b: 2", "two: a file"];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_hard_link_to_itself_changes_nothing() {
+    let found =
+        unpack(&[&[(b'0', "a", "1"), (b'1', "a", "a"), (b'1', "b", "a"), (b'1', "b", "./a")]]).unwrap();
+    assert_eq!(found, ["a: 1", "b: 1"]);
+}
+
+#[test]
+fn a_tree_may_be_deeper_than_the_stack() {
+    let outer = tempfile::tempdir().unwrap();
+    let mut unpacker = unpacker(outer.path(), true);
+    // A link leads to the end of what is there; each step goes a little deeper.
+    let step = "d/".repeat(40);
+    let target = |times: usize| step.repeat(times);
+    for times in 1..100 {
+        let link = format!("l{times}");
+        let before = if times > 1 { format!("l{}/{step}", times - 1) } else { target(1) };
+        unpacker
+            .apply(&tar(&[(b'5', &before, ""), (b'2', &link, before.trim_end_matches('/'))])[..])
+            .unwrap();
+        if times >= 38 {
+            break;
+        }
+    }
+    assert_eq!(unpacker.finish().unwrap(), LeftOut::default());
+    super::tree::remove(outer.path()).unwrap();
+    std::fs::create_dir(outer.path()).unwrap();
+}
+
+#[test]
+fn names_of_directories_cannot_fill_the_memory_of_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut unpacker = unpacker(dir.path(), true);
+    let limits = Limits { members: 2, ..Limits::default() };
+    unpacker.options.limits = limits;
+    let error = unpacker.apply(&tar(&[(b'5', "a", ""), (b'5', "b", ""), (b'5', "c", "")])[..]).unwrap_err();
+    assert!(matches!(error, UnpackError::Tar { .. }), "{error}");
+}
+
+#[test]
+fn directories_that_no_layer_names_have_the_same_time_always() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut unpacker = unpacker(dir.path(), true);
+    unpacker.apply(&tar(&[(b'0', "made/up/file", "x")])[..]).unwrap();
+    unpacker.finish().unwrap();
+    for path in ["made/up", "made", "."] {
+        let metadata = dir.path().join(path).metadata().unwrap();
+        assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (0, 0), "{path}");
+    }
+}
