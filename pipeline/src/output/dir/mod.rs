@@ -23,7 +23,7 @@ use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
 use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::atomic::{UnnamedFile, write_durably};
+use crate::atomic::{UnnamedFile, remove_abandoned, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::compression::Format;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -396,6 +396,7 @@ fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     if !is_empty && !is_ours() && !force {
         return Err(OutputError::Taken { path: path.to_owned() });
     }
+    remove_abandoned(path, LAYER.as_ref());
     // From here on others see that it is ours.
     let lock = path.join(LOCK);
     File::options().create(true).append(true).open(&lock).map_err(fail("create", &lock))?;
