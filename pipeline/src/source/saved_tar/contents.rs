@@ -147,7 +147,7 @@ impl Contents {
         let mut position = 0;
         loop {
             (&**file).seek(SeekFrom::Start(position))?;
-            let mut walker = Walker::new(&**file, Limits::default());
+            let mut walker = Walker::new(io::BufReader::new(&**file), Limits::default());
             let mut member = Member::default();
             if !walker.read_member(&mut member).map_err(|error| at(position, &error))? {
                 return Ok(contents);
