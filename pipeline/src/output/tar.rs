@@ -23,6 +23,7 @@ use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer};
 use crate::error::Error;
 use crate::spool::{Spool, SpoolDir};
+use crate::thread;
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
@@ -220,7 +221,7 @@ impl super::ImageOutput for TarOutput {
             begun(&mut lock(&assembly)).settle(index, place, summary.clone())?;
             Ok(summary)
         };
-        match tokio::task::spawn_blocking(task).await.expect("writing a layer does not panic") {
+        match thread::run("write", task).await? {
             Ok(summary) => {
                 Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format: Format::None })
             }
