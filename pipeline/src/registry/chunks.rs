@@ -1,7 +1,5 @@
 //! Content of an upload that is held in memory until the registry has it.
 
-use std::convert::Infallible;
-
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 
@@ -44,16 +42,9 @@ impl Chunks {
         rest
     }
 
-    /// A request's body. It has no length of its own: the request's header says it.
-    pub(super) fn to_body(&self) -> Option<reqwest::Body> {
-        match self.pieces.as_slice() {
-            [] => None,
-            [one] => Some(reqwest::Body::from(one.clone())),
-            _ => {
-                let pieces = stream::iter(self.pieces.clone()).map(Ok::<_, Infallible>);
-                Some(reqwest::Body::wrap_stream(pieces))
-            }
-        }
+    /// What a request's body is made of.
+    pub(super) fn stream(&self) -> ByteStream {
+        stream::iter(self.pieces.clone()).map(Ok).boxed()
     }
 }
 

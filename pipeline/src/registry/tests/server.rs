@@ -46,6 +46,8 @@ pub(in crate::registry) enum Head {
     CutBody(u64),
     /// Take the head and nothing more.
     Stall,
+    /// Read the body in pieces of 64 KiB with a pause before each.
+    Slow(Duration),
 }
 
 type Answer = dyn Fn(&Seen) -> Reply + Send + Sync;
@@ -203,6 +205,13 @@ async fn serve(stream: TcpStream, head: &OnHead, answer: &Answer, seen: &Mutex<V
         let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
         match head(&request) {
             Head::Read => {}
+            Head::Slow(pause) => {
+                while (request.body.len() as u64) < length {
+                    tokio::time::sleep(pause).await;
+                    let piece = (64 * 1024).min(length - request.body.len() as u64);
+                    (&mut stream).take(piece).read_to_end(&mut request.body).await.ok()?;
+                }
+            }
             Head::CutBody(after) => {
                 let mut taken = (&mut stream).take(after);
                 taken.read_to_end(&mut request.body).await.ok()?;
@@ -217,7 +226,8 @@ async fn serve(stream: TcpStream, head: &OnHead, answer: &Answer, seen: &Mutex<V
         if request.header("transfer-encoding").is_some() {
             panic!("a body without a length: {request:?}");
         }
-        (&mut stream).take(length).read_to_end(&mut request.body).await.ok()?;
+        let rest = length - request.body.len() as u64;
+        (&mut stream).take(rest).read_to_end(&mut request.body).await.ok()?;
         if (request.body.len() as u64) < length {
             return None;
         }
