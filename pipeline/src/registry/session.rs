@@ -106,7 +106,7 @@ impl UploadSession {
             StatusCode::NO_CONTENT | StatusCode::OK | StatusCode::ACCEPTED => {
                 self.moved(&response)?;
                 committed(response.headers())
-                    .ok_or_else(|| protocol(&self.request, "a session without a Range".to_owned()))
+                    .ok_or_else(|| self.lost("the registry does not say how much of it has come".to_owned()))
             }
             StatusCode::NOT_FOUND => {
                 self.close();

@@ -160,7 +160,8 @@ impl Repository {
                 }
                 _ => Ok(()),
             },
-            404 | 405 | 411 | 413 | 415 | 501 => {
+            // The content of a redirected PUT would have to be read again. In pieces, each of which is at hand, it need not.
+            307 | 308 | 404 | 405 | 411 | 413 | 415 | 501 => {
                 Err(Failure::InPieces(self.host.failure(response, &request).await))
             }
             401 => {

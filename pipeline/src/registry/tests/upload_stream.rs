@@ -410,3 +410,26 @@ async fn a_slow_way_up_is_waited_for_as_long_as_bytes_move() {
     assert!(begin.elapsed() > 2 * hurried.read_timeout, "it took longer than silence may last");
     assert!(session.lock().unwrap().stored.as_ref().unwrap().1 == bytes);
 }
+
+#[tokio::test]
+async fn a_session_that_is_gone_when_it_is_to_be_closed_is_lost() {
+    let (server, _) = registry(|_, seen| match seen.method.as_str() {
+        "PUT" | "HEAD" => Some(Reply::new(404)),
+        _ => None,
+    })
+    .await;
+    let error = upload(&server, &content(SIZE).0, chunked()).await.unwrap_err();
+    assert!(matches!(error, BlobError::Registry(RegistryError::SessionLost { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_say_how_far_it_is_is_lost() {
+    let (server, _) = registry(|_, seen| match (seen.method.as_str(), seen.path()) {
+        ("PATCH", _) => Some(Reply::new(503)),
+        ("GET", "/session") => Some(Reply::new(204)),
+        _ => None,
+    })
+    .await;
+    let error = upload(&server, &content(SIZE).0, chunked()).await.unwrap_err();
+    assert!(matches!(error, BlobError::Registry(RegistryError::SessionLost { .. })), "{error:?}");
+}
