@@ -14,6 +14,10 @@ Examples:
   Copy between registries; nothing is recompressed, and what is there already is not moved:
     occyctl process registry://docker.io/library/busybox:1.36 registry://localhost:5000/busybox:1.36
 
+  Copy an image for every platform into a layout, and from there to a registry without a network:
+    occyctl process registry://docker.io/library/busybox:1.36 oci-layout://mirror --all
+    occyctl process 'oci-layout://mirror?tag=1.36' registry://localhost:5000/busybox:1.36 --all
+
   Push a saved tar as zstd, without git's files, and write down what each layer became:
     occyctl process tar://app.tar registry://localhost:5000/app:1 --compression zstd \\
         -f 'exclude:pattern=**/.git/**' -f inspect:file=layers.jsonl
@@ -38,6 +42,12 @@ Sources:
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar, plain or compressed; tar://- is standard input
       ?image=NAME:TAG                   which one, where it holds several
+  dir://PATH                            a directory that dir:// wrote, or the Python occystrap; or an unpacked saved tar
+      ?image=NAME&tag=TAG               which one, where images share it
+  oci-layout://PATH                     an OCI image layout, a directory or a tar of one
+      ?tag=TAG                          which one, where it holds several; NAME:TAG too
+      ?digest=DIGEST                    the one whose manifest has this digest
+      ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
 
 Destinations:
   registry://HOST/IMAGE[:TAG]           an image in a registry
@@ -48,6 +58,10 @@ Destinations:
       ?socket=PATH                      the socket of the Engine
       ?max_workers=N                    as --parallel
   tar://PATH                            a saved tar for `docker load`; tar://- is standard output
+  oci-layout://PATH                     an OCI image layout, a directory that images may share
+      ?tag=TAG                          what it is called there [default: its own tag]
+      ?tar=true                         one tar, as always where PATH ends with .tar
+      ?compression=, ?format=           as for a registry
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
       ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
       ?expand=true                      also unpacked into one tree of files: PATH/manifest, PATH/manifest-IMAGE-TAG
@@ -148,6 +162,9 @@ pub(crate) struct Process {
     /// Decompress and check also layers that could be copied as they are.
     #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
     pub(crate) verify_diff_ids: bool,
+    /// Copy an index whole, bit for bit: the images of all its platforms, their attestations, and the index itself.
+    #[arg(long, env = "OCCYSTRAP_ALL", conflicts_with_all = ["compression", "format"])]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -199,7 +216,7 @@ pub(crate) enum ProgressStyle {
     None,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The operating system to choose from an index [default: linux].

@@ -139,7 +139,7 @@ pub(crate) fn partial_name(name: &std::ffi::OsStr, pid: u32) -> OsString {
 }
 
 /// Removes what killed runs with the same destination left in the moment between the last byte and the rename.
-fn remove_abandoned(directory: &Path, name: &std::ffi::OsStr) {
+pub(crate) fn remove_abandoned(directory: &Path, name: &std::ffi::OsStr) {
     let prefix = format!(".{}.", name.to_string_lossy());
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {

@@ -90,6 +90,12 @@ pub enum BlobError {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// A file that another file names does not exist.
+    #[error("{what} is missing")]
+    Missing {
+        /// Which.
+        what: String,
+    },
     /// The bytes are not those that were asked for.
     #[error("digest mismatch: expected {expected}, computed {computed} over {size} bytes")]
     Digest {

@@ -47,6 +47,19 @@ pub struct ImageName {
     pub tag: Option<String>,
 }
 
+impl ImageName {
+    /// A name as a file has it: `hello:1.0` stays that.
+    pub fn of_tagged(name: &str) -> Self {
+        match name.rsplit_once(':') {
+            // A colon before a slash belongs to a port.
+            Some((repository, tag)) if !tag.contains('/') => {
+                Self { repository: repository.to_owned(), tag: Some(tag.to_owned()) }
+            }
+            _ => Self { repository: name.to_owned(), tag: None },
+        }
+    }
+}
+
 impl std::fmt::Display for ImageName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.tag {

@@ -11,7 +11,8 @@ use crate::output::OutputError;
 use crate::platform::NoSuchPlatform;
 use crate::reference::InvalidReference;
 use crate::registry::RegistryError;
-use crate::source::saved_tar::SavedTarError;
+use crate::source::manifest_json::SavedImageError;
+use crate::source::oci_layout::LayoutError;
 use crate::unpack::UnpackError;
 use crate::uri::UriError;
 
@@ -72,9 +73,17 @@ pub enum Error {
         /// In the config.
         diff_ids: usize,
     },
-    /// A saved tar that is none.
+    /// A saved image that is none.
     #[error(transparent)]
-    SavedTar(#[from] SavedTarError),
+    SavedImage(#[from] SavedImageError),
+    /// An image layout that is none.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// An index is copied whole as it is, or not at all.
+    #[error(
+        "filters work on one image, and {0} is an index: choose one with --os, --architecture and --variant, or leave --all out"
+    )]
+    FilteredIndex(String),
     /// The destination.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -172,6 +181,7 @@ impl Error {
             | Self::Platform(_)
             | Self::NotAnImage { .. }
             | Self::Foreign(_)
+            | Self::FilteredIndex(_)
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
             Self::Engine(error) => error.blame(),
@@ -181,13 +191,16 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,
-            Self::SavedTar(error) => {
+            Self::SavedImage(error) => {
                 if error.is_io() {
                     Blame::Machine
                 } else {
                     Blame::Image
                 }
             }
+            Self::Layout(error) if error.is_io() => Blame::Machine,
+            Self::Layout(error) if error.is_choice() => Blame::Caller,
+            Self::Layout(_) => Blame::Image,
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
                 OutputError::User(_) => Blame::Image,
@@ -197,6 +210,7 @@ impl Error {
                 | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
+                | OutputError::NotALayout { .. }
                 | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -239,9 +253,13 @@ impl Error {
         matches!(self, Self::Blob(BlobError::Interrupted))
     }
 
-    /// Whether a registry says that it does not have a blob that the manifest names.
+    /// Whether the source says that it does not have a blob that the manifest names.
     pub(crate) fn is_missing_blob(&self) -> bool {
-        matches!(self, Self::Blob(BlobError::Registry(error)) if error.is_not_found())
+        match self {
+            Self::Blob(BlobError::Registry(error)) => error.is_not_found(),
+            Self::Blob(BlobError::Missing { .. }) => true,
+            _ => false,
+        }
     }
 
     /// Whether the same request may succeed when it is made again.
@@ -288,7 +306,7 @@ fn blob(error: &BlobError) -> Blame {
         BlobError::Registry(error) => registry(error),
         BlobError::Engine(error) => error.blame(),
         BlobError::Io { .. } => Blame::Machine,
-        BlobError::Digest { .. } | BlobError::Size { .. } => Blame::Image,
+        BlobError::Digest { .. } | BlobError::Size { .. } | BlobError::Missing { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.
         BlobError::Interrupted => Blame::Machine,
     }

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use crate::compression::Compression;
 use crate::engine;
 use crate::error::Error;
+use crate::layout::Choice;
 use crate::output::bundle::{BundleOptions, BundleOutput};
 use crate::output::dir::{DirOptions, DirOutput};
 use crate::output::docker::DockerOutput;
 use crate::output::manifest::ManifestFormat;
+use crate::output::oci_layout::{LayoutOptions, LayoutOutput};
 use crate::output::registry::RegistryOutput;
 use crate::output::tar::TarOutput;
 use crate::output::{ImageOutput, OUTPUTS};
 use crate::platform::PlatformChoice;
 use crate::reference::Reference;
 use crate::registry::{self, Client};
+use crate::source::dir::{DirImage, DirSource};
 use crate::source::docker::DockerSource;
+use crate::source::oci_layout::LayoutSource;
 use crate::source::registry::RegistrySource;
 use crate::source::saved_tar::SavedTarSource;
 use crate::source::{ImageSource, SOURCES};
@@ -67,17 +71,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
     uri.only(kind.options)?;
     let end: Box<dyn ImageSource> = match kind.scheme {
         "registry" => {
-            let platform = PlatformChoice {
-                os: uri.option("os").map(str::to_owned).or_else(|| settings.platform.os.clone()),
-                architecture: uri
-                    .option("arch")
-                    .map(str::to_owned)
-                    .or_else(|| settings.platform.architecture.clone()),
-                variant: uri
-                    .option("variant")
-                    .map(str::to_owned)
-                    .or_else(|| settings.platform.variant.clone()),
-            };
+            let platform = platform(&uri, settings);
             let client = Client::new(settings.source_registry.clone())?;
             Box::new(RegistrySource::new(&client, uri.rest.parse::<Reference>()?, platform))
         }
@@ -88,6 +82,19 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         "tar" => {
             let image = uri.option("image").map(str::to_owned);
             Box::new(SavedTarSource::new(&uri.rest, image, settings.spools.clone()))
+        }
+        "dir" => {
+            let tag = uri.option("tag");
+            let image = uri.option("image").map(|image| DirImage::new(image, tag));
+            if let (None, Some(tag)) = (&image, tag) {
+                return Err(uri.bad("tag", tag, "needs image= beside it").into());
+            }
+            Box::new(DirSource::new(&uri.rest, image))
+        }
+        "oci-layout" => {
+            let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
+            let platform = platform(&uri, settings);
+            Box::new(LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone()))
         }
         scheme => unreachable!("{scheme}:// is in the table of sources"),
     };
@@ -132,9 +139,30 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             Arc::new(BundleOutput::new(&uri.rest, options, settings.spools.clone()))
         }
         "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
+        "oci-layout" => {
+            let options = LayoutOptions {
+                tag: uri.option("tag").map(str::to_owned),
+                tar: uri.flag("tar")?,
+                compression: uri.parsed("compression")?.or(settings.compression),
+                format: uri.parsed("format")?.unwrap_or(settings.format),
+                verify: settings.verify || uri.flag("verify")?,
+            };
+            Arc::new(LayoutOutput::new(&uri.rest, options, settings.spools.clone()))
+        }
         scheme => unreachable!("{scheme}:// is in the table of outputs"),
     };
     Ok(Opened { end, max_workers: max_workers(&uri)? })
+}
+
+/// Which image of an index: what the URI says wins.
+fn platform(uri: &Uri, settings: &Settings) -> PlatformChoice {
+    let option =
+        |key, otherwise: &Option<String>| uri.option(key).map(str::to_owned).or_else(|| otherwise.clone());
+    PlatformChoice {
+        os: option("os", &settings.platform.os),
+        architecture: option("arch", &settings.platform.architecture),
+        variant: option("variant", &settings.platform.variant),
+    }
 }
 
 fn max_workers(uri: &Uri) -> Result<Option<usize>, UriError> {

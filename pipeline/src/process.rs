@@ -104,7 +104,7 @@ async fn expected(
 ) -> Vec<ExpectedLayer> {
     let may_restart = plan.chain.edits();
     let guess = output.wants_tar_sizes() && !may_restart && written.len() > 1;
-    let sizes = written.iter().map(|&index| async move {
+    let sizes = written.iter().copied().map(|index| async move {
         let layer = &image.layers[index];
         let tar_size = match layer.format {
             _ if !guess => None,

@@ -663,7 +663,7 @@ fn send_hashed(hasher: &mut Hasher, writer: &LayerWriter, bytes: Bytes) -> io::R
 }
 
 /// Both halves of a layer, or the error of the half that failed first: the other's then is only that it was interrupted.
-fn both<A, B>(produced: Result<A, Error>, stored: Result<B, Error>) -> Result<(A, B), Error> {
+pub(crate) fn both<A, B>(produced: Result<A, Error>, stored: Result<B, Error>) -> Result<(A, B), Error> {
     match (produced, stored) {
         (Ok(produced), Ok(stored)) => Ok((produced, stored)),
         (Err(error), Err(other)) => Err(if error.is_interrupted() { other } else { error }),

@@ -122,7 +122,8 @@ impl Uri {
         }
     }
 
-    fn bad(&self, key: &str, value: &str, reason: &str) -> UriError {
+    /// An error about the value of an option.
+    pub(crate) fn bad(&self, key: &str, value: &str, reason: &str) -> UriError {
         UriError::BadValue { key: key.to_owned(), value: value.to_owned(), reason: reason.to_owned() }
     }
 }

@@ -2,6 +2,7 @@
 //! as the test tells it.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::certificates::text;
+use crate::certificates::{Certificates, text};
 use crate::http::{Request, Response};
 use crate::image::{Image, json_of};
 use crate::layer::{Member, tar};
@@ -281,8 +282,83 @@ impl FalseEngine {
         format!("tcp://{}", self.server.host())
     }
 
+    /// The port, for a server that stands before it.
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
     /// How many requests so far fit.
     pub fn count(&self, method: &str, pattern: &str) -> usize {
         self.server.count(method, pattern)
     }
 }
+
+/// A server with TLS before one without, which wants a client certificate; ends with the value.
+#[derive(Debug)]
+pub struct TlsFront {
+    process: Child,
+    port: u16,
+}
+
+impl TlsFront {
+    /// Before the server at `port` of this machine, with the certificates of this test run.
+    pub fn before(port: u16) -> Self {
+        let path = |name: &str| text(&Certificates::shared().path(name));
+        let mut process = Command::new("python3")
+            .args([
+                "-c",
+                TLS_FRONT,
+                &path("ca.crt"),
+                &path("server.crt"),
+                &path("server.key"),
+                &port.to_string(),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("piped above");
+        BufReader::new(stdout).read_line(&mut line).expect("a port");
+        Self { process, port: line.trim().parse().expect("a port") }
+    }
+
+    /// The port with TLS.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+const TLS_FRONT: &str = r#"
+import select, socket, ssl, sys, threading
+ca, certificate, key, port = sys.argv[1:]
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
+context.load_cert_chain(certificate, key)
+context.verify_mode = ssl.CERT_REQUIRED
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+def serve(connection):
+    try:
+        outer = context.wrap_socket(connection, server_side=True)
+        inner = socket.create_connection(("127.0.0.1", int(port)))
+        while True:
+            for ready in [outer] if outer.pending() else select.select([outer, inner], [], [])[0]:
+                data = ready.recv(65536)
+                if not data:
+                    return
+                (inner if ready is outer else outer).sendall(data)
+    except OSError:
+        pass
+    finally:
+        connection.close()
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"#;

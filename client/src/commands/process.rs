@@ -3,14 +3,20 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use occy_pipeline::executor::LocalExecutor;
+use occy_pipeline::executor::{Executor, LocalExecutor};
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
+use occy_pipeline::index::{IndexPlan, process_index};
+use occy_pipeline::manifest::Descriptor;
 use occy_pipeline::open;
-use occy_pipeline::output::LayerForm;
+use occy_pipeline::output::{ImageOutput, LayerForm};
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::Progress;
+use occy_pipeline::source::ImageSource;
+use occy_pipeline::source::stored::SourceIndex;
+use occy_pipeline::task::LayerPlan;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
@@ -34,13 +40,19 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
         tracing::warn!("--compression means nothing to {}: it gets plain layers", options.destination);
     }
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
+    if options.all
+        && let Some(index) = source.end.index().await?
+    {
+        let executor = LocalExecutor::new(parallel);
+        return copy_all(source.end.as_ref(), &index, plan, executor, output.end.as_ref(), global).await;
+    }
     let progress = Progress::default();
     let display = Display::start(global, progress.clone());
     let executor = LocalExecutor::new(parallel);
     let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
     drop(display);
     // The destination itself is standard output: what else there is to say goes to standard error.
-    let stdout_is_taken = options.destination == "tar://-";
+    let stdout_is_taken = options.destination.ends_with("://-");
     for rendering in outcome.renderings(&plan.chain, rendered(global)) {
         deliver(&rendering, stdout_is_taken)?;
     }
@@ -59,6 +71,54 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     }
     if !global.quiet {
         eprintln!("{}", outcome.summary);
+    }
+    Ok(Exit::Done)
+}
+
+/// `--all`: a whole index.
+async fn copy_all(
+    source: &dyn ImageSource,
+    index: &SourceIndex,
+    layers: Arc<LayerPlan>,
+    executor: Arc<dyn Executor>,
+    output: &dyn ImageOutput,
+    global: &Global,
+) -> anyhow::Result<Exit> {
+    // One display at a time: that of an image ends where the next one's begins.
+    let display = Arc::new(Mutex::new(None));
+    let (shown, shared) = (global.clone(), Arc::clone(&display));
+    let begin = move |_: &Descriptor| {
+        let progress = Progress::default();
+        let mut display = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(display.take());
+        *display = Some(Display::start(&shown, progress.clone()));
+        progress
+    };
+    let plan = IndexPlan { layers, executor, begin: Arc::new(begin) };
+    let copied = process_index(source, index, &plan, output).await?;
+    drop(display.lock().unwrap_or_else(PoisonError::into_inner).take());
+    match global.output_format {
+        OutputFormat::Json => {
+            let images: Vec<_> = copied.images.iter().map(document).collect();
+            print_json(&json!({
+                "image": index.name.to_string(),
+                "destination": copied.receipt.destination,
+                "manifest_digest": copied.receipt.manifest_digest,
+                "manifest_media_type": copied.receipt.manifest_media_type,
+                "bytes": copied.summary.bytes,
+                "seconds": copied.summary.elapsed.as_secs_f64(),
+                "images": images,
+            }))?;
+        }
+        OutputFormat::Text if !global.quiet => {
+            if let Some(digest) = &copied.receipt.manifest_digest {
+                eprintln!("Pushed {} ({digest}), {} images", copied.receipt.destination, copied.images.len());
+            }
+        }
+        OutputFormat::Text => {}
+    }
+    if !global.quiet {
+        eprintln!("{}", copied.summary);
     }
     Ok(Exit::Done)
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::EngineError;
 
+/// How long a connection may be silent before its other end is asked for a sign of life.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Docker's socket.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 /// Podman's, when root runs it.
@@ -129,7 +131,9 @@ impl Address {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .connect_timeout(connect_timeout);
+            .connect_timeout(connect_timeout)
+            // There is no telling how long an Engine works before it answers, but whether its machine is still there.
+            .tcp_keepalive(KEEPALIVE);
         match self {
             Self::Unix(path) => builder = builder.unix_socket(path.as_path()).tls_certs_only([]),
             Self::Tcp { certificates: None, .. } => builder = builder.tls_certs_only([]),

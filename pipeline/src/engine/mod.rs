@@ -22,6 +22,8 @@ use crate::digest::Digest;
 
 /// A local daemon answers at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// What an Engine says without work of its own comes within this time, or it hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// The largest answer that is read whole. An inspected image with thousands of labels is smaller.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -90,14 +92,16 @@ impl Engine {
     /// Whether the Engine answers at all.
     pub async fn ping(&self) -> Result<(), EngineError> {
         let what = || "speak to the container engine".to_owned();
-        let response = self.send(Method::GET, "_ping", None, &what).await?;
+        let response = self.send(Method::GET, "_ping", None, Some(ANSWER_TIMEOUT), &what).await?;
         succeeded(response, &what).await.map(drop)
     }
 
     /// What the Engine says of an image.
     pub async fn inspect(&self, image: &str) -> Result<InspectedImage, EngineError> {
         let what = || format!("inspect {image}");
-        let response = self.send(Method::GET, &format!("images/{image}/json"), None, &what).await?;
+        let response = self
+            .send(Method::GET, &format!("images/{image}/json"), None, Some(ANSWER_TIMEOUT), &what)
+            .await?;
         let response = self.of_image(response, image, &what).await?;
         let body = read_small(response, &what).await?;
         serde_json::from_slice(&body)
@@ -107,7 +111,7 @@ impl Engine {
     /// What the Engine keeps its images in.
     pub async fn store(&self) -> Result<Store, EngineError> {
         let what = || "ask for the image store".to_owned();
-        let response = self.send(Method::GET, "info", None, &what).await?;
+        let response = self.send(Method::GET, "info", None, Some(ANSWER_TIMEOUT), &what).await?;
         let response = succeeded(response, &what).await?;
         let body = read_small(response, &what).await?;
         let info: Value = serde_json::from_slice(&body)
@@ -129,7 +133,7 @@ impl Engine {
     ) -> Result<impl Stream<Item = Result<Bytes, EngineError>> + Send + use<>, EngineError> {
         let name = image.to_owned();
         let what = move || format!("export {name}");
-        let response = self.send(Method::GET, &format!("images/{image}/get"), None, &what).await?;
+        let response = self.send(Method::GET, &format!("images/{image}/get"), None, None, &what).await?;
         let response = self.of_image(response, image, &what).await?;
         Ok(response
             .bytes_stream()
@@ -139,7 +143,7 @@ impl Engine {
     /// Loads a saved tar. Done is done only when the Engine says that it has loaded an image.
     pub async fn load(&self, tar: reqwest::Body) -> Result<(), EngineError> {
         let what = || "load the image".to_owned();
-        let response = self.send(Method::POST, "images/load?quiet=1", Some(tar), &what).await?;
+        let response = self.send(Method::POST, "images/load?quiet=1", Some(tar), None, &what).await?;
         let response = succeeded(response, &what).await?;
         let body = read_small(response, &what).await?;
         let mut loaded = false;
@@ -161,9 +165,13 @@ impl Engine {
         method: Method,
         path: &str,
         body: Option<reqwest::Body>,
+        timeout: Option<Duration>,
         what: &(dyn Fn() -> String + Sync),
     ) -> Result<Response, EngineError> {
         let mut request = self.client.request(method, format!("{}/{path}", self.address.base()));
+        if let Some(timeout) = timeout {
+            request = request.timeout(timeout);
+        }
         if let Some(body) = body {
             request = request.header(reqwest::header::CONTENT_TYPE, "application/x-tar").body(body);
         }

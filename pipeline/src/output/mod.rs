@@ -7,6 +7,7 @@ pub mod docker;
 pub mod manifest;
 mod merged;
 pub mod nothing;
+pub mod oci_layout;
 pub mod registry;
 mod staging;
 pub mod tar;
@@ -35,7 +36,8 @@ pub struct OutputKind {
 }
 
 /// Every output there is.
-pub const OUTPUTS: &[OutputKind] = &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND];
+pub const OUTPUTS: &[OutputKind] =
+    &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND, oci_layout::KIND];
 
 /// The form in which an output takes layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,10 +156,18 @@ pub enum OutputError {
         name: String,
     },
     /// Only a destination that keeps manifests can keep an index of them.
-    #[error("{destination} can hold one image, and this is an index of several")]
+    #[error("{index} is an index of several images, and the destination can hold one")]
     NoIndexes {
-        /// Where it was to go.
-        destination: String,
+        /// The source's.
+        index: String,
+    },
+    /// A directory that is something else must not become a layout as well.
+    #[error("{} is not an OCI image layout: {reason}", .path.display())]
+    NotALayout {
+        /// The destination.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// Docker schema2 has no media type for zstd.
     #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
@@ -230,7 +240,6 @@ pub trait ImageOutput: Send + Sync {
     /// Makes an index visible, all of whose entries are there. Only where [`entry`](Self::entry) gives something; then it runs
     /// in the place of [`finalize`](Self::finalize).
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
-        let destination = index.name.to_string();
-        Err(OutputError::NoIndexes { destination }.into())
+        Err(OutputError::NoIndexes { index: index.name.to_string() }.into())
     }
 }

@@ -500,7 +500,12 @@ impl Assembly {
 
 /// A USTAR header of a regular file, mode 0644, owner 0:0, mtime 0. A size of 8 GiB or more is written in base 256, which
 /// GNU tar, Go and Python read: it must fit into the one block that was left free for it.
-fn header(name: &str, size: u64) -> [u8; 512] {
+pub(super) fn header(name: &str, size: u64) -> [u8; 512] {
+    header_of(b'0', name, size)
+}
+
+/// The header of a member of any kind; `name` has at most 100 bytes.
+pub(super) fn header_of(kind: u8, name: &str, size: u64) -> [u8; 512] {
     let mut header = [0; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..108].copy_from_slice(b"0000644\0");
@@ -514,7 +519,7 @@ fn header(name: &str, size: u64) -> [u8; 512] {
     }
     header[136..148].copy_from_slice(b"00000000000\0");
     header[148..156].fill(b' ');
-    header[156] = b'0';
+    header[156] = kind;
     header[257..265].copy_from_slice(b"ustar\x0000");
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

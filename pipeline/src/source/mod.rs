@@ -2,7 +2,10 @@
 //! One that can be read only once, from front to back, says besides which layer is coming ([`arrivals`]).
 
 pub mod arrivals;
+pub mod dir;
 pub mod docker;
+pub mod manifest_json;
+pub mod oci_layout;
 pub mod registry;
 pub mod saved_tar;
 pub mod stored;
@@ -27,7 +30,8 @@ pub struct SourceKind {
 }
 
 /// Every source there is.
-pub const SOURCES: &[SourceKind] = &[registry::KIND, docker::KIND, saved_tar::KIND];
+pub const SOURCES: &[SourceKind] =
+    &[registry::KIND, docker::KIND, saved_tar::KIND, dir::KIND, oci_layout::KIND];
 
 /// A source of one image.
 #[async_trait::async_trait]

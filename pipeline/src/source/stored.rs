@@ -168,7 +168,7 @@ fn image_of_schema1(store: &dyn Store, schema1: Schema1Manifest) -> Result<Image
 }
 
 /// The whole of a small document: a config.
-async fn read_document(blob: &BlobRef, size: u64) -> Result<Vec<u8>, Error> {
+pub(super) async fn read_document(blob: &BlobRef, size: u64) -> Result<Vec<u8>, Error> {
     if size > MAX_DOCUMENT as u64 {
         let actual = size;
         return Err(BlobError::Size { expected: MAX_DOCUMENT as u64, actual }.into());

@@ -7,7 +7,7 @@ use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
 use occy_tests::http::{Delivery, Response};
 use occy_tests::image::{Image, json_of};
 use occy_tests::layer::Layer;
-use occy_tests::occyctl::{kills, moment, occyctl};
+use occy_tests::occyctl::{self, kills, moment, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved;
@@ -120,6 +120,8 @@ fn a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
     let source = registry.push(&image, "app", "1");
     for mut engine in Engine::all("a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one") {
         let name = engine.load(&small(), "killed");
+        // The first run of all would build the binary.
+        occyctl::path();
         let start = std::time::Instant::now();
         occyctl(["process", &source, &engine.uri(&name)]).ok();
         let whole = start.elapsed();

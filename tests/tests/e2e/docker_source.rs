@@ -1,18 +1,20 @@
 //! Docker and Podman as sources: the real ones, and exports in forms that those installed here do not write.
 
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
-use occy_tests::certificates::text;
-use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
+use occy_tests::certificates::{Certificates, text};
+use occy_tests::engine::{Answers, Engine, FalseEngine, Store, TlsFront};
 use occy_tests::http::{Delivery, Response};
 use occy_tests::image::Image;
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, tar};
-use occy_tests::occyctl::{Run, kills, moment, occyctl};
+use occy_tests::occyctl::{self, Run, kills, moment, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved::{self, read_saved};
-use occy_tests::tools::{hex, read, tool, write};
+use occy_tests::tools::{hex, read, run, tool, write};
 
 use crate::{layers, scratch, small, tar_uri};
 
@@ -116,6 +118,30 @@ fn an_image_out_of_an_engine_is_the_one_that_is_saved() {
         assert_eq!(search(&engine.uri(&name)), search(&tar_uri(&saved)));
         let info = |source: &str| occyctl(["info", source]).ok().text();
         assert_eq!(info(&engine.uri(&name)), info(&tar_uri(&saved)));
+    }
+}
+
+#[test]
+fn layers_that_come_in_an_order_of_their_own_are_unpacked_in_theirs() {
+    let image = varied();
+    // The top layer comes first, and nobody may wait for the others before it has passed.
+    let mut members = saved::docker_v25(&[(&image, &["app:1"])]);
+    members.reverse();
+    let engine = FalseEngine::start(Answers::of(&image, Store::Unpacked, &members));
+    let directory = scratch();
+    let saved = directory.path().join("saved.tar");
+    write(&saved, tar(&saved::docker_v12(&[(&image, &["app:1"])])));
+    for parallel in ["1", "4"] {
+        let tree = |source: &str, side: &str| {
+            let to = directory.path().join(format!("{side}-{parallel}"));
+            let uri = format!("dir://{}?expand=true", text(&to));
+            with(&engine, &["process", source, &uri, "-j", parallel]).ok();
+            tool(
+                "tar",
+                ["--sort=name", "--mtime=@0", "-cf", "-", "-C", &text(&to), "--exclude=manifest*", "."],
+            )
+        };
+        assert_eq!(tree("docker://app:1", "engine"), tree(&tar_uri(&saved), "saved"), "-j {parallel}");
     }
 }
 
@@ -415,15 +441,75 @@ fn the_engine_is_where_docker_host_says() {
         let host = format!("unix://{}", text(engine.socket()));
         occyctl(["info", &format!("docker://{name}")]).env("DOCKER_HOST", host).ok();
     }
-    // Podman's own place, where there is no other engine, can be tested only as a rootless one.
-    let Some(mut podman) = Engine::podman("the_engine_is_where_docker_host_says") else { return };
-    if std::path::Path::new("/var/run/docker.sock").exists() {
-        eprintln!("NOT RUN: the search for Podman's socket: Docker's is found first here");
+}
+
+/// Runs `occyctl info` where `/run` is empty, as it is on a machine without an Engine of root's.
+fn info_without_engines(image: &str, runtime: &Path) -> Output {
+    let script = r#"mount -t tmpfs none /run && exec env -u DOCKER_HOST XDG_RUNTIME_DIR="$1" "$0" info "$2""#;
+    let (binary, runtime) = (text(occyctl::path()), text(runtime));
+    run("unshare", ["--mount", "sh", "-c", script, &binary, &runtime, &format!("docker://{image}")], b"")
+}
+
+#[test]
+fn podman_is_found_where_there_is_no_docker() {
+    let test = "podman_is_found_where_there_is_no_docker";
+    if !run("unshare", ["--mount", "mount", "-t", "tmpfs", "none", "/run"], b"").status.success() {
+        eprintln!("NOT RUN: {test}: this user may not mount");
         return;
     }
-    let name = podman.load(&small(), "found");
     let runtime = scratch();
+    let nothing = info_without_engines("app:1", runtime.path());
+    let said = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    for part in ["no container engine", "/var/run/docker.sock", "podman/podman.sock", "hint:", "DOCKER_HOST"]
+    {
+        assert!(!nothing.status.success() && said.contains(part), "{part}: {said}");
+    }
+    let Some(mut podman) = Engine::podman(test) else { return };
+    let name = podman.load(&small(), "found");
     std::fs::create_dir(runtime.path().join("podman")).expect("a directory");
     std::os::unix::fs::symlink(podman.socket(), runtime.path().join("podman/podman.sock")).expect("a link");
-    occyctl(["info", &format!("docker://{name}")]).env("XDG_RUNTIME_DIR", text(runtime.path())).ok();
+    let found = info_without_engines(&name, runtime.path());
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    assert!(String::from_utf8_lossy(&found.stdout).contains(&small().config_digest()));
+}
+
+#[test]
+fn an_engine_behind_tls_wants_and_shows_certificates() {
+    let image = small();
+    let engine =
+        FalseEngine::start(Answers::of(&image, Store::Unpacked, &saved::docker_v25(&[(&image, &["app:1"])])));
+    let front = TlsFront::before(engine.port());
+    let (certificates, directory) = (Certificates::shared(), scratch());
+    for (name, source) in [("ca.pem", "ca.crt"), ("cert.pem", "client.crt"), ("key.pem", "client.key")] {
+        write(directory.path().join(name), read(certificates.path(source)));
+    }
+    let run = |host: &str| {
+        occyctl(["process", "docker://app:1", &tar_uri(&directory.path().join("out.tar"))])
+            .env("DOCKER_HOST", format!("tcp://{host}:{}", front.port()))
+            .env("DOCKER_CERT_PATH", text(directory.path()))
+    };
+    run("localhost").env("DOCKER_TLS_VERIFY", "1").ok();
+    assert_eq!(read_saved(&directory.path().join("out.tar")).config, image.config);
+    run("localhost").fails(1);
+    // A certificate of another authority.
+    write(directory.path().join("ca.pem"), read(certificates.path("token.crt")));
+    run("localhost").env("DOCKER_TLS_VERIFY", "1").fails(1).says(&["certificate", "localhost"]);
+}
+
+#[test]
+fn a_run_that_is_interrupted_stops_the_export() {
+    let image = Image::docker(vec![Layer::noise(1, 8_000_000)]);
+    let slow = Delivery::Slow(40, Duration::from_millis(100));
+    let answers = Answers::of(&image, Store::Unpacked, &saved::docker_v25(&[(&image, &["app:1"])]));
+    let engine = FalseEngine::start(answers.exporting(|export| Response { delivery: slow, ..export }));
+    let directory = scratch();
+    let output = directory.path().join("out.tar");
+    let mut child = with(&engine, &["process", "docker://app:1", &tar_uri(&output)]).start();
+    std::thread::sleep(Duration::from_millis(600));
+    let start = std::time::Instant::now();
+    tool("kill", ["-INT", &child.id().to_string()]);
+    let status = child.wait().expect("a child can be waited for");
+    assert_eq!(status.code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(2), "the rest of the export was waited for");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
 }

@@ -1,12 +1,13 @@
 //! Trees of files: `dir://PATH?expand=true` and `oci://PATH`, beside what umoci makes of the same image, and under runc.
 
 use std::path::Path;
+use std::time::Instant;
 
 use occy_tests::certificates::text;
 use occy_tests::image::{Image, json_of};
 use occy_tests::judge;
-use occy_tests::layer::{Layer, Member};
-use occy_tests::occyctl::{Ended, occyctl};
+use occy_tests::layer::{Layer, Member, noise};
+use occy_tests::occyctl::{Ended, kills, moment, occyctl};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, read, run, write};
 use serde_json::{Value, json};
@@ -558,4 +559,99 @@ fn a_bundle_replaces_another_only_by_force() {
     occyctl(["process", &source, &uri, "--force"]).ok();
     assert_eq!(judge::tree(&out.join("rootfs")), before);
     assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 1);
+}
+
+/// Kills runs to a destination at many moments: it is as before or complete, and the next run removes what they left.
+fn killed(scheme: &str, more: &str, tree: &str) {
+    let layers = (0..3)
+        .map(|at| {
+            let mut members =
+                vec![root(), Member::dir("d"), Member::file(&format!("noise-{at}"), noise(at, 300_000))];
+            members.extend((0..150).map(|file| Member::file(&format!("d/{at}-{file}"), "data")));
+            Layer::of(&members)
+        })
+        .collect();
+    let registry = Registry::start();
+    let source = registry.push(&Image::docker(layers), "app", "1");
+    let directory = scratch();
+    let out = directory.path().join("out");
+    let uri = format!("{scheme}://{}{more}", text(&out));
+    let start = Instant::now();
+    occyctl(["process", &source, &uri, "--force"]).ok();
+    let whole = start.elapsed();
+    let complete = judge::tree(&out.join(tree));
+    for kill in 0..kills() {
+        std::fs::remove_dir_all(&out).expect("a directory");
+        write(out.join("catalog.json"), "{}");
+        let mut child = occyctl(["process", &source, &uri, "--force"]).start();
+        std::thread::sleep(moment(whole, kill));
+        drop(child.kill());
+        child.wait().expect("a child can be waited for");
+        if out.join(tree).exists() {
+            assert_eq!(judge::tree(&out.join(tree)), complete, "{scheme}{more}: kill {kill}");
+        } else {
+            assert_eq!(read(out.join("catalog.json")), b"{}", "{scheme}{more}: kill {kill}");
+        }
+        occyctl(["process", &source, &uri, "--force"]).ok();
+        assert_eq!(judge::tree(&out.join(tree)), complete, "after kill {kill}");
+        let left = |path: &Path| {
+            let entries = std::fs::read_dir(path).expect("a directory");
+            let names =
+                entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+            names.filter(|name| name.contains("partial")).collect::<Vec<_>>()
+        };
+        assert!(left(directory.path()).is_empty() && left(&out).is_empty(), "{scheme}{more}: kill {kill}");
+    }
+}
+
+#[test]
+fn a_killed_run_leaves_the_directory_as_it_was() {
+    killed("dir", "?expand=true", "manifest");
+}
+
+#[test]
+fn a_killed_run_leaves_a_shared_directory_consistent() {
+    let registry = Registry::start();
+    let image = Image::docker((0..3).map(|seed| Layer::noise(seed, 600_000)).collect());
+    let source = registry.push(&image, "app", "1");
+    let directory = scratch();
+    let out = directory.path().join("out");
+    let uri = format!("dir://{}?unique_names=true&expand=true", text(&out));
+    let start = Instant::now();
+    occyctl(["process", &source, &uri]).ok();
+    let whole = start.elapsed();
+    for kill in 0..kills() {
+        std::fs::remove_dir_all(&out).expect("a directory");
+        let mut child = occyctl(["process", &source, &uri]).start();
+        std::thread::sleep(moment(whole, kill));
+        drop(child.kill());
+        child.wait().expect("a child can be waited for");
+        for again in [false, true] {
+            if again {
+                occyctl(["process", &source, &uri]).ok();
+            }
+            let Ok(catalog) = std::fs::read(out.join("catalog.json")) else {
+                assert!(!again, "the next run completes it");
+                continue;
+            };
+            let catalog = json_of(&catalog);
+            let name =
+                catalog[format!("{}/app", registry.host())]["1"].as_str().expect("an entry").to_owned();
+            let manifest = json_of(&read(out.join(&name)));
+            for (path, layer) in manifest[0]["Layers"].as_array().expect("layers").iter().zip(&image.layers) {
+                assert!(read(out.join(path.as_str().expect("a path"))) == layer.tar, "kill {kill}");
+            }
+            let tree = judge::tree(&out.join(name.trim_end_matches(".json")));
+            assert!(!tree["data/noise-2"].is_null(), "kill {kill}");
+        }
+        let entries = std::fs::read_dir(&out).expect("a directory");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+        let left: Vec<_> = names.filter(|name| name.contains("partial")).collect();
+        assert!(left.is_empty(), "kill {kill}: {left:?}");
+    }
+}
+
+#[test]
+fn a_killed_run_leaves_the_bundle_as_it_was() {
+    killed("oci", "", "rootfs");
 }

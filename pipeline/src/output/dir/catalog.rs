@@ -88,7 +88,7 @@ fn plain_name(image: &str, tag: &str) -> String {
 }
 
 /// JSON as the Python tool writes it: keys sorted, four spaces a level.
-pub(super) fn to_json(value: &Value) -> Vec<u8> {
+pub(crate) fn to_json(value: &Value) -> Vec<u8> {
     let mut bytes = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, formatter);

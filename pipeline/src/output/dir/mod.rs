@@ -9,6 +9,16 @@
 //!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
 //!   catalog's line. What a killed run leaves is a layer that nobody refers to, which the next image may need, and which is
 //!   safe to remove when no manifest names it.
+//!
+//! # Where the Python tool differs
+//! - It names layers by the digests of their compressed blobs; ours have the diff_ids, so that the same tar is stored once
+//!   however it was compressed.
+//! - It writes the config anew, so that the file does not have the hash that is its name; ours has the source's bytes.
+//! - It leaves the registry out of the image's name in `catalog.json`, `ImageName` and `RepoTags`, and all but the last
+//!   component out of `RepoTags`: two registries' images take each other's place. Ours are full names.
+//! - Images whose names differ in `/` and `_` share a manifest there; here the second gets a name of its own.
+//! - Its directory may be seen half written, and processes that write to one catalog lose each other's lines.
+//! - Its trees follow links out of the tree, and an opaque whiteout in `etc/` also hides `etcetera/`.
 
 pub mod catalog;
 mod index;
@@ -23,7 +33,7 @@ use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
 use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::atomic::{UnnamedFile, write_durably};
+use crate::atomic::{UnnamedFile, remove_abandoned, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::compression::Format;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -397,6 +407,7 @@ fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     if !is_empty && !is_ours() && !force {
         return Err(OutputError::Taken { path: path.to_owned() });
     }
+    remove_abandoned(path, LAYER.as_ref());
     // From here on others see that it is ours.
     let lock = path.join(LOCK);
     File::options().create(true).append(true).open(&lock).map_err(fail("create", &lock))?;

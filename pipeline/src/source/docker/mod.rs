@@ -130,7 +130,7 @@ impl DockerSource {
         let what = format!("the export of {}", self.image);
         let read = saved_tar::from_stream(body, &what, inspected.diff_ids(), self.spools.clone()).await;
         let image = read.map_err(|error| match last_words.failure(&self.image) {
-            Some(failure) if matches!(error, Error::SavedTar(_)) => failure.into(),
+            Some(failure) if matches!(error, Error::SavedImage(_)) => failure.into(),
             _ => error,
         })?;
         let document = image.config.document.as_ref();

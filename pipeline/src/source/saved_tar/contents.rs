@@ -15,7 +15,7 @@ use async_compression::tokio::bufread::{BzDecoder, GzipDecoder, XzDecoder, ZstdD
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 use tokio_stream::StreamExt;
 
-use super::SavedTarError;
+use crate::source::manifest_json::SavedImageError;
 use crate::spool::{FileRegion, SpoolDir};
 use crate::tar::{BLOCK, Kind, Limits, Member, TarError, Walker};
 
@@ -26,7 +26,7 @@ const MAX_MEMBERS: usize = 1 << 14;
 
 /// The members of a saved tar, by their cleaned names.
 #[derive(Debug, Default)]
-pub(super) struct Contents(HashMap<String, Content>);
+pub(in crate::source) struct Contents(HashMap<String, Content>);
 
 #[derive(Debug)]
 enum Content {
@@ -37,7 +37,7 @@ enum Content {
 
 /// Why the members could not be found.
 #[derive(Debug)]
-pub(super) enum ContentsError {
+pub(in crate::source) enum ContentsError {
     Io(io::Error),
     Tar(String),
 }
@@ -49,10 +49,10 @@ impl From<io::Error> for ContentsError {
 }
 
 impl ContentsError {
-    pub(super) fn into_saved_tar_error(self, path: String) -> SavedTarError {
+    pub(super) fn into_saved_image_error(self, path: String) -> SavedImageError {
         match self {
-            Self::Io(source) => SavedTarError::Io { path, source },
-            Self::Tar(reason) => SavedTarError::NotATar { path, reason },
+            Self::Io(source) => SavedImageError::Io { path, source },
+            Self::Tar(reason) => SavedImageError::NotATar { path, reason },
         }
     }
 }
@@ -83,7 +83,7 @@ impl Outer {
 
 impl Contents {
     /// Finds the members of the tar at `path`, or on standard input when that is `-`.
-    pub(super) async fn open(path: &Path, spools: &SpoolDir) -> Result<Self, ContentsError> {
+    pub(in crate::source) async fn open(path: &Path, spools: &SpoolDir) -> Result<Self, ContentsError> {
         let mut file = if path == Path::new("-") {
             File::from(io::stdin().as_fd().try_clone_to_owned()?)
         } else {
@@ -125,7 +125,7 @@ impl Contents {
     }
 
     /// The content of a member, links followed.
-    pub(super) fn get(&self, member: &str) -> Option<FileRegion> {
+    pub(in crate::source) fn region(&self, member: &str) -> Option<FileRegion> {
         let mut name = clean(member);
         for _ in 0..MAX_LINKS {
             match self.0.get(&name)? {

@@ -1,0 +1,193 @@
+//! A layout that is one tar: blobs wait in spools until all are there, and then stand in a fixed order with fixed metadata, so
+//! that the same image always gives the same bytes.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+
+use super::empty_index;
+use crate::atomic::{UnnamedFile, copy_to_stream};
+use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::layout::{INDEX, MARKER, MARKER_CONTENT, blob_path};
+use crate::manifest::{self, ParsedManifest};
+use crate::output::OutputError;
+use crate::output::staging::fail;
+use crate::output::tar::{header, header_of};
+use crate::spool::{Spool, SpoolDir};
+use crate::tar::{BLOCK, ZEROS, padding};
+
+/// The longest name that a header has room for.
+const NAME: usize = 100;
+
+#[derive(Debug)]
+pub(super) struct Archive {
+    path: PathBuf,
+    target: Mutex<Option<Target>>,
+    spools: SpoolDir,
+    blobs: Mutex<Blobs>,
+}
+
+#[derive(Debug, Default)]
+struct Blobs {
+    spooled: HashMap<Digest, Spool>,
+    /// Configs and manifests, in the order in which images were finished.
+    documents: Vec<(Digest, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// A regular file that has no name yet.
+    File(UnnamedFile),
+    /// Something that can only be written from front to back.
+    Stream(File),
+}
+
+impl Archive {
+    /// A tar that is to be at `path`, or on standard output when that is `-`. Spools of a file go beside it, others into `spools`.
+    pub(super) fn create(path: &Path, spools: &SpoolDir) -> Result<Self, OutputError> {
+        let (target, spools) = if path == Path::new("-") {
+            let stdout =
+                rustix::io::dup(io::stdout()).map_err(|errno| fail("write to", path)(errno.into()))?;
+            (Target::Stream(File::from(stdout)), spools.clone())
+        } else if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            let file = File::options().write(true).open(path).map_err(fail("open", path))?;
+            (Target::Stream(file), spools.clone())
+        } else {
+            let file = UnnamedFile::create(path).map_err(fail("create", path))?;
+            let spools = spools.at(file.directory());
+            (Target::File(file), spools)
+        };
+        let (target, blobs) = (Mutex::new(Some(target)), Mutex::default());
+        Ok(Self { path: path.to_owned(), target, spools, blobs })
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, Blobs> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.blobs().spooled.contains_key(digest)
+    }
+
+    pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
+        let mut spool = self.spools.create().map_err(fail("write", &self.path))?;
+        loop {
+            match stream.blocking_next()? {
+                LayerPiece::Data(bytes) => {
+                    spool.write_all(&bytes).map_err(fail("write", &self.path))?;
+                    progress.add(bytes.len() as u64);
+                    stream.recycle(bytes);
+                }
+                LayerPiece::End(summary) => {
+                    self.blobs().spooled.insert(summary.digest.clone(), spool);
+                    return Ok(summary);
+                }
+            }
+        }
+    }
+
+    pub(super) fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
+        let documents = &mut self.blobs().documents;
+        if documents.iter().all(|(other, _)| other != digest) {
+            documents.push((digest.clone(), bytes.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Writes the tar: what says that it is a layout, `index.json`, configs and manifests as the images were finished, and then
+    /// their layers in the manifests' order.
+    pub(super) fn publish(&self, entry: &Map<String, Value>) -> Result<(), OutputError> {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let written = match target.expect("a layout is named once") {
+            Target::Stream(mut file) => self.write(&mut file, entry).and_then(|()| file.flush()),
+            Target::File(file) => {
+                let mut out = Counted { file: file.file(), written: 0 };
+                let written = self.write(&mut out, entry);
+                let size = out.written;
+                written.and_then(|()| file.publish(size))
+            }
+        };
+        written.map_err(fail("finish", &self.path))
+    }
+
+    fn write(&self, out: &mut impl Write, entry: &Map<String, Value>) -> io::Result<()> {
+        let blobs = self.blobs();
+        let mut index = empty_index();
+        index.insert("manifests".to_owned(), Value::Array(vec![entry.clone().into()]));
+        small(out, MARKER, MARKER_CONTENT.as_bytes())?;
+        small(out, INDEX, &serde_json::to_vec(&index).expect("a JSON map can be written"))?;
+        let mut layers = Vec::new();
+        for (digest, bytes) in &blobs.documents {
+            small(out, &blob_path(digest), bytes)?;
+            if let Ok(ParsedManifest::Image(image)) = manifest::parse(bytes, None) {
+                layers.extend(image.layers.into_iter().map(|layer| layer.digest));
+            }
+        }
+        let mut present = std::collections::HashSet::new();
+        for digest in layers {
+            // A foreign layer is named, and is elsewhere.
+            let Some(spool) = blobs.spooled.get(&digest) else { continue };
+            if present.insert(digest.clone()) {
+                begin(out, &blob_path(&digest), spool.size())?;
+                copy_to_stream(spool.file(), 0, out, spool.size())?;
+                out.write_all(&ZEROS[..padding(spool.size())])?;
+            }
+        }
+        out.write_all(&ZEROS[..2 * BLOCK])
+    }
+}
+
+/// Counts what goes into a file.
+struct Counted<'a> {
+    file: &'a File,
+    written: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn small(out: &mut impl Write, name: &str, content: &[u8]) -> io::Result<()> {
+    begin(out, name, content.len() as u64)?;
+    out.write_all(content)?;
+    out.write_all(&ZEROS[..padding(content.len() as u64)])
+}
+
+/// The header of a member; a SHA-512 digest is too long for one without a PAX record.
+fn begin(out: &mut impl Write, name: &str, size: u64) -> io::Result<()> {
+    if name.len() <= NAME {
+        return out.write_all(&header(name, size));
+    }
+    let record = record(name);
+    out.write_all(&header_of(b'x', "pax", record.len() as u64))?;
+    out.write_all(record.as_bytes())?;
+    out.write_all(&ZEROS[..padding(record.len() as u64)])?;
+    out.write_all(&header(&name[..NAME], size))
+}
+
+/// `LENGTH path=NAME\n`, whose length counts its own digits (POSIX, pax).
+fn record(name: &str) -> String {
+    let rest = format!(" path={name}\n");
+    let mut length = rest.len();
+    loop {
+        let record = format!("{length}{rest}");
+        if record.len() == length {
+            return record;
+        }
+        length = record.len();
+    }
+}

@@ -1,0 +1,158 @@
+//! A layout that is a directory.
+//!
+//! A blob gets its name when it is whole and on the disk, so one that is there in its size is trusted and not fetched again.
+//! `index.json` is read and replaced under a lock on the directory itself, which the kernel takes away from a process that
+//! dies. What a killed run leaves is blobs that nothing names, which the next run may need.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Map, Value};
+
+use super::{empty_index, entry_tag};
+use crate::atomic::{UnnamedFile, write_durably};
+use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::digest::{Digest, Hasher};
+use crate::error::Error;
+use crate::layout::{INDEX, MARKER, MARKER_CONTENT, blob_path};
+use crate::output::OutputError;
+use crate::output::staging::fail;
+
+/// What a blob is called until it is whole.
+const PARTIAL: &str = "blob";
+
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    verify: bool,
+}
+
+impl Directory {
+    /// The layout at `path`, which is made if there is none. A directory that holds other things is refused.
+    pub(super) fn open(path: &Path, verify: bool) -> Result<Self, OutputError> {
+        std::fs::create_dir_all(path).map_err(fail("create", path))?;
+        let is_layout = [MARKER, "blobs"].iter().any(|name| path.join(name).exists());
+        let is_empty = std::fs::read_dir(path).map_err(fail("read", path))?.next().is_none();
+        if !is_layout && !is_empty {
+            let reason = format!("it is not empty and has no {MARKER}");
+            return Err(OutputError::NotALayout { path: path.to_owned(), reason });
+        }
+        let blobs = path.join("blobs");
+        std::fs::create_dir_all(&blobs).map_err(fail("create", &blobs))?;
+        let directory = Self { path: path.to_owned(), verify };
+        // One that cannot be read later would make all the work be in vain.
+        directory.index()?;
+        Ok(directory)
+    }
+
+    pub(super) fn has(&self, digest: &Digest, size: u64) -> bool {
+        let path = self.path.join(blob_path(digest));
+        let Ok(file) = File::open(&path) else { return false };
+        if file.metadata().map(|metadata| metadata.len()).ok() != Some(size) {
+            return false;
+        }
+        let whole = !self.verify || hash(&file, digest).is_ok_and(|computed| computed == *digest);
+        if !whole {
+            tracing::warn!("{} is not what its name says; fetching it again", path.display());
+        }
+        whole
+    }
+
+    pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
+        let file =
+            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
+        let mut size = 0;
+        loop {
+            match stream.blocking_next()? {
+                LayerPiece::Data(bytes) => {
+                    file.file().write_all_at(&bytes, size).map_err(fail("write a blob to", &self.path))?;
+                    size += bytes.len() as u64;
+                    progress.add(bytes.len() as u64);
+                    stream.recycle(bytes);
+                }
+                LayerPiece::End(summary) => {
+                    self.publish(file, &summary)?;
+                    return Ok(summary);
+                }
+            }
+        }
+    }
+
+    pub(super) fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
+        if self.has(digest, bytes.len() as u64) {
+            return Ok(());
+        }
+        let file =
+            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
+        file.file().write_all_at(bytes, 0).map_err(fail("write a blob to", &self.path))?;
+        self.publish(file, &BlobSummary { digest: digest.clone(), size: bytes.len() as u64 })
+    }
+
+    fn publish(&self, file: UnnamedFile, summary: &BlobSummary) -> Result<(), OutputError> {
+        let path = self.path.join(blob_path(&summary.digest));
+        let directory = path.parent().expect("a blob lies in a directory");
+        std::fs::create_dir_all(directory).map_err(fail("create", directory))?;
+        file.file().sync_data().map_err(fail("write", &path))?;
+        file.destined(path.clone()).publish(summary.size).map_err(fail("create", &path))?;
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(fail("write", directory))
+    }
+
+    /// Adds an image that is there to `index.json`, in the place of one that had its tag.
+    pub(super) fn name(&self, entry: &Map<String, Value>) -> Result<(), OutputError> {
+        let lock = File::open(&self.path).map_err(fail("open", &self.path))?;
+        loop {
+            match flock(&lock, FlockOperation::LockExclusive) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => break result.map_err(|errno| fail("lock", &self.path)(errno.into()))?,
+            }
+        }
+        let marker = self.path.join(MARKER);
+        if !marker.exists() {
+            write_durably(&marker, MARKER_CONTENT.as_bytes()).map_err(fail("write", &marker))?;
+        }
+        let mut index = self.index()?;
+        let entries = index.entry("manifests").or_insert_with(|| Value::Array(Vec::new()));
+        let entries = entries.as_array_mut().ok_or_else(|| self.not_a_layout("manifests is not a list"))?;
+        let tag = entry_tag(entry);
+        let replaced = |other: &Value| match (other.as_object(), tag) {
+            (Some(other), Some(tag)) => entry_tag(other) == Some(tag),
+            (Some(other), None) => entry_tag(other).is_none() && other.get("digest") == entry.get("digest"),
+            (None, _) => false,
+        };
+        let position = entries.iter().position(replaced).unwrap_or(entries.len());
+        entries.retain(|other| !replaced(other));
+        entries.insert(position.min(entries.len()), entry.clone().into());
+        let path = self.path.join(INDEX);
+        let bytes = serde_json::to_vec(&index).expect("a JSON map can be written");
+        write_durably(&path, &bytes).map_err(fail("write", &path))
+    }
+
+    fn index(&self) -> Result<Map<String, Value>, OutputError> {
+        let path = self.path.join(INDEX);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| self.not_a_layout(&format!("{INDEX}: {error}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(empty_index()),
+            Err(error) => Err(fail("read", &path)(error)),
+        }
+    }
+
+    fn not_a_layout(&self, reason: &str) -> OutputError {
+        OutputError::NotALayout { path: self.path.clone(), reason: reason.to_owned() }
+    }
+}
+
+fn hash(file: &File, expected: &Digest) -> io::Result<Digest> {
+    let mut hasher = Hasher::new(expected.algorithm());
+    let mut buffer = vec![0; crate::blob::CHUNK];
+    loop {
+        match file.read_at(&mut buffer, hasher.size())? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! `oci-layout://PATH`: an OCI image layout, as a directory ([`directory`]) that any number of images and of processes share,
+//! or as one tar ([`archive`]).
+//!
+//! Both keep blobs by their digests and name an image last: in a directory by its `index.json`, which is replaced in one step,
+//! in a tar by the tar's own name, which it gets when it is whole.
+
+mod archive;
+mod directory;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use serde_json::{Map, Value, json};
+
+use self::archive::Archive;
+use self::directory::Directory;
+use super::manifest::{FinalManifest, ManifestFormat};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
+use crate::compression::{Compression, Format};
+use crate::digest::Digest;
+use crate::element::{Image, ImageName, Layer, StoredLayer};
+use crate::error::Error;
+use crate::layout::{IMAGE_NAME, REF_NAME};
+use crate::manifest::Family;
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::source::stored::SourceIndex;
+use crate::spool::SpoolDir;
+use crate::task::both;
+
+/// This output's line in the table.
+pub const KIND: OutputKind = OutputKind {
+    scheme: "oci-layout",
+    syntax: "oci-layout://PATH[?tag=TAG]",
+    about: "an OCI image layout: a directory that images share, or one tar",
+    options: &["tag", "tar", "compression", "format", "verify", "max_workers"],
+};
+
+/// Chunks between the reader of a blob and its writer.
+const CHANNEL: usize = 4;
+
+/// How a layout is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayoutOptions {
+    /// What the image is called in it; unset, as its source calls it.
+    pub tag: Option<String>,
+    /// As a tar, even where the path does not look like one.
+    pub tar: bool,
+    /// What every layer becomes; unset, it keeps what it has.
+    pub compression: Option<Compression>,
+    /// The format of the manifest.
+    pub format: ManifestFormat,
+    /// Read the blobs that are there already and need not be fetched, to see that they are whole.
+    pub verify: bool,
+}
+
+/// An image or index that is being written to a layout.
+#[derive(Clone, Debug)]
+pub struct LayoutOutput {
+    layout: Arc<Layout>,
+    /// An entry of an index: it must have this digest, and is not named.
+    entry: Option<Digest>,
+}
+
+#[derive(Debug)]
+struct Layout {
+    path: PathBuf,
+    options: LayoutOptions,
+    spools: SpoolDir,
+    place: Mutex<Option<Arc<Place>>>,
+}
+
+/// Where blobs go.
+#[derive(Debug)]
+enum Place {
+    Directory(Directory),
+    Archive(Archive),
+}
+
+impl LayoutOutput {
+    /// Writes to the layout at `path`: one tar if that ends with `.tar`, is a file, is `-` (standard output), or if so told, else
+    /// a directory. What a tar has to wait for goes beside it, or into `spools`.
+    pub fn new(path: impl Into<PathBuf>, options: LayoutOptions, spools: SpoolDir) -> Self {
+        let layout = Layout { path: path.into(), options, spools, place: Mutex::new(None) };
+        Self { layout: Arc::new(layout), entry: None }
+    }
+
+    fn place(&self) -> Arc<Place> {
+        let place = self.layout.place.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(place.as_ref().expect("begin ran before any layer"))
+    }
+
+    fn destination(&self) -> String {
+        format!("oci-layout://{}", self.layout.path.display())
+    }
+
+    fn refuse_other(&self, actual: &Digest) -> Result<(), OutputError> {
+        match &self.entry {
+            Some(expected) if expected != actual => {
+                Err(OutputError::ByDigest { expected: expected.clone(), actual: actual.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an image or index visible, all of whose content is there.
+    async fn name(
+        &self,
+        manifest: FinalManifest,
+        name: &ImageName,
+        platform: Option<Platform>,
+    ) -> Result<Receipt, Error> {
+        let receipt = Receipt {
+            manifest_digest: Some(manifest.digest.clone()),
+            manifest_media_type: Some(manifest.media_type.clone()),
+            destination: self.destination(),
+        };
+        let entry = match self.entry {
+            Some(_) => None,
+            None => Some(entry(&manifest, self.layout.options.tag.as_deref(), name, platform)),
+        };
+        let place = self.place();
+        blocking(move || {
+            place.put(&manifest.digest, &manifest.bytes)?;
+            match (entry, place.as_ref()) {
+                (None, _) => Ok(()),
+                (Some(entry), Place::Directory(directory)) => directory.name(&entry),
+                (Some(entry), Place::Archive(archive)) => archive.publish(&entry),
+            }
+        })
+        .await?;
+        Ok(receipt)
+    }
+}
+
+impl Place {
+    fn open(layout: &Layout) -> Result<Self, OutputError> {
+        let path = &layout.path;
+        let is_tar = layout.options.tar
+            || path == Path::new("-")
+            || match std::fs::metadata(path) {
+                Ok(metadata) => !metadata.is_dir(),
+                Err(_) => path.extension().is_some_and(|extension| extension == "tar"),
+            };
+        match is_tar {
+            true => Archive::create(path, &layout.spools).map(Self::Archive),
+            false => Directory::open(path, layout.options.verify).map(Self::Directory),
+        }
+    }
+
+    fn has(&self, digest: &Digest, size: u64) -> bool {
+        match self {
+            Self::Directory(directory) => directory.has(digest, size),
+            Self::Archive(archive) => archive.has(digest),
+        }
+    }
+
+    /// Stores what a stream yields under the digest that it turns out to have.
+    fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
+        match self {
+            Self::Directory(directory) => directory.store(stream, progress),
+            Self::Archive(archive) => archive.store(stream, progress),
+        }
+    }
+
+    fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
+        match self {
+            Self::Directory(directory) => directory.put(digest, bytes),
+            Self::Archive(archive) => archive.put(digest, bytes),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ImageOutput for LayoutOutput {
+    fn form(&self) -> LayerForm {
+        LayerForm::Stored { compression: self.layout.options.compression }
+    }
+
+    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+        let options = &self.layout.options;
+        let docker = options.format == ManifestFormat::Always(Family::Docker);
+        if docker && options.compression.is_some_and(|compression| compression.format() == Format::Zstd) {
+            return Err(OutputError::ZstdInDocker.into());
+        }
+        let layout = Arc::clone(&self.layout);
+        blocking(move || {
+            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
+            if place.is_none() {
+                *place = Some(Arc::new(Place::open(&layout)?));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
+        let Some(descriptor) = &layer.descriptor else { return Ok(false) };
+        let (place, digest, size) = (self.place(), descriptor.digest.clone(), descriptor.size);
+        Ok(layer.is_foreign() || blocking(move || place.has(&digest, size)).await)
+    }
+
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        if self.has_layer(layer).await? {
+            return Ok(Moved::Nothing);
+        }
+        let descriptor = layer.descriptor.as_ref().expect("only a layer with a descriptor is copied");
+        let summary = BlobSummary { digest: descriptor.digest.clone(), size: descriptor.size };
+        let (writer, mut stream) = LayerStream::channel(CHANNEL, BufferPool::default());
+        let (place, progress) = (self.place(), progress.clone());
+        let (fed, stored) = tokio::join!(
+            async { feed(layer, writer, summary).await.map_err(Error::from) },
+            blocking(move || place.store(&mut stream, &progress)),
+        );
+        both(fed, stored)?;
+        Ok(Moved::Bytes)
+    }
+
+    async fn write_layer(
+        &self,
+        _index: usize,
+        mut stream: LayerStream,
+        format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error> {
+        let (place, progress) = (self.place(), progress.clone());
+        let BlobSummary { digest, size } = blocking(move || place.store(&mut stream, &progress)).await?;
+        Ok(StoredLayer::Written { digest, size, format })
+    }
+
+    async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
+        let manifest = FinalManifest::of(&finished, self.layout.options.format)?;
+        self.refuse_other(&manifest.digest)?;
+        let (place, config) = (self.place(), finished.config.clone());
+        blocking(move || place.put(&Digest::sha256(&config), &config)).await?;
+        let document = finished.image.config.document.as_ref();
+        let platform = document.and_then(|config| config.platform());
+        self.name(manifest, &finished.image.name, platform).await
+    }
+
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        Some(Arc::new(Self { layout: Arc::clone(&self.layout), entry: Some(digest.clone()) }))
+    }
+
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        self.refuse_other(&index.manifest.digest)?;
+        let layout = Arc::clone(&self.layout);
+        // An index without images has begun none.
+        blocking(move || {
+            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
+            if place.is_none() {
+                *place = Some(Arc::new(Place::open(&layout)?));
+            }
+            Ok::<_, OutputError>(())
+        })
+        .await?;
+        self.name(FinalManifest::of_index(index), &index.name, None).await
+    }
+}
+
+/// Sends a blob as it is; its reader checks that it is what its descriptor says.
+async fn feed(layer: &Layer, writer: LayerWriter, summary: BlobSummary) -> Result<(), BlobError> {
+    let gone = |ConsumerGone| BlobError::Interrupted;
+    let mut blob = layer.blob.open().await?;
+    while let Some(bytes) = blob.next().await {
+        writer.send(bytes?).await.map_err(gone)?;
+    }
+    writer.finish(summary).await.map_err(gone)
+}
+
+/// The entry of `index.json`.
+fn entry(
+    manifest: &FinalManifest,
+    tag: Option<&str>,
+    name: &ImageName,
+    platform: Option<Platform>,
+) -> Map<String, Value> {
+    let mut annotations = Map::new();
+    if let Some(tag) = tag.or(name.tag.as_deref()) {
+        if let Ok(reference) = format!("{}:{tag}", name.repository).parse::<Reference>() {
+            annotations.insert(IMAGE_NAME.to_owned(), format!("{}:{tag}", reference.name()).into());
+        }
+        annotations.insert(REF_NAME.to_owned(), tag.into());
+    }
+    let mut entry = Map::new();
+    entry.insert("mediaType".to_owned(), manifest.media_type.as_str().into());
+    entry.insert("digest".to_owned(), manifest.digest.to_string().into());
+    entry.insert("size".to_owned(), manifest.bytes.len().into());
+    if !annotations.is_empty() {
+        entry.insert("annotations".to_owned(), annotations.into());
+    }
+    if let Some(platform) = platform {
+        let mut value = json!({"architecture": platform.architecture, "os": platform.os});
+        if let Some(variant) = platform.variant {
+            value["variant"] = variant.into();
+        }
+        entry.insert("platform".to_owned(), value);
+    }
+    entry
+}
+
+/// What an entry of `index.json` is called.
+fn entry_tag(entry: &Map<String, Value>) -> Option<&str> {
+    entry.get("annotations")?.get(REF_NAME)?.as_str()
+}
+
+/// `index.json` with nothing in it.
+fn empty_index() -> Map<String, Value> {
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": Family::Oci.index(),
+        "manifests": [],
+    });
+    index.as_object().cloned().expect("it was just written as an object")
+}
+
+/// Runs what waits for the disk where that holds nobody up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("writing a layout does not panic")
+}
