@@ -785,7 +785,7 @@ mod tests {
             .max_blocking_threads(1)
             .build()
             .unwrap();
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (release, held) = sync_channel::<()>(0);
         runtime.spawn_blocking(move || held.recv());
         let blob = Arc::new(MemoryBlob::new(Bytes::from(vec![0; 4 << 20])));
         let layer = Layer { blob, descriptor: None, diff_id: None, ..layer(Format::None) };
