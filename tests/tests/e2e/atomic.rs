@@ -2,7 +2,7 @@
 
 use std::process::Child;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use occy_tests::image::Image;
 use occy_tests::layer::Layer;
@@ -125,4 +125,31 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     let registry = Registry::start();
     let source = registry.push(&large(), "app", "1");
     occyctl(["process", &source, "tar:///dev/full"]).fails(1).says(&["/dev/full"]);
+}
+
+#[test]
+fn a_run_that_waits_for_the_other_end_of_a_pipe_can_be_interrupted() {
+    let registry = Registry::start();
+    let source = registry.push(&large(), "app", "1");
+    let directory = scratch();
+    let pipe = directory.path().join("pipe");
+    tool("mkfifo", [pipe.as_os_str()]);
+    for (from, to) in [(tar_uri(&pipe), registry.uri("copy:1")), (source, tar_uri(&pipe))] {
+        for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+            let mut child = occyctl(["process", &from, &to]).start();
+            sleep(Duration::from_millis(700));
+            tool("kill", [signal, &child.id().to_string()]);
+            let start = Instant::now();
+            let status = loop {
+                match child.try_wait().expect("a child can be asked") {
+                    None if start.elapsed() < Duration::from_secs(10) => sleep(Duration::from_millis(10)),
+                    status => break status,
+                }
+            };
+            if status.is_none() {
+                child.kill().expect("a child can be killed");
+            }
+            assert_eq!(status.and_then(|status| status.code()), Some(code), "{from} to {to}");
+        }
+    }
 }
