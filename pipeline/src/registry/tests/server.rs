@@ -34,6 +34,8 @@ pub(in crate::registry) struct Reply {
     cut: Option<usize>,
     /// Wait before the answer.
     delay: Duration,
+    /// Wait before each byte of the body.
+    drip: Duration,
     /// Close the connection without an answer.
     silent: bool,
 }
@@ -92,6 +94,7 @@ impl Reply {
             chunked: false,
             cut: None,
             delay: Duration::ZERO,
+            drip: Duration::ZERO,
             silent: false,
         }
     }
@@ -118,6 +121,11 @@ impl Reply {
 
     pub(in crate::registry) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    pub(in crate::registry) fn drip(mut self, pause: Duration) -> Self {
+        self.drip = pause;
         self
     }
 
@@ -292,8 +300,14 @@ async fn write(stream: &mut BufReader<TcpStream>, reply: &Reply, is_head: bool) 
         if reply.cut.is_none() {
             stream.write_all(b"0\r\n\r\n").await.ok()?;
         }
-    } else {
+    } else if reply.drip.is_zero() {
         stream.write_all(body).await.ok()?;
+    } else {
+        for byte in body {
+            stream.write_all(&[*byte]).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(reply.drip).await;
+        }
     }
     stream.flush().await.ok()?;
     Some(())
