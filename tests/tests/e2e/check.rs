@@ -1,5 +1,7 @@
 //! `check` and `info`.
 
+use occy_tests::fixed::Fixed;
+use occy_tests::http::Response;
 use occy_tests::image::{Family, Image, json_of};
 use occy_tests::layer::{Layer, tar};
 use occy_tests::occyctl::{Ended, occyctl};
@@ -156,6 +158,34 @@ fn saved_tars_are_checked() {
     write(&path, "not a tar");
     occyctl(["check", &tar_uri(&path)]).fails(3);
     occyctl(["check", "tar:///nonexistent"]).fails(1);
+}
+
+#[test]
+fn saved_tars_that_are_cut_short_are_found() {
+    let directory = scratch();
+    let path = directory.path().join("in.tar");
+    let whole = tar(&saved::docker_v12(&[(&small(), &["app:1"])]));
+    for bytes in [&whole[..], &Packing::Gzip.pack(&whole)] {
+        write(&path, &bytes[..bytes.len() / 2]);
+        let ended = occyctl(["check", &tar_uri(&path)]).fails(3);
+        assert!(ended.text().contains("offset"), "{}", ended.text());
+    }
+}
+
+#[test]
+fn a_config_that_is_gone_and_a_manifest_of_other_bytes_are_found() {
+    let image = small();
+    let mut without = image.clone();
+    without.blobs.remove(&image.config_digest());
+    let server = Fixed::default().image("app", "1", &without).serve();
+    let ended = occyctl(["check", &format!("registry://{}/app:1", server.host())]).fails(3);
+    assert!(ended.text().contains(&image.config_digest()), "{}", ended.text());
+
+    let at = format!("/v2/app/manifests/{}", image.digest());
+    let other = Response::ok(image.family.manifest(), [&image.manifest[..], b" "].concat());
+    let server = Fixed::default().image("app", "1", &image).at(&at, other).serve();
+    let ended = occyctl(["check", &format!("registry://{}/app@{}", server.host(), image.digest())]).fails(3);
+    assert!(ended.text().contains("digest mismatch"), "{}", ended.text());
 }
 
 #[test]

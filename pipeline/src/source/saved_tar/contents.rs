@@ -278,8 +278,15 @@ pub(in crate::source) fn clean(name: &str) -> String {
 /// An error of a walker that began at `position` of the whole tar.
 fn at(position: u64, error: TarError) -> ContentsError {
     match (position, error) {
-        // The machine's, or the outer compression's.
-        (_, TarError::Read { source, .. }) => ContentsError::Io(source),
+        // These kinds are what decoders say of bytes; the others are the machine's.
+        (_, TarError::Read { source, .. })
+            if !matches!(
+                source.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            ContentsError::Io(source)
+        }
         (0, error) => ContentsError::Tar(error.to_string()),
         (position, error) => ContentsError::Tar(format!("in the member at offset {position}: {error}")),
     }
