@@ -315,6 +315,18 @@ fn exclude_promotes_files_larger_than_memory_is_given() {
 }
 
 #[test]
+fn a_file_without_an_owners_name_keeps_none_behind_a_global_one() {
+    // Its link becomes the file where the global header holds.
+    let tar =
+        Archive::new().file("x", "data").global(&[("uname", "u"), ("gname", "g")]).hard_link("l", "x").end();
+    let written = rewritten(&["exclude:pattern=x"], &tar);
+    assert_eq!(listing(&written), ["l=data"]);
+    let entry = &python_reads(&written).unwrap()[0];
+    assert_eq!((entry.uname.as_str(), entry.gname.as_str()), ("", ""));
+    assert_eq!(rewritten(&["exclude:pattern=y"], &written), written, "we read what we write");
+}
+
+#[test]
 fn filters_after_exclude_see_promoted_files() {
     let tar =
         Archive::new().file("x", "data").hard_link("a", "x").hard_link("b", "x").hard_link("c", "x").end();

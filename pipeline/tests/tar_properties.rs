@@ -6,6 +6,7 @@ mod tar_support;
 
 use std::io::Read;
 
+use occy_pipeline::filter::Report;
 use occy_pipeline::layer::{LayerPass, Mode, PassOutcome, fuzz_layer};
 use occy_pipeline::tar::{Content, Kind, Limits, Member, Time, Walker};
 use proptest::collection::{btree_map, vec};
@@ -211,8 +212,68 @@ fn filters() -> impl Strategy<Value = Vec<&'static str>> {
             "search:pattern=*a*",
             "inspect:file=x",
         ]),
-        0..5,
+        0..6,
     )
+}
+
+/// Members in every dialect, between headers that hold for all that follow.
+fn dialects() -> impl Strategy<Value = Vec<u8>> {
+    let name = select(vec!["a", "b", "c/a", "./b", "d/", "ab/"]);
+    let target = select(vec!["a", "./a", "b", "c/a", "d"]);
+    vec((name, target, 0..12_u8, 0..1500_usize), 0..10)
+        .prop_flat_map(|members| {
+            let mut tar = Archive::new();
+            for (path, target, dialect, size) in members {
+                let data = vec![b'0' + dialect; size];
+                let header = Header::new(path, b'0', size);
+                tar = match dialect {
+                    0 => tar.hard_link(path, target),
+                    1 => tar
+                        .hard_link(path, target)
+                        .pax(&[("mtime", "1.5"), ("comment", target)])
+                        .file(path, data),
+                    2 => tar.global(&[("mtime", "77"), ("comment", target)]),
+                    3 => tar.global(&[("uname", path), ("atime", "5")]),
+                    4 => {
+                        tar.gnu_long_name(&format!("{path}{}", "n".repeat(size % 300))).member(&header, data)
+                    }
+                    // A GNU header with atime and ctime, and a time before 1970.
+                    5 => {
+                        tar.member(&header.gnu().put(345, b"00000000017\0").put(357, b"00000000020\0"), data)
+                    }
+                    6 => tar
+                        .member(&header.put(136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xf0"), data),
+                    7 => tar
+                        .pax(&[("atime", "9"), ("ctime", "8"), ("mtime", "100.000000001"), ("path", path)])
+                        .file("x", data),
+                    8 => tar
+                        .pax(&[("size", &size.to_string()), ("LIBARCHIVE.creationtime", "4")])
+                        .member(&Header::new(path, b'0', 0), data),
+                    9 => tar.member(&header.put(136, b"00000000007\0"), data),
+                    10 => tar.directory(path),
+                    _ => {
+                        // A hole before the data, in the form of PAX.
+                        let map = format!("1\n{}\n{size}\n", 512);
+                        let mut stored = map.into_bytes();
+                        stored.resize(BLOCK, 0);
+                        stored.extend_from_slice(&data);
+                        tar.pax(&[
+                            ("GNU.sparse.major", "1"),
+                            ("GNU.sparse.minor", "0"),
+                            ("GNU.sparse.name", path.trim_end_matches('/')),
+                            ("GNU.sparse.realsize", &(512 + size).to_string()),
+                        ])
+                        .file("GNUSparseFile.0/x", stored)
+                    }
+                };
+            }
+            // With an end marker, with more behind it, and without.
+            (Just(tar.0), select(vec![0, 1024, 10_240]))
+        })
+        .prop_map(|(mut tar, end)| {
+            tar.resize(tar.len() + end, 0);
+            tar
+        })
 }
 
 /// Members whose links often have targets that filters drop.
@@ -270,6 +331,26 @@ proptest! {
             PassOutcome::Done(_) => prop_assert!(!result.edited),
             PassOutcome::NeedsRestart(_) => prop_assert!(false),
         }
+    }
+
+    #[test]
+    fn a_chain_does_what_its_filters_do_one_after_the_other(
+        tar in prop_oneof![linked(), dialects(), vec(model(), 1..5).prop_map(|models| written(&models))],
+        specs in filters(),
+    ) {
+        let (result, written) = rewrite(&chain(&specs), &tar).unwrap();
+        let (mut step, mut edited) = (tar, false);
+        for (spec, report) in specs.iter().zip(&result.reports) {
+            let (mut alone, next) = rewrite(&chain(&[spec]), &step).unwrap();
+            if let Some(Report::Inspect(record)) = &mut alone.reports[0] {
+                record.edited = edited;
+            }
+            prop_assert_eq!(&alone.reports[0], report, "{} of {:?}", spec, &specs);
+            edited |= alone.edited;
+            step = next;
+        }
+        prop_assert_eq!(result.edited, edited);
+        prop_assert!(written == step, "{:?}: {}", &specs, first_difference(&written, &step));
     }
 
     #[test]
@@ -339,6 +420,17 @@ fn members_that_straddle_buffers_are_read_like_any_other() {
         let PassOutcome::Done(observed) = pass.run(input, &mut std::io::sink()).unwrap() else { panic!() };
         assert_eq!((observed.output, observed.reports), (expected.output.clone(), expected.reports.clone()));
     }
+}
+
+/// Where two tars part, block by block.
+fn first_difference(one: &[u8], other: &[u8]) -> String {
+    let place =
+        one.iter().zip(other).position(|(one, other)| one != other).unwrap_or(one.len().min(other.len()));
+    let block = |tar: &[u8]| {
+        let start = place / BLOCK * BLOCK;
+        String::from_utf8_lossy(&tar[start.min(tar.len())..(start + BLOCK).min(tar.len())]).replace('\0', ".")
+    };
+    format!("at {place} of {} and {}:\n{}\n{}", one.len(), other.len(), block(one), block(other))
 }
 
 /// Makes the checksum of the block around a place right.

@@ -102,8 +102,14 @@ impl Extensions {
             size = value;
         }
         let own = &member.records;
-        // By POSIX an empty value deletes; Go falls back to the header's field, Python reads it as zero or nothing.
-        if MIRRORS.iter().any(|key| own.get(key).is_some_and(<[u8]>::is_empty)) {
+        // By POSIX an empty value deletes; Go falls back to the header's field, Python reads it as zero or nothing. They agree
+        // on a name that the header lacks too: so a member says that a global header's name is not its own.
+        let is_no_name = |key: &[u8]| match key {
+            b"uname" => member.uname.is_empty(),
+            b"gname" => member.gname.is_empty(),
+            _ => false,
+        };
+        if MIRRORS.iter().any(|key| own.get(key).is_some_and(<[u8]>::is_empty) && !is_no_name(key)) {
             return Err(self.ambiguous("an empty PAX record for a field"));
         }
         let find = |key: &[u8]| own.get(key).or_else(|| globals.get(key));
