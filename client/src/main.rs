@@ -6,13 +6,20 @@ mod display;
 mod options;
 mod settings;
 
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use occy_pipeline::error::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use occy_pipeline::output::remove_unpublished;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::display::Aside;
 use crate::options::Cli;
+
+/// What is not whole is removed by whoever wrote it, for as long; after that by us.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +32,20 @@ enum Exit {
     Usage = 2,
     /// `check` found the image broken.
     Unsound = 3,
+    /// The destination was written, but what was to be told of it was not.
+    Untold = 4,
+    /// SIGHUP came.
+    HungUp = 129,
     /// SIGINT came.
     Interrupted = 130,
     /// SIGTERM came.
     Terminated = 143,
 }
+
+/// Results that could not be printed, or appended to a filter's file, when the destination had been written already.
+#[derive(Debug, thiserror::Error)]
+#[error("the destination was written, but {0:#}")]
+struct Untold(anyhow::Error);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -40,48 +56,82 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: failed to start: {error}");
+            say(&format!("error: failed to start: {error}"));
             return ExitCode::from(Exit::Failed as u8);
         }
     };
     let exit = runtime.block_on(until_signal(commands::run(cli)));
+    remove_unpublished(PATIENCE);
     // A thread may still wait for standard input; what it was to do is not wanted any more.
     runtime.shutdown_background();
     ExitCode::from(exit as u8)
 }
 
+/// Says something on standard error. That nobody can hear it stops no work.
+fn say(text: &str) {
+    let _ = writeln!(Aside, "{text}");
+}
+
 /// Runs a command. A signal drops it, and with it all that has no name yet.
 async fn until_signal(command: impl Future<Output = anyhow::Result<Exit>>) -> Exit {
-    let (mut interrupt, mut terminate) =
-        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-            (Err(error), _) | (_, Err(error)) => {
-                eprintln!("error: failed to start: {error}");
-                return Exit::Failed;
-            }
-        };
-    tokio::select! {
-        result = command => match result {
+    let kinds = (SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup());
+    let (interrupt, terminate, hangup) = match (listen(kinds.0), listen(kinds.1), listen(kinds.2)) {
+        (Ok(interrupt), Ok(terminate), Ok(hangup)) => (interrupt, terminate, hangup),
+        (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
+            say(&format!("error: failed to start: {error}"));
+            return Exit::Failed;
+        }
+    };
+    // A branch that is not taken loses a signal that has not come.
+    let exit = tokio::select! {
+        result = command => return match result {
             Ok(exit) => exit,
             Err(error) => report(&error),
         },
-        _ = interrupt.recv() => Exit::Interrupted,
-        _ = terminate.recv() => Exit::Terminated,
+        () = came(interrupt) => Exit::Interrupted,
+        () = came(terminate) => Exit::Terminated,
+        () = came(hangup) => Exit::HungUp,
+    };
+    say("interrupted");
+    exit
+}
+
+fn listen(kind: SignalKind) -> std::io::Result<Option<Signal>> {
+    if is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) }
+}
+
+async fn came(signal: Option<Signal>) {
+    match signal {
+        Some(mut signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
+}
+
+/// Whether whoever started us wants the signal to do nothing, as `nohup` does and a shell for what runs in its background.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask & (1 << (kind.as_raw_value() - 1)) != 0
 }
 
 fn report(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<Error>() {
         // Its own words hold those of its causes.
-        Some(error) => eprintln!("error: {error}"),
-        None => eprintln!("error: {error:#}"),
+        Some(error) => say(&format!("error: {error}")),
+        None => say(&format!("error: {error:#}")),
     }
     if error.is::<settings::Misused>() {
         return Exit::Usage;
     }
+    if error.is::<Untold>() {
+        return Exit::Untold;
+    }
     let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
     if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+        say(&format!("hint: {hint}"));
     }
     match error {
         Error::Uri(_) | Error::Reference(_) | Error::Filter(_) => Exit::Usage,

@@ -81,7 +81,8 @@ Exit status:
   1    failed: the destination is as it was before
   2    the command line is wrong
   3    `check` found something wrong with the image
-  130  interrupted (143 by SIGTERM): the destination is as it was before";
+  4    the destination was written, but results could not be printed, or appended to the file of `inspect`
+  130  interrupted (143 by SIGTERM, 129 by SIGHUP): the destination is as it was before";
 
 /// Copies, filters, searches and checks container images.
 ///

@@ -14,6 +14,7 @@ use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use tracing_subscriber::EnvFilter;
 
+use crate::display::Aside;
 use crate::options::Global;
 
 /// Options that make no sense together, or in themselves.
@@ -31,7 +32,7 @@ pub(crate) fn start_logging(global: &Global) {
         (false, _) => "debug,occy_pipeline=trace,occyctl=trace",
     };
     let filter = EnvFilter::try_from_env("OCCYSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Aside).with_target(false).init();
 }
 
 /// Everything that a source and an output are opened with.

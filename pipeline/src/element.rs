@@ -118,6 +118,9 @@ pub struct Layer {
     /// Whether an output that stores blobs may keep the stored form when no filter edits it. False for the plain layers of
     /// a saved tar, which were uncompressed only to be saved.
     pub keep_stored: bool,
+    /// Whether nothing but the diff_id says what its bytes should be: no manifest names the blob, so that the digest in the
+    /// descriptor was made here, of whatever lies there, or is the name of a file. It is checked on its way.
+    pub known_by_diff_id_alone: bool,
 }
 
 impl Layer {

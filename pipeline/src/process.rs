@@ -52,7 +52,8 @@ pub struct Summary {
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { bytes, layers, elapsed } = self;
-        write!(f, "Processed {bytes} bytes in {layers} layers in {:.1} seconds", elapsed.as_secs_f64())
+        let word = if *layers == 1 { "layer" } else { "layers" };
+        write!(f, "Processed {bytes} bytes in {layers} {word} in {:.1} seconds", elapsed.as_secs_f64())
     }
 }
 

@@ -40,7 +40,8 @@ impl Progress {
         self.0.get().map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn begin(&self, layers: impl Iterator<Item = (String, Option<u64>)>) {
+    /// Says which layers there are: what each is called, and the bytes to read where they are known.
+    pub fn begin(&self, layers: impl Iterator<Item = (String, Option<u64>)>) {
         let layers = layers.map(|(label, total)| LayerProgress {
             label,
             total,

@@ -148,6 +148,10 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // The text may be a hostile document's; an error must not carry megabytes of it.
         let fail = |reason| InvalidReference { text: text.chars().take(300).collect(), reason };
+        if let Some((_, shown)) = split_credentials(text) {
+            let text = format!("…@{}", shown.chars().take(300).collect::<String>());
+            return Err(InvalidReference { text, reason: "credentials do not belong in it; use --username" });
+        }
         if text.is_empty() {
             return Err(fail("it is empty"));
         }
@@ -246,6 +250,14 @@ impl fmt::Display for ManifestRef {
             Self::Digest(digest) => fmt::Display::fmt(digest, f),
         }
     }
+}
+
+/// The `USER:PASSWORD` before an `@` that is no digest's, which nobody may be shown, and what follows it. Only a digest stands
+/// behind an `@` in a reference, and it has no slash and names its algorithm.
+pub(crate) fn split_credentials(text: &str) -> Option<(&str, &str)> {
+    let (credentials, rest) = text.rsplit_once('@')?;
+    let is_digest = !rest.contains('/') && (rest.starts_with("sha") || !credentials.contains(':'));
+    (!is_digest).then_some((credentials, rest))
 }
 
 fn is_bare_identifier(text: &str) -> bool {
@@ -402,6 +414,21 @@ mod tests {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
         assert!(format!("x:{}", "t".repeat(128)).parse::<Reference>().is_ok());
+    }
+
+    #[test]
+    fn credentials_in_a_reference_are_refused_and_never_repeated() {
+        for text in [
+            "alice:s3cr3t@localhost:5000/app:1",
+            "alice:s3cr3t@localhost:5000",
+            "alice:a/s3cr3t@b@localhost:5000/app",
+            "s3cr3t@example.com/app",
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(!error.contains("s3cr3t") && error.contains("--username"), "{error}");
+        }
+        let error = "app:1@sha256:short".parse::<Reference>().unwrap_err().to_string();
+        assert!(error.contains("app:1@sha256:short"), "{error}");
     }
 
     #[test]

@@ -36,6 +36,11 @@ impl SpoolDir {
         &self.path
     }
 
+    /// Bytes that temporary files hold now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// The same cap and count, in another directory.
     pub fn at(&self, path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), ..self.clone() }

@@ -87,7 +87,7 @@ impl LayerPlan {
         } else if self.chain.edits() {
             Way::ScanFirst(edited)
         } else if !self.chain.is_empty()
-            || self.verify_diff_ids && layer.diff_id.is_some()
+            || (self.verify_diff_ids || layer.known_by_diff_id_alone) && layer.diff_id.is_some()
             || layer.lacks_diff_id()
         {
             Way::CopyObserved
@@ -722,6 +722,7 @@ mod tests {
             diff_id: Some(Digest::sha256(b"")),
             origin: None,
             keep_stored: true,
+            known_by_diff_id_alone: false,
         }
     }
 
@@ -765,6 +766,12 @@ mod tests {
         assert_eq!(plan(&[]).way(KEEP, &old), Way::CopyObserved);
         let verifying = LayerPlan { verify_diff_ids: true, ..plan(&[]) };
         assert_eq!(verifying.way(KEEP, &layer(Format::Gzip)), Way::CopyObserved);
+        let saved = Layer { known_by_diff_id_alone: true, ..layer(Format::Gzip) };
+        assert_eq!(
+            plan(&[]).way(KEEP, &saved),
+            Way::CopyObserved,
+            "only its diff_id tells whether it is the right one"
+        );
         let artifact = Layer { diff_id: None, ..layer(Format::None) };
         assert_eq!(verifying.way(KEEP, &artifact), Way::Copy);
     }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::reference::split_credentials;
+
 /// A parsed source or destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uri {
@@ -63,9 +65,9 @@ pub enum UriError {
 impl Uri {
     /// Parses `SCHEME://REST[?OPTIONS]`.
     pub fn parse(text: &str) -> Result<Self, UriError> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NoScheme(text.to_owned()))?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| UriError::NoScheme(shown(text)))?;
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
-            return Err(UriError::NoScheme(text.to_owned()));
+            return Err(UriError::NoScheme(shown(text)));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         if rest.is_empty() {
@@ -86,7 +88,7 @@ impl Uri {
                 let expected = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
                 return Err(UriError::UnknownOption {
                     scheme: self.scheme.clone(),
-                    key: key.clone(),
+                    key: shown(key),
                     expected,
                 });
             }
@@ -128,11 +130,16 @@ impl Uri {
     }
 }
 
+/// What a message repeats of a text that was not understood: no password that somebody wrote into it.
+fn shown(text: &str) -> String {
+    split_credentials(text).map_or_else(|| text.to_owned(), |(_, rest)| format!("…@{rest}"))
+}
+
 fn decode(text: &str) -> Result<String, UriError> {
     if !text.contains('%') {
         return Ok(text.to_owned());
     }
-    let fail = || UriError::Escape(text.to_owned());
+    let fail = || UriError::Escape(shown(text));
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -167,6 +174,20 @@ mod tests {
         for bad in ["tar://100%", "tar://%zz", "tar://%ff"] {
             assert!(matches!(Uri::parse(bad), Err(UriError::Escape(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_password_is_never_repeated() {
+        for text in [
+            "alice:s3cr3t@example.com/app",
+            "HTTPS://alice:s3cr3t@example.com/app",
+            "registry://a:s3cr3t%@example.com/app",
+        ] {
+            let error = Uri::parse(text).unwrap_err().to_string();
+            assert!(!error.contains("s3cr3t") && error.contains("example.com"), "{error}");
+        }
+        let with_question_mark = Uri::parse("registry://alice:what?s3cr3t@example.com/app").unwrap();
+        assert!(!with_question_mark.only(&[]).unwrap_err().to_string().contains("s3cr3t"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit
     let parallel = source.max_workers.unwrap_or(settings.parallel);
     let plan = plan(global, &settings, FilterChain::default(), true);
     let progress = Progress::default();
-    let display = Display::start(global, progress.clone());
+    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
     let report = check::check(source.end.as_ref(), plan, options.fast, parallel, &progress).await?;
     drop(display);
     match global.output_format {

@@ -4,21 +4,26 @@ use std::fmt::Write;
 
 use occy_pipeline::element::{Image, Layer};
 use occy_pipeline::open;
+use occy_pipeline::progress::Progress;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::tar::path::printable;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::Exit;
+use crate::display::Display;
 use crate::options::{Global, Info, OutputFormat};
 use crate::settings::settings;
 
 pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
-    let source = open::source(&options.source, &settings(global)?)?;
+    let settings = settings(global)?;
+    let source = open::source(&options.source, &settings)?;
+    let display = Display::start(global, Progress::default(), &options.source, &settings.spools);
     let mut image = source.end.image().await?;
     // An engine tells the config only behind the layers of its export.
     source.end.settle(&mut image).await?;
     let index = source.end.index().await?;
+    drop(display);
     match global.output_format {
         OutputFormat::Json => {
             let mut document = document(&image);

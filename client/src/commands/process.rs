@@ -20,10 +20,10 @@ use occy_pipeline::task::LayerPlan;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
-use crate::Exit;
 use crate::display::Display;
 use crate::options::{Global, OutputFormat, Process};
 use crate::settings::{plan, settings};
+use crate::{Exit, Untold, say};
 
 pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Exit> {
     let mut settings = settings(global)?;
@@ -47,32 +47,42 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
         return copy_all(source.end.as_ref(), &index, plan, executor, output.end.as_ref(), global).await;
     }
     let progress = Progress::default();
-    let display = Display::start(global, progress.clone());
+    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
     let executor = LocalExecutor::new(parallel);
     let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
     drop(display);
     // The destination itself is standard output: what else there is to say goes to standard error.
     let stdout_is_taken = options.destination.ends_with("://-");
-    for rendering in outcome.renderings(&plan.chain, rendered(global)) {
-        deliver(&rendering, stdout_is_taken)?;
-    }
+    tell(&outcome, &plan.chain, global, stdout_is_taken).map_err(Untold)?;
     files.keep();
+    Ok(Exit::Done)
+}
+
+/// Prints what came of an image. What cannot be told does not keep the rest from being told.
+fn tell(
+    outcome: &Outcome,
+    chain: &FilterChain,
+    global: &Global,
+    stdout_is_taken: bool,
+) -> anyhow::Result<()> {
+    let mut told = Ok(());
+    for rendering in outcome.renderings(chain, rendered(global)) {
+        told = told.and(deliver(&rendering, stdout_is_taken));
+    }
     match global.output_format {
-        OutputFormat::Json if stdout_is_taken => eprintln!("{}", document(&outcome)),
-        OutputFormat::Json => {
-            print_json(&document(&outcome))?;
-        }
+        OutputFormat::Json if stdout_is_taken => say(&document(outcome).to_string()),
+        OutputFormat::Json => told = told.and(print_json(&document(outcome)).map(drop)),
         OutputFormat::Text if !global.quiet => {
             if let Some(digest) = &outcome.receipt.manifest_digest {
-                eprintln!("Pushed {} ({digest})", outcome.receipt.destination);
+                say(&format!("Pushed {} ({digest})", outcome.receipt.destination));
             }
         }
         OutputFormat::Text => {}
     }
     if !global.quiet {
-        eprintln!("{}", outcome.summary);
+        say(&outcome.summary.to_string());
     }
-    Ok(Exit::Done)
+    told
 }
 
 /// `--all`: a whole index.
@@ -87,11 +97,12 @@ async fn copy_all(
     // One display at a time: that of an image ends where the next one's begins.
     let display = Arc::new(Mutex::new(None));
     let (shown, shared) = (global.clone(), Arc::clone(&display));
+    let (name, spools) = (index.name.to_string(), layers.spools.clone());
     let begin = move |_: &Descriptor| {
         let progress = Progress::default();
         let mut display = shared.lock().unwrap_or_else(PoisonError::into_inner);
         drop(display.take());
-        *display = Some(Display::start(&shown, progress.clone()));
+        *display = Some(Display::start(&shown, progress.clone(), &name, &spools));
         progress
     };
     let plan = IndexPlan { layers, executor, begin: Arc::new(begin) };
@@ -108,17 +119,19 @@ async fn copy_all(
                 "bytes": copied.summary.bytes,
                 "seconds": copied.summary.elapsed.as_secs_f64(),
                 "images": images,
-            }))?;
+            }))
+            .map_err(Untold)?;
         }
         OutputFormat::Text if !global.quiet => {
             if let Some(digest) = &copied.receipt.manifest_digest {
-                eprintln!("Pushed {} ({digest}), {} images", copied.receipt.destination, copied.images.len());
+                let count = copied.images.len();
+                say(&format!("Pushed {} ({digest}), {count} images", copied.receipt.destination));
             }
         }
         OutputFormat::Text => {}
     }
     if !global.quiet {
-        eprintln!("{}", copied.summary);
+        say(&copied.summary.to_string());
     }
     Ok(Exit::Done)
 }
@@ -171,7 +184,7 @@ pub(super) fn rendered(global: &Global) -> filter::OutputFormat {
 /// Prints what a filter found, or appends it to its file.
 pub(super) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::Result<()> {
     match &rendering.to {
-        Target::Stdout if stdout_is_taken => eprint!("{}", rendering.text),
+        Target::Stdout if stdout_is_taken => say(rendering.text.trim_end_matches('\n')),
         Target::Stdout => {
             print_bytes(rendering.text.as_bytes())?;
         }

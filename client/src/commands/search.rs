@@ -24,7 +24,7 @@ pub(crate) async fn run(options: &Search, global: &Global) -> anyhow::Result<Exi
     let parallel = source.max_workers.unwrap_or(settings.parallel);
     let plan = plan(global, &settings, FilterChain::new(vec![Arc::new(filter)]), false);
     let progress = Progress::default();
-    let display = Display::start(global, progress.clone());
+    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
     let executor = LocalExecutor::new(parallel);
     let outcome = process(source.end.as_ref(), plan.clone(), Arc::new(NoOutput), executor, &progress).await?;
     drop(display);

@@ -10,6 +10,8 @@ pub mod nothing;
 pub mod oci_layout;
 pub mod registry;
 mod staging;
+
+pub use staging::remove_unpublished;
 pub mod tar;
 
 use std::sync::Arc;

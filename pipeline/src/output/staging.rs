@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -26,6 +26,21 @@ pub(super) struct StagedDir {
     /// Held locked as long as the directory is not in its place.
     _lock: File,
     published: bool,
+}
+
+/// Where directories are built now, by whatever this process runs.
+static UNPUBLISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// One of them is gone.
+static GONE: Condvar = Condvar::new();
+
+/// Waits until all directories that are being built are published or removed, for a process that is about to end and has given
+/// its work up: threads that write to them find that out by and by. After `patience` it removes them itself.
+pub fn remove_unpublished(patience: Duration) {
+    let waited = GONE.wait_timeout_while(unpublished(), patience, |unpublished| !unpublished.is_empty());
+    let (unpublished, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    for path in unpublished.iter() {
+        let _ = tree::remove(path);
+    }
 }
 
 /// What a publication that failed says.
@@ -55,7 +70,10 @@ impl StagedDir {
                 locked.is_ok_and(|()| is_same(&lock, &path)).then_some(lock)
             });
             match lock {
-                Ok(Some(lock)) => return Ok(Self { path, destination, _lock: lock, published: false }),
+                Ok(Some(lock)) => {
+                    unpublished().push(path.clone());
+                    return Ok(Self { path, destination, _lock: lock, published: false });
+                }
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(fail("lock a directory beside")(error)),
@@ -116,6 +134,8 @@ impl StagedDir {
                     let _ = std::fs::rename(&aside, &self.destination);
                     return Err(fail(error));
                 }
+                unpublished().retain(|path| *path != self.path);
+                unpublished().push(aside.clone());
                 self.path = aside;
                 Ok(())
             }
@@ -129,7 +149,13 @@ impl Drop for StagedDir {
         if !self.published {
             let _ = tree::remove(&self.path);
         }
+        unpublished().retain(|path| *path != self.path);
+        GONE.notify_all();
     }
+}
+
+fn unpublished() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+    UNPUBLISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits, though not for long, until nobody else holds `shared`.

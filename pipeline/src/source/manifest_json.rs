@@ -212,6 +212,7 @@ impl SavedImages<'_> {
             config.media_type.clone_from(&manifest.parsed.config.media_type);
             for (layer, descriptor) in layers.iter_mut().zip(&manifest.parsed.layers) {
                 layer.descriptor = Some(descriptor.clone());
+                layer.known_by_diff_id_alone = false;
             }
         }
         let name = match &tag {
@@ -313,6 +314,7 @@ impl SavedImages<'_> {
             diff_id: diff_id.cloned(),
             origin: None,
             keep_stored: format != Format::None,
+            known_by_diff_id_alone: true,
         })
     }
 

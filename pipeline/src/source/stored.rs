@@ -146,6 +146,7 @@ fn layers(
                 diff_id: diff_ids.get(index).cloned().flatten(),
                 origin: store.origin(),
                 keep_stored: true,
+                known_by_diff_id_alone: false,
             })
         })
         .collect()
@@ -161,6 +162,7 @@ fn image_of_schema1(store: &dyn Store, schema1: Schema1Manifest) -> Result<Image
             diff_id: None,
             origin: store.origin(),
             keep_stored: true,
+            known_by_diff_id_alone: false,
         })
     });
     Ok(Image {

@@ -391,5 +391,6 @@ fn layer(
         diff_id,
         origin: None,
         keep_stored: is_stored,
+        known_by_diff_id_alone: descriptors.is_none(),
     })
 }

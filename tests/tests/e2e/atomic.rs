@@ -68,6 +68,38 @@ fn a_killed_run_leaves_the_tar_as_it_was() {
 }
 
 #[test]
+fn an_interrupted_run_takes_its_half_of_a_directory_with_it() {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let source = format!("registry://{}/app:1", proxy.host());
+    for form in ["dir://{}/out", "dir://{}/out?expand=true", "oci://{}/out?rootless=true"] {
+        for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+            let directory = scratch();
+            let destination = form.replace("{}", &occy_tests::certificates::text(directory.path()));
+            let child = occyctl(["process", &source, &destination]).start();
+            sleep(Duration::from_millis(450));
+            assert_eq!(end(child, signal).code(), Some(code), "{destination}");
+            let left: Vec<_> = std::fs::read_dir(directory.path()).expect("a directory").collect();
+            assert!(left.is_empty(), "{destination} {signal}: {left:?}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_is_to_be_ignored_is() {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let program = occy_tests::certificates::text(occy_tests::occyctl::path());
+    let command = format!("trap '' HUP; exec {program} info registry://{}/app:1 >/dev/null", proxy.host());
+    proxy.fault(usize::MAX, "GET", "/v2/app/manifests/*", proxy::slow(10, Duration::from_millis(50)));
+    let child = std::process::Command::new("sh").args(["-c", &command]).spawn().expect("sh starts");
+    sleep(Duration::from_millis(300));
+    assert_eq!(end(child, "-HUP").code(), Some(0));
+}
+
+#[test]
 fn a_killed_run_leaves_no_temporary_files() {
     let registry = Registry::start();
     registry.push(&large(), "app", "1");

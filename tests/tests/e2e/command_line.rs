@@ -28,6 +28,15 @@ fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
 }
 
 #[test]
+fn a_password_in_a_uri_is_refused_and_not_repeated() {
+    let uri = "registry://alice:s3cr3tpw@localhost:1/app:1";
+    for arguments in [&["info", uri][..], &["process", uri, "tar://-"], &["process", "tar://x", uri]] {
+        occyctl(arguments).fails(2).keeps("s3cr3tpw").says(&["--username"]);
+    }
+    occyctl(["info", &uri["registry://".len()..]]).fails(2).keeps("s3cr3tpw");
+}
+
+#[test]
 fn help_teaches_and_goes_to_standard_output() {
     let help = occyctl(["--help"]).ok();
     for part in
@@ -70,6 +79,33 @@ fn results_go_to_standard_output_and_the_rest_to_standard_error() {
     let loud = occyctl(["process", &source, &out, "-vvv"]).ok();
     assert_eq!(loud.text(), "");
     assert!(loud.stderr.lines().count() > 5, "{}", loud.stderr);
+}
+
+#[test]
+fn what_cannot_be_told_of_a_destination_that_was_written_has_a_code_of_its_own() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let path = directory.path().join("out.tar");
+    let program = occy_tests::certificates::text(occy_tests::occyctl::path());
+    for (arguments, whole) in [
+        ("--output-format json >/dev/full", "standard output"),
+        ("-f search:pattern=late >/dev/full", "standard output"),
+        ("-f inspect:file=/dev/full", "/dev/full"),
+        // The rest is told nevertheless.
+        ("-f inspect:file=/dev/full -f search:pattern=late", "etc/late"),
+    ] {
+        let command = format!("{program} process {source} {} {arguments}", tar_uri(&path));
+        let output = occy_tests::tools::run("sh", ["-c", &command], b"");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains("the destination was written, but ") && said.contains(whole), "{said}");
+        assert_eq!(occy_tests::saved::read_saved(&path).config, small().config);
+        std::fs::remove_file(&path).expect("it was written");
+    }
+    // Nobody hears it, and nothing stops.
+    let command = format!("{program} process {source} {} 2>/dev/full", tar_uri(&path));
+    assert_eq!(occy_tests::tools::run("sh", ["-c", &command], b"").status.code(), Some(0));
 }
 
 #[test]

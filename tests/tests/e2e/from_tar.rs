@@ -220,3 +220,35 @@ fn a_saved_tar_that_lies_is_refused_and_says_where() {
     }
     occyctl(["process", "tar:///nonexistent/in.tar", "tar://-"]).fails(1).says(&["/nonexistent/in.tar"]);
 }
+
+#[test]
+fn a_compressed_layer_that_no_manifest_names_is_checked_against_its_diff_id() {
+    let registry = Registry::start();
+    let image = small();
+    let good = saved::docker_v12(&[(&image, &["app:1"])]);
+    let names = judge::names(&tar(&good));
+    let layer = names.iter().rposition(|name| name.ends_with("layer.tar")).expect("a layer");
+    let gzip = Packing::Gzip.pack(&image.layers[1].tar);
+    let mut flipped = gzip.clone();
+    flipped[gzip.len() / 2] ^= 1;
+    let other = Packing::Gzip.pack(&tar(&[Member::file("other", "1")]));
+    let directory = scratch();
+    let path = directory.path().join("in.tar");
+    let saved_with = |bytes: &[u8]| {
+        let mut members = good.clone();
+        members[layer] = Member::file(&names[layer], bytes);
+        write(&path, tar(&members));
+        tar_uri(&path)
+    };
+    for (what, bytes) in [("cut", &gzip[..gzip.len() - 9]), ("flipped", &flipped), ("other", &other)] {
+        let destination = registry.uri(&format!("{what}:1"));
+        occyctl(["process", &saved_with(bytes), &destination]).fails(1).says(&["layer 2 of 2"]);
+        occyctl(["info", &destination]).fails(1).says(&["404"]);
+    }
+    let source = saved_with(&gzip);
+    occyctl(["process", &source, &registry.uri("app:1")]).ok();
+    occyctl(["process", &source, &registry.uri("app:1")]).ok();
+    let pushed = registry.pull("app", "1");
+    assert_eq!((&pushed.config, &pushed.blobs[1]), (&image.config, &gzip), "kept as it was saved");
+    judge::skopeo_reads(&format!("docker://{}/app:1", registry.host()));
+}

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use occy_tests::image::Image;
 use occy_tests::layer::{Layer, Member, tar};
-use occy_tests::occyctl::{self, occyctl};
+use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
-use occy_tests::tools::run;
+use occy_tests::saved;
+use occy_tests::terminal::on_terminal;
+use occy_tests::tools::{sha256, write};
 
-use crate::{scratch, tar_uri};
+use crate::{scratch, small, tar_uri};
 
 #[test]
 fn without_a_terminal_there_is_a_line_every_ten_seconds() {
@@ -29,22 +31,73 @@ fn without_a_terminal_there_is_a_line_every_ten_seconds() {
 }
 
 #[test]
-fn on_a_terminal_every_layer_has_a_bar() {
+fn on_a_terminal_every_layer_has_a_bar_as_far_as_there_is_room() {
     let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, 300_000), Layer::noise(2, 300_000)]);
+    let image = Image::docker((0..8).map(|seed| Layer::noise(seed, 100_000)).collect());
     registry.push(&image, "app", "1");
     let proxy = FaultProxy::before(registry.host());
-    proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", proxy::slow(10, Duration::from_millis(60)));
+    proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", proxy::slow(5, Duration::from_millis(60)));
     let directory = scratch();
     let out = tar_uri(&directory.path().join("out.tar"));
-    let command = format!("{} process registry://{}/app:1 {out}", occyctl::path().display(), proxy.host());
-    let terminal = run("script", ["--quiet", "--return", "--command", &command, "/dev/null"], b"");
-    let shown = String::from_utf8_lossy(&terminal.stdout);
-    assert!(terminal.status.success(), "{shown}");
+    let source = format!("registry://{}/app:1", proxy.host());
+    let process = ["process", &source, &out, "-j", "3"];
+    let wide = on_terminal(80, 24, &process);
     for digest in image.layer_digests() {
-        assert!(shown.contains(&digest[7..19]), "no bar for {digest} in {shown}");
+        assert!(wide.written.contains(&digest[7..19]), "no bar for {digest} in {}", wide.written);
     }
-    assert!(shown.contains("Processed "), "{shown}");
+    let low = on_terminal(50, 6, &process);
+    assert!(low.written.contains("... and 5 more: "), "{}", low.written);
+    for screen in [wide, low] {
+        assert_eq!(screen.code, Some(0), "{}", screen.written);
+        assert!(!screen.wrapped, "{}", screen.written);
+        assert!(
+            matches!(&screen.lines[..], [summary, end] if summary.starts_with("Processed ") && end.is_empty()),
+            "{:#?}",
+            screen.lines
+        );
+    }
+}
+
+#[test]
+fn on_a_terminal_results_stand_below_what_the_bars_have_left() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let missing = registry.uri("app:2");
+    let copy = registry.uri("copy:1");
+    let directory = scratch();
+    let path = directory.path().join("wrong.tar");
+    let wrong = small().edit_config(|config| config["rootfs"]["diff_ids"][1] = sha256(b"other").into());
+    write(&path, tar(&saved::docker_v12(&[(&wrong, &["app:1"])])));
+    let wrong = tar_uri(&path);
+    // Slow enough for bars to be there, and at different moments.
+    let proxy = FaultProxy::before(registry.host());
+    let slow = format!("registry://{}/app:1", proxy.host());
+    for wait in [30, 60, 90] {
+        proxy.fault(usize::MAX, "GET", "/v2/app/blobs/*", proxy::slow(3, Duration::from_millis(wait)));
+        for source in [&source, &slow] {
+            for (arguments, code, shown) in [
+                (&["search", source, "late"][..], 0, &["etc/late"][..]),
+                (&["check", source], 0, &["OK: "]),
+                (
+                    &["process", source, &copy, "-f", "search:pattern=late"],
+                    0,
+                    &["etc/late", "Pushed ", "Processed "],
+                ),
+                (&["process", &wrong, &copy], 1, &["error: ", "hint: "]),
+                (&["check", &missing], 1, &["error: "]),
+            ] {
+                let screen = on_terminal(200, 24, arguments);
+                assert_eq!(screen.code, Some(code), "{arguments:?}\n{}", screen.written);
+                let text = screen.lines.join("\n");
+                assert!(
+                    shown.iter().all(|part| text.contains(part)),
+                    "{arguments:?}\n{text}\n{:?}",
+                    screen.written
+                );
+                assert!(!text.contains("waiting") && !text.contains(" / "), "{arguments:?}\n{text}");
+            }
+        }
+    }
 }
 
 #[test]

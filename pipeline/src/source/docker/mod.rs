@@ -103,6 +103,7 @@ impl DockerSource {
             diff_id: Some(diff_id.clone()),
             origin: None,
             keep_stored: false,
+            known_by_diff_id_alone: true,
         };
         let layers = diff_ids.iter().enumerate().map(layer).collect();
         // What is known of the config before it comes. `settle` puts the real one in its place.

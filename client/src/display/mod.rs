@@ -1,0 +1,156 @@
+//! Progress on standard error: a bar for each layer on a terminal, a line every ten seconds elsewhere.
+//!
+//! A thread of its own draws, and whoever drops the [`Display`] waits until it has drawn for the last time: what is printed
+//! after that stands on a clean line. What has to be said while bars are on the screen goes through [`Aside`].
+
+mod bars;
+
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
+use occy_pipeline::spool::SpoolDir;
+
+use crate::options::{Global, ProgressStyle};
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
+const BARS_EVERY: Duration = Duration::from_millis(100);
+
+/// Lines of bars that are on the screen now, right above the cursor.
+static DRAWN: Mutex<usize> = Mutex::new(0);
+
+/// Shows progress until it is dropped, and has left no bar behind then.
+#[derive(Debug)]
+pub(crate) struct Display(Option<Drawing>);
+
+#[derive(Debug)]
+struct Drawing {
+    /// Nothing is sent: the thread ends when this is dropped.
+    stop: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// What is shown.
+struct Shown {
+    progress: Progress,
+    /// What is being opened, for as long as there are no layers.
+    source: String,
+    /// Where it may be kept before its layers are known.
+    spools: SpoolDir,
+}
+
+impl Display {
+    /// Begins to show the `progress` of what comes from `source`.
+    pub(crate) fn start(global: &Global, progress: Progress, source: &str, spools: &SpoolDir) -> Self {
+        let is_terminal =
+            || std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let bars = match global.progress {
+            _ if global.quiet => return Self(None),
+            ProgressStyle::None => return Self(None),
+            ProgressStyle::Plain => false,
+            ProgressStyle::Auto | ProgressStyle::Bars => is_terminal(),
+        };
+        let shown = Shown { progress, source: source.to_owned(), spools: spools.clone() };
+        let (stop, stopped) = sync_channel(1);
+        let draw = move || if bars { show_bars(&shown, &stopped) } else { print_lines(&shown, &stopped) };
+        // Without a thread to spare there is work enough without a display.
+        let thread = std::thread::Builder::new().name("display".to_owned()).spawn(draw);
+        Self(thread.ok().map(|thread| Drawing { stop, thread }))
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(Drawing { stop, thread }) = self.0.take() {
+            drop(stop);
+            // A display that panicked has nothing left to draw.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether it is time for the next picture, and not for the end.
+fn next(stopped: &Receiver<()>, every: Duration) -> bool {
+    matches!(stopped.recv_timeout(every), Err(RecvTimeoutError::Timeout))
+}
+
+fn print_lines(shown: &Shown, stopped: &Receiver<()>) {
+    while next(stopped, LINE_EVERY) {
+        let _ = writeln!(Aside, "{}", shown.line());
+    }
+}
+
+fn show_bars(shown: &Shown, stopped: &Receiver<()>) {
+    let mut bars = bars::Bars::default();
+    while next(stopped, BARS_EVERY) {
+        let (columns, rows) = terminal_size::terminal_size_of(std::io::stderr())
+            .map_or((80, 24), |(columns, rows)| (usize::from(columns.0), usize::from(rows.0)));
+        let lines = match shown.progress.layers() {
+            [] => vec![bars::cut(&shown.line(), columns)],
+            layers => bars.lines(layers, columns, rows),
+        };
+        let mut drawn = DRAWN.lock().unwrap_or_else(PoisonError::into_inner);
+        // One write: no other text gets between the lines.
+        let text = erased(*drawn) + &lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        *drawn = lines.len();
+        // Nobody can be told that the terminal is gone.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+    let _ = Aside.write_all(b"");
+}
+
+/// What takes that many lines above the cursor off the screen.
+fn erased(lines: usize) -> String {
+    if lines == 0 { String::new() } else { format!("\r\x1b[{lines}A\x1b[J") }
+}
+
+/// Standard error for what is said while bars may be on the screen: they are taken off before, and drawn again below.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Aside;
+
+impl Write for Aside {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut drawn = DRAWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let erase = erased(std::mem::take(&mut *drawn));
+        std::io::stderr().write_all(&[erase.as_bytes(), bytes].concat())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+impl Shown {
+    /// `Progress: 2 of 5 layers done, 41943040 of 98765432 bytes read`.
+    fn line(&self) -> String {
+        let layers = self.progress.layers();
+        if layers.is_empty() {
+            return match self.spools.used() {
+                0 => format!("Progress: opening {}", self.source),
+                kept => format!("Progress: opening {}, {kept} bytes kept so far", self.source),
+            };
+        }
+        let done = layers.iter().filter(|layer| is_done(layer)).count();
+        let read = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.bytes.get()));
+        let moved = || layers.iter().filter(|layer| layer.state() != LayerState::Reused);
+        let total = moved().try_fold(0_u64, |sum, layer| Some(sum.saturating_add(layer.total?)));
+        let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
+        let layers = match layers.len() {
+            1 => "1 layer".to_owned(),
+            count => format!("{count} layers"),
+        };
+        format!("Progress: {done} of {layers} done, {read}{of} bytes read")
+    }
+}
+
+fn is_done(layer: &LayerProgress) -> bool {
+    matches!(layer.state(), LayerState::Done | LayerState::Reused)
+}
