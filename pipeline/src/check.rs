@@ -130,6 +130,7 @@ pub async fn check(
         }
         Err(error) => return Err(error),
     }
+    findings.append(&mut source.audit(!fast).await?);
     // Layers are done in any order; None, the image's own, sorts first.
     findings.sort_by_key(|finding| finding.layer);
     Ok(CheckReport {

@@ -226,6 +226,11 @@ fn final_config(image: &Image, plan: &LayerPlan, layers: &[WrittenLayer]) -> Res
 impl Outcome {
     /// What the filters have to say, in their order: to be printed, or appended to files.
     pub fn renderings(&self, chain: &FilterChain, format: OutputFormat) -> Vec<Rendering> {
+        self.placed_renderings(chain, format).into_iter().map(|(_, rendering)| rendering).collect()
+    }
+
+    /// The same, each with the place of its filter in the chain.
+    pub fn placed_renderings(&self, chain: &FilterChain, format: OutputFormat) -> Vec<(usize, Rendering)> {
         let mut renderings = Vec::new();
         let source = self.image.config.document.as_ref();
         let raw = source.map(|config| serde_json::Value::Object(config.raw().clone())).unwrap_or_default();
@@ -247,7 +252,7 @@ impl Outcome {
                 config: &config,
                 layers: &layers,
             };
-            renderings.extend(filter.render(&findings, format));
+            renderings.extend(filter.render(&findings, format).map(|rendering| (position, rendering)));
         }
         renderings
     }

@@ -10,40 +10,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::binary;
 use crate::image::json_of;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The binary's path. `OCCYCTL` in the environment names one; otherwise it is built, beside the test that asks.
+/// The binary's path.
 pub fn path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| std::env::var_os("OCCYCTL").map_or_else(build, PathBuf::from))
-}
-
-fn build() -> PathBuf {
-    let test = std::env::current_exe().expect("the test's own path");
-    let profile = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["build", "--quiet", "-p", "occyctl", "--bin", "occyctl"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
-    // What cargo tells a test of its package would count as a change to build scripts that read it, and half of the
-    // dependencies would be built anew.
-    for (name, _) in std::env::vars_os() {
-        let is_of_package = |prefix| name.to_string_lossy().starts_with(prefix);
-        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_BIN_"]
-            .into_iter()
-            .any(is_of_package)
-        {
-            cargo.env_remove(name);
-        }
-    }
-    let status = cargo.status().expect("cargo runs");
-    assert!(status.success(), "occyctl does not build");
-    profile.join("occyctl")
+    PATH.get_or_init(|| binary::build("occyctl"))
 }
 
 /// How often a test kills a run: more often in `tests/soak/run`, which sets `OCCY_TEST_KILLS`.

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use occy_pipeline::element::{Image, Layer};
 use occy_pipeline::open;
+use occy_pipeline::source::stored::SourceIndex;
+use occy_pipeline::tar::path::printable;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
@@ -16,10 +18,46 @@ pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit>
     let mut image = source.end.image().await?;
     // An engine tells the config only behind the layers of its export.
     source.end.settle(&mut image).await?;
+    let index = source.end.index().await?;
     match global.output_format {
-        OutputFormat::Json => print_json(&document(&image)),
-        OutputFormat::Text => print_bytes(text(&image)?.as_bytes()),
+        OutputFormat::Json => {
+            let mut document = document(&image);
+            document["index"] = index.as_ref().map(index_document).unwrap_or_default();
+            print_json(&document)
+        }
+        OutputFormat::Text => {
+            let mut text = text(&image)?;
+            if let Some(index) = &index {
+                text.push_str(&index_text(index)?);
+            }
+            print_bytes(text.as_bytes())
+        }
     }
+}
+
+/// The index that the image was chosen from.
+fn index_document(index: &SourceIndex) -> serde_json::Value {
+    let entries = index.parsed.manifests.iter();
+    json!({
+        "digest": index.manifest.digest,
+        "media_type": index.parsed.family.index(),
+        "manifests": entries.map(|entry| json!({
+            "platform": entry.platform.as_ref().map(ToString::to_string),
+            "digest": entry.digest,
+            "media_type": entry.media_type,
+            "size": entry.size,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn index_text(index: &SourceIndex) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    writeln!(out, "Index:     {}", index.manifest.digest)?;
+    for entry in &index.parsed.manifests {
+        let platform = entry.platform.as_ref().map(ToString::to_string).unwrap_or_else(|| "any".to_owned());
+        writeln!(out, "  {:<16} {}", printable(platform.as_bytes()), entry.digest)?;
+    }
+    Ok(out)
 }
 
 fn document(image: &Image) -> serde_json::Value {

@@ -206,6 +206,22 @@ impl RegistryError {
         }
     }
 
+    /// What was asked of which registry.
+    pub fn request(&self) -> Option<&Request> {
+        match self {
+            Self::Status { request, .. }
+            | Self::Connect { request, .. }
+            | Self::Broken { request, .. }
+            | Self::Timeout { request, .. }
+            | Self::AddressRefused { request, .. }
+            | Self::Protocol { request, .. }
+            | Self::SessionLost { request, .. }
+            | Self::TooLarge { request, .. }
+            | Self::Digest { request, .. } => Some(request),
+            Self::Configuration { .. } => None,
+        }
+    }
+
     /// Whether the registry says that what was asked for does not exist.
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)

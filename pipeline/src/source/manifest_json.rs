@@ -215,7 +215,7 @@ impl SavedImages<'_> {
             }
         }
         let name = match &tag {
-            Some(tag) => image_name(tag),
+            Some(tag) => ImageName::of_tagged(tag),
             None => ImageName { repository: self.stem.clone(), tag: None },
         };
         let aliases = saved.tags().iter().filter(|alias| Some(*alias) != tag.as_ref()).cloned().collect();
@@ -394,17 +394,6 @@ fn is_of(manifest: &SourceManifest, layers: &[Layer]) -> bool {
                 .as_ref()
                 .is_some_and(|own| own.digest == descriptor.digest && own.size == descriptor.size)
         })
-}
-
-/// A name as the document has it: `hello:1.0` stays that.
-pub(super) fn image_name(name: &str) -> ImageName {
-    match name.rsplit_once(':') {
-        // A colon before a slash belongs to a port.
-        Some((repository, tag)) if !tag.contains('/') => {
-            ImageName { repository: repository.to_owned(), tag: Some(tag.to_owned()) }
-        }
-        _ => ImageName { repository: name.to_owned(), tag: None },
-    }
 }
 
 /// Whether two names mean the same image, `busybox` and `docker.io/library/busybox:latest` being one.

@@ -12,6 +12,7 @@ pub mod stored;
 
 use self::arrivals::Arrivals;
 use self::stored::SourceIndex;
+use crate::check::Finding;
 use crate::element::Image;
 use crate::error::Error;
 use crate::manifest::Descriptor;
@@ -54,6 +55,12 @@ pub trait ImageSource: Send + Sync {
     /// The index that the source is named for, if that is one: [`image`](Self::image) gives one image of it.
     async fn index(&self) -> Result<Option<SourceIndex>, Error> {
         Ok(None)
+    }
+
+    /// What is wrong with what holds the image, beside the image itself; every byte of it is read if that is to be `deep`.
+    async fn audit(&self, deep: bool) -> Result<Vec<Finding>, Error> {
+        let _ = deep;
+        Ok(Vec::new())
     }
 
     /// What an entry of [`index`](Self::index) names, as a source of its own. None where there are no indexes.

@@ -430,3 +430,52 @@ fn a_killed_run_leaves_the_layout_as_it_was_or_complete() {
         }
     }
 }
+
+#[test]
+fn check_looks_at_the_whole_layout() {
+    let registry = Registry::start();
+    let (one, two) = (Image::oci(layers()), Image::oci(vec![Layer::noise(3, 1000)]));
+    let sources = [registry.push(&one, "app", "1"), registry.push(&two, "app", "2")];
+    let directory = scratch();
+    let layout = directory.path().join("layout");
+    for source in &sources {
+        occyctl(["process", source, &layout_uri(&layout)]).ok();
+    }
+    let uri = format!("{}?tag=1", layout_uri(&layout));
+    let check = || occyctl(["check", &uri]);
+    assert!(check().ok().text().starts_with("OK: "));
+    let stranger = sha256(b"nobody's");
+    write(blob(&layout, &stranger), "nobody's");
+    assert!(check().ok().text().contains(&format!("warning: nothing names blobs/sha256/{}", hex(&stranger))));
+    // The other image's layer.
+    let other = blob(&layout, &two.layer_digests()[0]);
+    let bytes = read(&other);
+    write(&other, [&bytes[..bytes.len() - 1], b"!"].concat());
+    assert!(check().fails(3).text().contains(&format!("error: {}: digest mismatch", two.layer_digests()[0])));
+    occyctl(["check", &uri, "--fast"]).ok();
+    std::fs::remove_file(&other).expect("it was there");
+    let report = occyctl(["check", &uri, "--fast", "--output-format", "json"]).fails(3).json();
+    let message = format!("{} is named and is missing", two.layer_digests()[0]);
+    assert!(
+        report["findings"].as_array().is_some_and(|all| all.iter().any(|one| one["message"] == message)),
+        "{report}"
+    );
+}
+
+#[test]
+fn info_lists_what_an_index_holds() {
+    use occy_tests::image::Index;
+    let registry = Registry::start();
+    let entry = |architecture| {
+        let platform = json!({"os": "linux", "architecture": architecture});
+        (platform, Image::on(Family::Oci, ("linux", architecture, None), layers()))
+    };
+    let index = Index::new(Family::Oci, vec![entry("amd64"), entry("s390x")]);
+    let source = registry.push_index(&index, "multi", "1");
+    let info = occyctl(["info", &source, "--output-format", "json"]).ok().json();
+    assert_eq!(info["index"]["digest"], sha256(&index.manifest));
+    assert_eq!(info["index"]["manifests"][1]["platform"], "linux/s390x");
+    assert_eq!(info["index"]["manifests"][1]["digest"], index.images[1].digest());
+    let text = occyctl(["info", &source]).ok().text();
+    assert!(text.contains(&format!("linux/s390x      {}", index.images[1].digest())), "{text}");
+}

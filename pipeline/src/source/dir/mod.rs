@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use self::members::DirMembers;
 use super::SourceKind;
 use super::manifest_json::{
-    FORM, MANIFEST, MemberError, Members, SavedImageError, SavedImages, Wanted, image_name, same_name,
+    FORM, MANIFEST, MemberError, Members, SavedImageError, SavedImages, Wanted, same_name,
 };
 use crate::digest::Digest;
 use crate::element::{Image, ImageName};
@@ -48,7 +48,7 @@ impl DirImage {
         if let Some((name, digest)) = image.split_once('@') {
             return Self { name: name.to_owned(), tag: Some(digest.to_owned()) };
         }
-        let ImageName { repository, tag } = image_name(image);
+        let ImageName { repository, tag } = ImageName::of_tagged(image);
         Self { name: repository, tag }
     }
 }

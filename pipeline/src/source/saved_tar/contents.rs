@@ -135,6 +135,11 @@ impl Contents {
         None
     }
 
+    /// The cleaned names of all members.
+    pub(in crate::source) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Reads the headers only. Each member has a walker of its own, from where the last member ended.
     fn index(file: &Arc<File>, name: &str) -> Result<Self, ContentsError> {
         let length = file.metadata()?.len();

@@ -3,6 +3,8 @@
 //! A tar is not unpacked: its members are found where they lie, as those of a saved tar ([`super::saved_tar`]). Every
 //! document and blob is read against the digest that names it, `index.json` alone excepted, which nothing names.
 
+mod audit;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +17,7 @@ use super::saved_tar::contents::{Contents, ContentsError};
 use super::stored::{self, SourceIndex, Store, read_document};
 use super::{ImageSource, SourceKind};
 use crate::blob::{Blob, BlobError, BlobRef, ByteStream};
+use crate::check::Finding;
 use crate::digest::Digest;
 use crate::element::{Image, ImageName};
 use crate::error::Error;
@@ -293,6 +296,10 @@ impl ImageSource for LayoutSource {
 
     async fn index(&self) -> Result<Option<SourceIndex>, Error> {
         stored::index(self).await
+    }
+
+    async fn audit(&self, deep: bool) -> Result<Vec<Finding>, Error> {
+        self.audited(deep).await
     }
 
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {

@@ -1,0 +1,20 @@
+//! Compiles the .proto files, without a `protoc` on the machine.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use prost::Message;
+
+const FILES: [&str; 2] = ["occy/v1/image.proto", "occy/v1/pipeline.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("occy.v1.bin"), descriptors.encode_to_vec())?;
+    // Chunks of layers are passed on without a copy.
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    for file in FILES {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    Ok(())
+}

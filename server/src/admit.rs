@@ -1,0 +1,319 @@
+//! What a client's request may name, and what becomes of it: the one place where a spec is trusted with anything.
+//!
+//! A client is a stranger. It may name registries, which are reached at public addresses and in allowed networks only, and with
+//! no credentials of the coordinator's unless its operator grants them. Paths are the coordinator's own, so they are refused
+//! unless they lie under an allowed directory; every other kind of source or destination is refused. Files that filters append
+//! to are the client's: nothing here writes them.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use occy_pipeline::codec::Pool;
+use occy_pipeline::engine;
+use occy_pipeline::error::Error;
+use occy_pipeline::filter::{FILTERS, FilterChain};
+use occy_pipeline::manifest::Family;
+use occy_pipeline::open::Settings;
+use occy_pipeline::output::OUTPUTS;
+use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::platform::PlatformChoice;
+use occy_pipeline::registry;
+use occy_pipeline::source::SOURCES;
+use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::Limits;
+use occy_pipeline::task::LayerPlan;
+use occy_pipeline::uri::Uri;
+use occy_proto::v1::{self, PipelineSpec};
+
+use crate::error::ServiceError;
+use crate::schedule::Capabilities;
+
+/// Bytes of a source, a destination or a filter.
+const TEXT_MAX: usize = 4096;
+/// Filters of one spec.
+const FILTERS_MAX: usize = 64;
+/// Layers of one image at once.
+const PARALLEL_MAX: u32 = 256;
+/// Schemes whose rest is a path of this machine.
+const PATHS: [&str; 4] = ["tar", "dir", "oci", "oci-layout"];
+
+/// What the operator allows.
+#[derive(Debug)]
+pub struct Gate {
+    /// Directories under which clients may name paths, as the file system calls them.
+    pub roots: Vec<PathBuf>,
+    /// How every registry is spoken to.
+    pub registry: registry::Options,
+    /// Where temporary files go.
+    pub spools: SpoolDir,
+    /// No layer may be larger uncompressed.
+    pub max_layer_size: u64,
+    /// Layers of one image at once, where a spec does not say it.
+    pub parallel: usize,
+}
+
+/// Which ends a spec has to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Source and destination.
+    BothNamed,
+    /// The source alone: the destination is the caller, or nothing.
+    SourceNamed,
+    /// The destination alone: the source is the caller.
+    DestinationNamed,
+    /// Either, both or none: what is empty is the caller.
+    Any,
+}
+
+/// A spec that was looked at and found allowed.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Empty: the caller.
+    pub source: String,
+    /// Empty: the caller.
+    pub destination: String,
+    /// What is done with every layer.
+    pub plan: Arc<LayerPlan>,
+    /// What source and destination are opened with.
+    pub settings: Settings,
+    /// What the caller gets, where it is the destination.
+    pub form: v1::LayerForm,
+}
+
+impl Gate {
+    /// Looks at a spec.
+    pub fn admit(&self, spec: &PipelineSpec, ends: Ends) -> Result<Work, ServiceError> {
+        let (source, destination) = match ends {
+            Ends::BothNamed => (Some(true), Some(true)),
+            Ends::SourceNamed => (Some(true), Some(false)),
+            Ends::DestinationNamed => (Some(false), Some(true)),
+            Ends::Any => (None, None),
+        };
+        self.check_end("source", &spec.source, source)?;
+        self.check_end("destination", &spec.destination, destination)?;
+        if spec.filters.len() > FILTERS_MAX || spec.filters.iter().any(|filter| filter.len() > TEXT_MAX) {
+            let problem = format!("more than {FILTERS_MAX} filters, or one of more than {TEXT_MAX} bytes");
+            return Err(ServiceError::Field { field: "filters", problem });
+        }
+        let chain = FilterChain::parse(&spec.filters).map_err(Error::from)?;
+        let compression = match spec.compression.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|error: occy_pipeline::compression::InvalidCompression| {
+                ServiceError::Field { field: "compression", problem: error.to_string() }
+            })?),
+        };
+        if spec.parallel > PARALLEL_MAX {
+            let problem = format!("expected at most {PARALLEL_MAX}");
+            return Err(ServiceError::Field { field: "parallel", problem });
+        }
+        let known =
+            |field| ServiceError::Field { field, problem: "has a value that is not known".to_owned() };
+        let format = match v1::Family::try_from(spec.manifest_family) {
+            Ok(v1::Family::Unspecified) => ManifestFormat::Keep,
+            Ok(v1::Family::Docker) => ManifestFormat::Always(Family::Docker),
+            Ok(v1::Family::Oci) => ManifestFormat::Always(Family::Oci),
+            Err(_) => return Err(known("manifest_family")),
+        };
+        let platform = spec.platform.clone().unwrap_or_default();
+        let named = |text: String| Some(text).filter(|text| !text.is_empty());
+        let settings = Settings {
+            platform: PlatformChoice {
+                os: named(platform.os),
+                architecture: named(platform.architecture),
+                variant: named(platform.variant),
+            },
+            parallel: match spec.parallel {
+                0 => self.parallel,
+                parallel => parallel as usize,
+            },
+            compression,
+            format,
+            source_registry: self.registry.clone(),
+            destination_registry: self.registry.clone(),
+            // docker:// is not for strangers, so nobody asks for these.
+            engine: engine::Options::default(),
+            force: false,
+            verify: false,
+            spools: self.spools.clone(),
+        };
+        Ok(Work {
+            source: spec.source.clone(),
+            destination: spec.destination.clone(),
+            plan: self.plan(chain, spec.verify_diff_ids),
+            settings,
+            form: match v1::LayerForm::try_from(spec.layer_form) {
+                Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
+                Ok(v1::LayerForm::Stored | v1::LayerForm::Unspecified) => v1::LayerForm::Stored,
+                Err(_) => return Err(known("layer_form")),
+            },
+        })
+    }
+
+    /// What is done with every layer that passes these filters.
+    pub fn plan(&self, chain: FilterChain, verify_diff_ids: bool) -> Arc<LayerPlan> {
+        Arc::new(LayerPlan {
+            chain,
+            pool: Pool::shared().clone(),
+            spools: self.spools.clone(),
+            max_layer_size: self.max_layer_size,
+            limits: Limits::default(),
+            verify_diff_ids,
+        })
+    }
+
+    fn check_end(&self, field: &'static str, text: &str, named: Option<bool>) -> Result<(), ServiceError> {
+        let fail = |problem: &str| Err(ServiceError::Field { field, problem: problem.to_owned() });
+        match named {
+            Some(true) if text.is_empty() => return fail("is not set"),
+            Some(false) if !text.is_empty() => return fail("is the caller here, and must not be set"),
+            _ if text.is_empty() => return Ok(()),
+            _ if text.len() > TEXT_MAX => return fail("has more than 4096 bytes"),
+            _ => {}
+        }
+        let uri = Uri::parse(text).map_err(Error::from)?;
+        match uri.scheme.as_str() {
+            "registry" => Ok(()),
+            scheme if PATHS.contains(&scheme) && self.allows_path(Path::new(&uri.rest)) => Ok(()),
+            scheme if PATHS.contains(&scheme) => Err(ServiceError::Forbidden {
+                what: format!("the path {:?}", uri.rest),
+                hint: "its operator can allow a directory with --allow-path; occyctl reads and writes the files of its own machine",
+            }),
+            // Sockets of daemons, standard input, and whatever comes to be: not for strangers.
+            scheme => Err(ServiceError::Forbidden {
+                what: format!("{scheme}://"),
+                hint: "it is for the machine that it is on; run occyctl there",
+            }),
+        }
+    }
+
+    /// Whether a path lies under an allowed directory, once every symbolic link on its way is followed.
+    fn allows_path(&self, path: &Path) -> bool {
+        let is_plain = path.is_absolute()
+            && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !is_plain {
+            return false;
+        }
+        // What does not exist yet lies where its nearest parent that exists does.
+        for ancestor in path.ancestors() {
+            match ancestor.canonicalize() {
+                Ok(real) => return self.roots.iter().any(|root| real.starts_with(root)),
+                // A link that leads nowhere could lead anywhere later.
+                Err(_) if ancestor.symlink_metadata().is_ok() => return false,
+                Err(_) => {}
+            }
+        }
+        false
+    }
+
+    /// Whether clients may name sources or destinations of this scheme.
+    pub fn allows_scheme(&self, scheme: &str) -> bool {
+        scheme == "registry" || (PATHS.contains(&scheme) && !self.roots.is_empty())
+    }
+}
+
+impl Work {
+    /// What a worker must offer for its layers.
+    pub fn needs(&self) -> Capabilities {
+        let filters = self.plan.chain.filters().iter().map(|filter| {
+            let spec = filter.spec();
+            format!("filter:{}", spec.split(':').next().unwrap_or_default())
+        });
+        let end =
+            |role: &str, text: &str| text.split_once("://").map(|(scheme, _)| format!("{role}:{scheme}"));
+        let ends = [end("source", &self.source), end("output", &self.destination)];
+        Arc::new(filters.chain(ends.into_iter().flatten()).collect())
+    }
+}
+
+/// What a worker of this program offers.
+pub fn offered() -> Capabilities {
+    let filters = FILTERS.iter().map(|filter| format!("filter:{}", filter.name));
+    let sources = SOURCES.iter().map(|source| format!("source:{}", source.scheme));
+    let outputs = OUTPUTS.iter().map(|output| format!("output:{}", output.scheme));
+    Arc::new(filters.chain(sources).chain(outputs).collect::<BTreeSet<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(root: Option<&Path>) -> Gate {
+        Gate {
+            roots: root.into_iter().map(|root| root.canonicalize().unwrap()).collect(),
+            registry: registry::Options::default(),
+            spools: SpoolDir::new("/tmp", 1 << 20),
+            max_layer_size: 1 << 20,
+            parallel: 2,
+        }
+    }
+
+    fn spec(source: &str, destination: &str) -> PipelineSpec {
+        PipelineSpec {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            ..PipelineSpec::default()
+        }
+    }
+
+    fn is_forbidden(gate: &Gate, end: &str) -> bool {
+        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed);
+        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed);
+        let forbidden = |result| matches!(result, Err(ServiceError::Forbidden { .. }));
+        assert_eq!(forbidden(source), forbidden(destination), "{end}");
+        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed))
+    }
+
+    #[test]
+    fn paths_are_refused_unless_they_lie_under_an_allowed_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(directory.path().join("secret"), "").unwrap();
+        std::os::unix::fs::symlink(directory.path(), root.join("out")).unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", root.join("dangling")).unwrap();
+        let (none, some) = (gate(None), gate(Some(&root)));
+        let inside = format!("tar://{}/image.tar", root.display());
+        assert!(is_forbidden(&none, &inside));
+        assert!(!is_forbidden(&some, &inside));
+        assert!(!is_forbidden(&some, &format!("dir://{}/not/yet", root.display())));
+        for path in ["../secret", "out/secret", "out/new", "dangling", "dangling/x"] {
+            assert!(is_forbidden(&some, &format!("tar://{}/{path}", root.display())), "{path}");
+        }
+        for end in ["tar://-", "tar://relative.tar", "tar:///etc/passwd", "docker://x", "oci:///x", "dir://."]
+        {
+            assert!(is_forbidden(&some, end), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_spec_names_the_ends_that_it_has_to() {
+        let gate = gate(None);
+        let (named, none) = ("registry://x.io/a", "");
+        for (source, destination, ends, good) in [
+            (named, named, Ends::BothNamed, true),
+            (named, none, Ends::BothNamed, false),
+            (named, none, Ends::SourceNamed, true),
+            (named, named, Ends::SourceNamed, false),
+            (none, named, Ends::DestinationNamed, true),
+            (none, none, Ends::DestinationNamed, false),
+            (none, none, Ends::Any, true),
+        ] {
+            let result = gate.admit(&spec(source, destination), ends);
+            assert_eq!(result.is_ok(), good, "{source} {destination} {ends:?}");
+        }
+    }
+
+    #[test]
+    fn every_chain_of_our_filters_is_offered() {
+        let filters =
+            ["exclude:pattern=x", "normalize-timestamps", "search:pattern=x", "inspect:file=/etc/passwd"];
+        let spec = PipelineSpec {
+            filters: filters.map(str::to_owned).to_vec(),
+            ..spec("registry://x.io/a", "registry://x.io/b")
+        };
+        let work = gate(None).admit(&spec, Ends::BothNamed).unwrap();
+        assert_eq!(work.needs().len(), 6);
+        assert!(work.needs().is_subset(&offered()));
+    }
+}

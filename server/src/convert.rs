@@ -1,0 +1,132 @@
+//! From the pipeline's values to the API's.
+
+use occy_pipeline::compression::Format;
+use occy_pipeline::digest::Digest;
+use occy_pipeline::filter::search::{Hit, HitKind};
+use occy_pipeline::filter::{FilterChain, OutputFormat, Target};
+use occy_pipeline::manifest::Family;
+use occy_pipeline::process::Outcome;
+use occy_proto::v1::{self, FileKind, FilterOutput, ImageResult, SearchHit};
+
+use crate::error::ServiceError;
+
+/// Bytes of data in one message.
+pub const CHUNK: usize = 256 * 1024;
+
+/// What came of an image.
+pub fn image_result(outcome: &Outcome) -> ImageResult {
+    let receipt = &outcome.receipt;
+    ImageResult {
+        manifest_digest: receipt.manifest_digest.as_ref().map(Digest::to_string).unwrap_or_default(),
+        manifest_media_type: receipt.manifest_media_type.clone().unwrap_or_default(),
+        destination: receipt.destination.clone(),
+        bytes: outcome.summary.bytes,
+        layer_count: count(outcome.summary.layers),
+        elapsed_millis: u64::try_from(outcome.summary.elapsed.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// What filters print or append, in pieces; at most `limit` bytes of it.
+pub fn filter_outputs(
+    outcome: &Outcome,
+    chain: &FilterChain,
+    limit: usize,
+) -> Result<impl Iterator<Item = FilterOutput> + use<>, ServiceError> {
+    let renderings = outcome.placed_renderings(chain, OutputFormat::Text);
+    if renderings.iter().map(|(_, rendering)| rendering.text.len()).sum::<usize>() > limit {
+        return Err(ServiceError::TooLarge { what: "what the filters found", limit });
+    }
+    Ok(renderings.into_iter().flat_map(|(filter, rendering)| {
+        let append_to = match rendering.to {
+            Target::Stdout => None,
+            Target::Append(path) => Some(path.display().to_string()),
+        };
+        let pieces = pieces(&rendering.text);
+        let last = pieces.len() - 1;
+        pieces.into_iter().enumerate().map(move |(at, text)| FilterOutput {
+            filter: count(filter),
+            append_to: append_to.clone(),
+            text,
+            last: at == last,
+        })
+    }))
+}
+
+/// A text in pieces of [`CHUNK`] bytes at most, none of which ends in the middle of a character. At least one.
+fn pieces(mut text: &str) -> Vec<String> {
+    let mut pieces = Vec::new();
+    while text.len() > CHUNK {
+        let (piece, rest) = split(text, CHUNK);
+        pieces.push(piece.to_owned());
+        text = rest;
+    }
+    pieces.push(text.to_owned());
+    pieces
+}
+
+/// Cuts a text behind `most` bytes, or before the character that stands there.
+pub fn split(text: &str, most: usize) -> (&str, &str) {
+    let at = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    text.split_at(at.unwrap_or(0))
+}
+
+/// What a search found in one layer.
+pub fn hits(layer_index: usize, layer: &str, hits: &[Hit]) -> Vec<SearchHit> {
+    let hit = |hit: &Hit| {
+        let (kind, size, target) = match &hit.kind {
+            HitKind::File { size } => (FileKind::Regular, *size, ""),
+            HitKind::Symlink { target } => (FileKind::Symlink, 0, target.as_str()),
+            HitKind::Hardlink { target } => (FileKind::Hardlink, 0, target.as_str()),
+            HitKind::Directory => (FileKind::Directory, 0, ""),
+            HitKind::Fifo => (FileKind::Fifo, 0, ""),
+            HitKind::CharacterDevice => (FileKind::CharacterDevice, 0, ""),
+            HitKind::BlockDevice => (FileKind::BlockDevice, 0, ""),
+            HitKind::Unknown => (FileKind::Unspecified, 0, ""),
+        };
+        SearchHit {
+            layer_index: count(layer_index),
+            layer: layer.to_owned(),
+            path: hit.path.clone(),
+            kind: kind.into(),
+            size,
+            target: target.to_owned(),
+        }
+    };
+    hits.iter().map(hit).collect()
+}
+
+/// What stored bytes are compressed with.
+pub fn compression(format: Format) -> v1::Compression {
+    match format {
+        Format::None => v1::Compression::None,
+        Format::Gzip => v1::Compression::Gzip,
+        Format::Zstd => v1::Compression::Zstd,
+    }
+}
+
+/// Whose media types an image uses.
+pub fn family(family: Family) -> v1::Family {
+    match family {
+        Family::Docker => v1::Family::Docker,
+        Family::Oci => v1::Family::Oci,
+    }
+}
+
+/// A number of layers or filters.
+pub fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_whole_characters_and_make_up_the_text() {
+        assert_eq!(pieces(""), [""]);
+        let text = "ü".repeat(CHUNK);
+        let pieces = pieces(&format!("x{text}"));
+        assert!(pieces.iter().all(|piece| piece.len() <= CHUNK));
+        assert_eq!(pieces.concat(), format!("x{text}"));
+    }
+}

@@ -1,0 +1,315 @@
+//! Why a call or a job failed, and what a client is told of it: one match from our errors to gRPC's codes.
+//!
+//! The details are google.rpc's: an ErrorInfo always, a BadRequest where a field is at fault, and a RetryInfo exactly where the
+//! same request may succeed later.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use occy_pipeline::blob::BlobError;
+use occy_pipeline::error::{Blame, Error};
+use occy_pipeline::layer::LayerError;
+use occy_pipeline::registry::RegistryError;
+use occy_proto::v1::JobError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::convert;
+use crate::job::store::StoreError;
+
+/// The domain of every `google.rpc.ErrorInfo` of ours.
+const DOMAIN: &str = "occystrap";
+/// When a client had better try again what failed for a passing reason.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Bytes of a message that a client gets: headers are limited, and a message may quote what a stranger said.
+const MESSAGE_MAX: usize = 2048;
+
+/// Why a call or a job failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The pipeline did.
+    #[error(transparent)]
+    Pipeline(Error),
+    /// A field of the request cannot be used.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// Why not.
+        problem: String,
+    },
+    /// The request names what the coordinator's operator does not allow.
+    #[error("{what} is not allowed by this coordinator")]
+    Forbidden {
+        /// What it names.
+        what: String,
+        /// How its operator could allow it.
+        hint: &'static str,
+    },
+    /// Elements of an image came in an order or shape that they cannot have.
+    #[error("the image on the stream cannot be used: {0}")]
+    Elements(String),
+    /// The stream of elements ended before its image did.
+    #[error("the stream ended before the image did")]
+    Truncated,
+    /// No such job.
+    #[error("there is no job {0:?}")]
+    NoSuchJob(String),
+    /// An idempotency key was used before, for something else.
+    #[error("the idempotency key {0:?} was used for another job")]
+    KeyReused(String),
+    /// The caller has seen events that did not happen.
+    #[error("job {job} has {last} events, fewer than {after}")]
+    BeyondEvents {
+        /// Whose events.
+        job: String,
+        /// How many there are.
+        last: u64,
+        /// How many the caller has.
+        after: u64,
+    },
+    /// There is as much of something as there may be.
+    #[error("too many {what}: at most {limit}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Something is too large to be sent or stored.
+    #[error("{what} would have more than {limit} bytes")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The caller does not read any more.
+    #[error("the caller is gone")]
+    CallerGone,
+    /// The caller's own deadline.
+    #[error("the deadline has passed")]
+    Deadline,
+    /// The coordinator is being stopped.
+    #[error("the coordinator is shutting down")]
+    Draining,
+    /// The job was cancelled or ended meanwhile: whoever runs it stops.
+    #[error("the job has ended")]
+    JobEnded,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A part of the coordinator panicked.
+    #[error("the coordinator failed: {0}")]
+    Panicked(String),
+}
+
+/// What a client is told of an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The gRPC code.
+    pub code: Code,
+    /// The ErrorInfo's reason.
+    pub reason: &'static str,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+}
+
+impl From<Error> for ServiceError {
+    /// An error of ours that went through the pipeline is ours again.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Host(inner) => match inner.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(inner) => Self::Pipeline(Error::Host(inner)),
+            },
+            Error::Layer { source, .. } if matches!(*source, Error::Host(_)) => Self::from(*source),
+            error => Self::Pipeline(error),
+        }
+    }
+}
+
+impl From<ServiceError> for Error {
+    /// An error of ours on its way through the pipeline.
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Pipeline(error) => error,
+            own => Self::Host(Box::new(own)),
+        }
+    }
+}
+
+impl ServiceError {
+    /// What a client is told.
+    pub fn verdict(&self) -> Verdict {
+        let verdict = |code, reason| Verdict { code, reason, retryable: code == Code::Unavailable };
+        match self {
+            Self::Pipeline(error) => pipeline(error),
+            Self::Field { .. } => verdict(Code::InvalidArgument, "INVALID_FIELD"),
+            Self::Forbidden { .. } => verdict(Code::PermissionDenied, "NOT_ALLOWED_HERE"),
+            Self::Elements(_) => verdict(Code::InvalidArgument, "INVALID_ELEMENTS"),
+            Self::Truncated => verdict(Code::Aborted, "STREAM_TRUNCATED"),
+            Self::NoSuchJob(_) => verdict(Code::NotFound, "NO_SUCH_JOB"),
+            Self::KeyReused(_) => verdict(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED"),
+            Self::BeyondEvents { .. } => verdict(Code::OutOfRange, "BEYOND_EVENTS"),
+            Self::TooMany { .. } => {
+                Verdict { code: Code::ResourceExhausted, reason: "TOO_MANY", retryable: true }
+            }
+            Self::TooLarge { .. } => verdict(Code::ResourceExhausted, "TOO_LARGE"),
+            Self::CallerGone | Self::JobEnded => verdict(Code::Cancelled, "CANCELLED"),
+            Self::Deadline => verdict(Code::DeadlineExceeded, "DEADLINE"),
+            Self::Draining => verdict(Code::Unavailable, "SHUTTING_DOWN"),
+            Self::Store(_) => verdict(Code::Internal, "STORE"),
+            Self::Panicked(_) => verdict(Code::Internal, "PANICKED"),
+        }
+    }
+
+    /// What can be done about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Pipeline(error) => error.hint(),
+            Self::Forbidden { hint, .. } => Some((*hint).to_owned()),
+            _ => None,
+        }
+    }
+
+    /// As the status of a call.
+    pub fn status(&self) -> Status {
+        let verdict = self.verdict();
+        let mut details = ErrorDetails::new();
+        let mut metadata = std::collections::HashMap::new();
+        if let Some(hint) = self.hint() {
+            metadata.insert("hint".to_owned(), hint);
+        }
+        if let Self::Pipeline(error) = self
+            && let Some(error) = registry(error)
+        {
+            metadata.extend(error.status().map(|status| ("http_status".to_owned(), status.to_string())));
+            metadata.extend(error.request().map(|request| ("registry".to_owned(), request.host.clone())));
+        }
+        details.set_error_info(verdict.reason, DOMAIN, metadata);
+        if let Self::Field { field, problem } = self {
+            details.add_bad_request_violation(*field, problem.clone());
+        }
+        if verdict.retryable {
+            details.set_retry_info(Some(RETRY_AFTER));
+        }
+        Status::with_error_details(verdict.code, self.message(), details)
+    }
+
+    /// As the end of a job.
+    pub fn job_error(&self) -> JobError {
+        let verdict = self.verdict();
+        JobError {
+            code: verdict.code as i32,
+            message: self.message(),
+            hint: self.hint().unwrap_or_default(),
+            reason: verdict.reason.to_owned(),
+            retryable: verdict.retryable,
+        }
+    }
+
+    fn message(&self) -> String {
+        let message = self.to_string();
+        match convert::split(&message, MESSAGE_MAX) {
+            (_, "") => message,
+            (start, _) => format!("{start}…"),
+        }
+    }
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        error.status()
+    }
+}
+
+/// By whose fault it is; a registry's answer and a full disk say it more closely.
+fn pipeline(error: &Error) -> Verdict {
+    let verdict = |code, reason| Verdict { code, reason, retryable: error.is_transient() };
+    match registry(error) {
+        Some(RegistryError::AddressRefused { .. }) => {
+            return verdict(Code::PermissionDenied, "NETWORK_NOT_ALLOWED");
+        }
+        Some(error) if matches!(error.status(), Some(401 | 403)) => {
+            return verdict(Code::PermissionDenied, "REGISTRY_REFUSED");
+        }
+        Some(error) if error.is_not_found() => return verdict(Code::NotFound, "NOT_IN_REGISTRY"),
+        _ => {}
+    }
+    if is_storage_full(error) {
+        return Verdict { code: Code::ResourceExhausted, reason: "STORAGE_FULL", retryable: true };
+    }
+    match (error.blame(), innermost(error)) {
+        (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
+        (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => verdict(Code::FailedPrecondition, "REGISTRY"),
+        (
+            Blame::Caller,
+            Error::NotAnImage { .. } | Error::Foreign(_) | Error::Build(_) | Error::Output(_),
+        ) => verdict(Code::FailedPrecondition, "NOT_POSSIBLE"),
+        (Blame::Caller, _) => verdict(Code::InvalidArgument, "INVALID"),
+        (Blame::Image, _) => verdict(Code::FailedPrecondition, "IMAGE_BROKEN"),
+        (Blame::Network, _) => verdict(Code::Unavailable, "NETWORK"),
+        (Blame::Machine, _) => verdict(Code::Internal, "MACHINE"),
+    }
+}
+
+fn innermost(error: &Error) -> &Error {
+    match error {
+        Error::Layer { source, .. } => innermost(source),
+        error => error,
+    }
+}
+
+fn registry(error: &Error) -> Option<&RegistryError> {
+    match innermost(error) {
+        Error::Registry(error) | Error::Blob(BlobError::Registry(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn is_storage_full(error: &Error) -> bool {
+    let io = match innermost(error) {
+        Error::Blob(BlobError::Io { source, .. }) => source,
+        Error::LayerContent(LayerError::Spool(source)) => source,
+        Error::Output(occy_pipeline::output::OutputError::Io { source, .. }) => source,
+        _ => return false,
+    };
+    matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use occy_pipeline::uri::UriError;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_ours_comes_back_out_of_the_pipeline() {
+        let through = Error::from(ServiceError::CallerGone);
+        let nested = Error::Layer {
+            action: "read",
+            number: 1,
+            total: 1,
+            label: String::new(),
+            source: Box::new(through),
+        };
+        assert!(matches!(ServiceError::from(nested), ServiceError::CallerGone));
+    }
+
+    #[test]
+    fn what_may_be_retried_says_when() {
+        for (error, code, retryable) in [
+            (ServiceError::Draining, Code::Unavailable, true),
+            (ServiceError::TooMany { what: "jobs", limit: 1 }, Code::ResourceExhausted, true),
+            (ServiceError::Truncated, Code::Aborted, false),
+            (Error::from(UriError::NoScheme("x".to_owned())).into(), Code::InvalidArgument, false),
+        ] {
+            let status = error.status();
+            assert_eq!(status.code(), code);
+            let details = status.get_error_details();
+            assert_eq!(details.retry_info().is_some(), retryable, "{error}");
+            assert_eq!(details.error_info().unwrap().domain, DOMAIN);
+        }
+    }
+}

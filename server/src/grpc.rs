@@ -1,0 +1,434 @@
+//! The service of the API: from its messages to calls and jobs, and back. No decision is made here.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use occy_pipeline::filter::FILTERS;
+use occy_pipeline::filter::search::Search;
+use occy_pipeline::output::OUTPUTS;
+use occy_pipeline::source::SOURCES;
+use occy_proto::v1::pipeline_service_server::PipelineService;
+use occy_proto::v1::{self, process_image_request, process_image_response, write_image_request};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::admit::{Ends, Gate};
+use crate::call::{self, Answer, Elements};
+use crate::convert;
+use crate::error::ServiceError;
+use crate::fleet::Fleet;
+use crate::job::runner::Jobs;
+use crate::job::watch::follow;
+
+/// The largest message, in bytes, in either direction.
+pub const MESSAGE_MAX: usize = 1024 * 1024;
+/// Answers that wait for a slow caller: about a megabyte.
+const ANSWERS: usize = 4;
+/// Bytes of what filters found in the one answer of WriteImage.
+const FOUND_IN_ANSWER: usize = 512 * 1024;
+/// Bytes of jobs in one page.
+const PAGE_BYTES: usize = 640 * 1024;
+/// Bytes of an idempotency key.
+const KEY_MAX: usize = 128;
+
+/// Everything that a call may need.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// What is allowed.
+    pub gate: Arc<Gate>,
+    /// The workers.
+    pub fleet: Fleet,
+    /// The jobs.
+    pub jobs: Jobs,
+    /// Calls that may yet begin.
+    pub calls: Arc<Semaphore>,
+    /// Calls at once.
+    pub max_calls: usize,
+    /// Whether the coordinator is being stopped.
+    pub draining: watch::Receiver<bool>,
+}
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Api(pub Arc<Coordinator>);
+
+type Answered<T> = BoxStream<'static, Result<T, Status>>;
+
+#[tonic::async_trait]
+impl PipelineService for Api {
+    type ReadImageStream = Answered<v1::ReadImageResponse>;
+    type ProcessImageStream = Answered<v1::ProcessImageResponse>;
+    type SearchImageStream = Answered<v1::SearchImageResponse>;
+    type WatchJobStream = Answered<v1::WatchJobResponse>;
+
+    async fn read_image(
+        &self,
+        request: Request<v1::ReadImageRequest>,
+    ) -> Result<Response<Self::ReadImageStream>, Status> {
+        let (permit, deadline) = self.begin(&request)?;
+        let v1::ReadImageRequest { source, filters, platform, layer_form, verify_diff_ids } =
+            request.into_inner();
+        let spec = v1::PipelineSpec {
+            source,
+            filters,
+            platform,
+            layer_form,
+            verify_diff_ids,
+            ..v1::PipelineSpec::default()
+        };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let fleet = self.0.fleet.clone();
+        let answers = answer(permit, deadline, move |answers| async move {
+            call::run(work, &fleet, stream::empty().boxed(), answers).await
+        });
+        let answers = answers.try_filter_map(async |answer| match answer {
+            Answer::Element(element) => Ok(Some(v1::ReadImageResponse { element: Some(element) })),
+            Answer::Found(_) | Answer::Result(_) => Ok(None),
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn write_image(
+        &self,
+        request: Request<Streaming<v1::WriteImageRequest>>,
+    ) -> Result<Response<v1::WriteImageResponse>, Status> {
+        use write_image_request::Part;
+        let (permit, deadline) = self.begin(&request)?;
+        let mut parts = request.into_inner();
+        let Some(v1::WriteImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
+            return Err(no_spec());
+        };
+        let work = self.0.gate.admit(&spec, Ends::DestinationNamed)?;
+        let elements = parts.map(|part| match part?.part {
+            Some(Part::Element(element)) => Ok(element),
+            Some(Part::Spec(_)) => Err(no_spec()),
+            None => Ok(v1::ImageElement::default()),
+        });
+        let (fleet, elements): (_, Elements) = (self.0.fleet.clone(), elements.boxed());
+        let mut answers = answer(permit, deadline, move |answers| async move {
+            call::run(work, &fleet, elements, answers).await
+        });
+        let mut filter_outputs = Vec::new();
+        let mut result = None;
+        let mut found = 0;
+        while let Some(answer) = answers.try_next().await? {
+            match answer {
+                Answer::Found(output) => {
+                    found += output.encoded_len();
+                    if found > FOUND_IN_ANSWER {
+                        let what = "what the filters found";
+                        return Err(ServiceError::TooLarge { what, limit: FOUND_IN_ANSWER }.into());
+                    }
+                    filter_outputs.push(output);
+                }
+                Answer::Result(came) => result = Some(came),
+                Answer::Element(_) => {}
+            }
+        }
+        Ok(Response::new(v1::WriteImageResponse { result, filter_outputs }))
+    }
+
+    async fn process_image(
+        &self,
+        request: Request<Streaming<v1::ProcessImageRequest>>,
+    ) -> Result<Response<Self::ProcessImageStream>, Status> {
+        use process_image_request::Part;
+        let (permit, deadline) = self.begin(&request)?;
+        let mut parts = request.into_inner();
+        let Some(v1::ProcessImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
+            return Err(no_spec());
+        };
+        let work = self.0.gate.admit(&spec, Ends::Any)?;
+        let elements = parts.map(|part| match part?.part {
+            Some(Part::Element(element)) => Ok(element),
+            Some(Part::Spec(_)) => Err(no_spec()),
+            None => Ok(v1::ImageElement::default()),
+        });
+        let (fleet, elements): (_, Elements) = (self.0.fleet.clone(), elements.boxed());
+        let answers = answer(permit, deadline, move |answers| async move {
+            call::run(work, &fleet, elements, answers).await
+        });
+        let answers = answers.map_ok(|answer| {
+            let part = match answer {
+                Answer::Element(element) => process_image_response::Part::Element(element),
+                Answer::Found(output) => process_image_response::Part::FilterOutput(output),
+                Answer::Result(result) => process_image_response::Part::Result(result),
+            };
+            v1::ProcessImageResponse { part: Some(part) }
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn search_image(
+        &self,
+        request: Request<v1::SearchImageRequest>,
+    ) -> Result<Response<Self::SearchImageStream>, Status> {
+        let (permit, deadline) = self.begin(&request)?;
+        let v1::SearchImageRequest { source, pattern, regex, platform } = request.into_inner();
+        let search = Search::new(&pattern, regex, false)
+            .map_err(|problem| ServiceError::Field { field: "pattern", problem })?;
+        let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let coordinator = Arc::clone(&self.0);
+        let pages = answer(permit, deadline, move |hits| async move {
+            call::search(work, &coordinator.gate, &coordinator.fleet, search, hits).await
+        });
+        Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
+    }
+
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        self.refuse_draining()?;
+        let v1::SubmitJobRequest { spec, idempotency_key } = request.into_inner();
+        if idempotency_key.len() > KEY_MAX {
+            let problem = format!("has more than {KEY_MAX} bytes");
+            return Err(ServiceError::Field { field: "idempotency_key", problem }.into());
+        }
+        let job = self.0.jobs.submit(spec.unwrap_or_default(), idempotency_key).await?;
+        Ok(Response::new(v1::SubmitJobResponse { job: Some(job) }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
+        let id = request.into_inner().job_id;
+        let job = self.0.jobs.store().get(&id).await.map_err(ServiceError::from)?;
+        let job = job.ok_or(ServiceError::NoSuchJob(id))?;
+        Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
+        let bad = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
+        let before = match page_token.as_str() {
+            "" => None,
+            token if uuid::Uuid::try_parse(token).is_ok() => Some(page_token),
+            _ => return Err(bad("page_token", "is not one of ours").into()),
+        };
+        let states = states.into_iter().map(v1::JobState::try_from).collect::<Result<_, _>>();
+        let states = states.map_err(|_| bad("states", "has a value that is not known"))?;
+        let count = match page_size {
+            0 => 50,
+            size => size.min(200) as usize,
+        };
+        let (mut jobs, mut more) =
+            self.0.jobs.store().list(before, states, count).await.map_err(ServiceError::from)?;
+        let mut bytes = 0;
+        let fits = jobs.iter().take_while(|job| {
+            bytes += job.encoded_len();
+            bytes <= PAGE_BYTES
+        });
+        let fits = fits.count().max(1);
+        more |= fits < jobs.len();
+        jobs.truncate(fits);
+        let next_page_token = match jobs.last() {
+            Some(job) if more => job.id.clone(),
+            _ => String::new(),
+        };
+        Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let (permit, deadline) = self.begin(&request)?;
+        let v1::WatchJobRequest { job_id, after_sequence } = request.into_inner();
+        let coordinator = Arc::clone(&self.0);
+        let events = answer(permit, deadline, move |events| async move {
+            let mut draining = coordinator.draining.clone();
+            let jobs = &coordinator.jobs;
+            tokio::select! {
+                result = follow(jobs.store(), jobs.live(), &job_id, after_sequence, &events) => result,
+                // What is lost here is read again by a watcher that comes back.
+                _ = draining.wait_for(|&draining| draining) => Err(ServiceError::Draining),
+            }
+        });
+        Ok(Response::new(events.map_ok(|event| v1::WatchJobResponse { event: Some(event) }).boxed()))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let job = self.0.jobs.cancel(&request.into_inner().job_id).await?;
+        Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn list_capabilities(
+        &self,
+        _request: Request<v1::ListCapabilitiesRequest>,
+    ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
+        let end = |scheme: &str, syntax: &str, about: &str| {
+            self.0.gate.allows_scheme(scheme).then(|| v1::EndCapability {
+                scheme: scheme.to_owned(),
+                syntax: syntax.to_owned(),
+                about: about.to_owned(),
+            })
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let filters = FILTERS.iter().map(|filter| v1::FilterCapability {
+            name: filter.name.to_owned(),
+            about: filter.help.to_owned(),
+            options: filter.keys.iter().map(|key| key.names[0].to_owned()).collect(),
+        });
+        let workers = self.0.fleet.workers().into_iter().map(|worker| v1::WorkerCapability {
+            name: worker.name,
+            slots: convert::count(worker.slots),
+            free_slots: convert::count(worker.free),
+            version: version.clone(),
+        });
+        let response = v1::ListCapabilitiesResponse {
+            filters: filters.collect(),
+            sources: SOURCES.iter().filter_map(|kind| end(kind.scheme, kind.syntax, kind.about)).collect(),
+            destinations: OUTPUTS
+                .iter()
+                .filter_map(|kind| end(kind.scheme, kind.syntax, kind.about))
+                .collect(),
+            compressions: vec![v1::Compression::Gzip.into(), v1::Compression::Zstd.into()],
+            workers: workers.collect(),
+            version: version.clone(),
+        };
+        Ok(Response::new(response))
+    }
+}
+
+impl Api {
+    /// A place among the calls at once, and the caller's deadline.
+    fn begin<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(OwnedSemaphorePermit, Option<Duration>), ServiceError> {
+        self.refuse_draining()?;
+        let permit = Arc::clone(&self.0.calls).try_acquire_owned();
+        let limit = self.0.max_calls;
+        let permit = permit.map_err(|_| ServiceError::TooMany { what: "calls", limit })?;
+        let deadline = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+        Ok((permit, deadline))
+    }
+
+    fn refuse_draining(&self) -> Result<(), ServiceError> {
+        if *self.0.draining.borrow() { Err(ServiceError::Draining) } else { Ok(()) }
+    }
+}
+
+/// The value of `grpc-timeout` (gRPC over HTTP/2, "Requests"): up to eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number = Some(number).filter(|digits| (1..=8).contains(&digits.len()))?.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+fn no_spec() -> Status {
+    let problem = "the first message, and no other, is the spec".to_owned();
+    ServiceError::Field { field: "part", problem }.into()
+}
+
+/// Runs the work of a call on a task of its own, whose answers are the stream. A caller that goes away drops the stream, and
+/// with it the work.
+fn answer<A, W>(
+    permit: OwnedSemaphorePermit,
+    deadline: Option<Duration>,
+    work: impl FnOnce(mpsc::Sender<A>) -> W,
+) -> Answered<A>
+where
+    A: Send + 'static,
+    W: Future<Output = Result<(), ServiceError>> + Send + 'static,
+{
+    let (sender, answers) = mpsc::channel(ANSWERS);
+    let work = work(sender);
+    let task = tokio::spawn(async move {
+        let _permit = permit;
+        match deadline {
+            None => work.await,
+            Some(deadline) => {
+                tokio::time::timeout(deadline, work).await.unwrap_or(Err(ServiceError::Deadline))
+            }
+        }
+    });
+    let answering = Answering { answers, task: AbortOnDrop(task) };
+    stream::unfold(Some(answering), |answering| async {
+        let mut answering = answering?;
+        if let Some(answer) = answering.answers.recv().await {
+            return Some((Ok(answer), Some(answering)));
+        }
+        // The work has dropped its side: how it ended is the end of the stream.
+        let end = match (&mut answering.task.0).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => error,
+            Err(error) => ServiceError::Panicked(error.to_string()),
+        };
+        Some((Err(end.status()), None))
+    })
+    .boxed()
+}
+
+struct Answering<A> {
+    answers: mpsc::Receiver<A>,
+    task: AbortOnDrop,
+}
+
+struct AbortOnDrop(JoinHandle<Result<(), ServiceError>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_have_a_unit() {
+        assert_eq!(timeout("10S"), Some(Duration::from_secs(10)));
+        assert_eq!(timeout("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "10", "123456789S", "1.5S", "1ü"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_the_answers_stops_the_work() {
+        let calls = Arc::new(Semaphore::new(1));
+        let permit = Arc::clone(&calls).try_acquire_owned().unwrap();
+        let mut answers = answer(permit, None, |answers: mpsc::Sender<u32>| async move {
+            answers.send(7).await.map_err(|_| ServiceError::CallerGone)?;
+            std::future::pending().await
+        });
+        assert_eq!(answers.next().await.unwrap().unwrap(), 7);
+        drop(answers);
+        let _again = tokio::time::timeout(Duration::from_secs(1), calls.acquire()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_deadline_ends_the_stream_with_its_own_code() {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let work = |_answers: mpsc::Sender<u32>| std::future::pending();
+        let mut answers = answer(permit, Some(Duration::from_millis(5)), work);
+        let status = answers.next().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+        assert!(answers.next().await.is_none());
+    }
+}

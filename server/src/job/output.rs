@@ -1,0 +1,306 @@
+//! A job's destination: the real one, behind what the job's record has to know and already knows.
+//!
+//! Every step is durable before the next begins, so that a coordinator which is killed at any moment leaves a record that says
+//! no more than what is at the destination.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use occy_pipeline::blob::{ByteCount, LayerStream};
+use occy_pipeline::compression::Format;
+use occy_pipeline::digest::Digest;
+use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer};
+use occy_pipeline::error::Error;
+use occy_pipeline::filter::{FilterChain, Report};
+use occy_pipeline::manifest::{Descriptor, Family, LayerType};
+use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use occy_proto::v1::{LayerState, LayerStatus};
+use serde::{Deserialize, Serialize};
+
+use super::state::Change;
+use super::store::{Applied, Store};
+use super::watch::LiveJobs;
+use crate::error::ServiceError;
+use crate::executor::LayerWatcher;
+
+/// Layers that an image of a job may have: all that a record can list in one message.
+const MAX_LAYERS: usize = 2048;
+
+/// One attempt at a job: its record, and who waits for it.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The job.
+    pub id: String,
+    /// Where its record is.
+    pub store: Store,
+    /// Where its watchers are.
+    pub live: LiveJobs,
+    /// How many jobs are making their image visible.
+    pub finalizing: Arc<AtomicUsize>,
+}
+
+impl Attempt {
+    /// Makes changes durable, then known.
+    pub async fn apply(
+        &self,
+        changes: Vec<Change>,
+        written: Option<(String, String)>,
+    ) -> Result<(), ServiceError> {
+        match self.store.apply(&self.id, changes, written).await? {
+            Applied::Done(job) => {
+                self.live.wake(&self.id, job.last_sequence);
+                Ok(())
+            }
+            Applied::Refused(_) | Applied::Missing => Err(ServiceError::JobEnded),
+        }
+    }
+}
+
+/// A job's destination.
+#[derive(Debug)]
+pub struct JobOutput<O: ?Sized> {
+    attempt: Attempt,
+    /// Whether the destination keeps layers before the image is visible: what an earlier attempt wrote may be there.
+    keeps_layers: bool,
+    begun: Mutex<HashSet<usize>>,
+    inner: Arc<O>,
+}
+
+impl<O: ImageOutput + ?Sized> JobOutput<O> {
+    /// The destination of an attempt.
+    pub fn new(attempt: Attempt, inner: Arc<O>, keeps_layers: bool) -> Self {
+        Self { attempt, keeps_layers, begun: Mutex::default(), inner }
+    }
+}
+
+#[async_trait::async_trait]
+impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
+    fn form(&self) -> LayerForm {
+        self.inner.form()
+    }
+
+    fn takes_any_order(&self) -> bool {
+        self.inner.takes_any_order()
+    }
+
+    fn wants_tar_sizes(&self) -> bool {
+        self.inner.wants_tar_sizes()
+    }
+
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
+        if image.layers.len() > MAX_LAYERS {
+            return Err(ServiceError::TooMany { what: "layers in an image", limit: MAX_LAYERS }.into());
+        }
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) =
+            expected.iter().map(|layer| layer.index).collect();
+        let layers = image.layers.iter().map(|layer| LayerStatus {
+            index: place(layer.index),
+            state: LayerState::Waiting.into(),
+            label: layer.label(),
+            source_size: layer.blob.size(),
+            ..LayerStatus::default()
+        });
+        self.attempt.apply(vec![Change::Plan(layers.collect())], None).await?;
+        self.inner.begin(image, expected).await
+    }
+
+    /// What an earlier attempt wrote, if it still is at the destination.
+    async fn known_layer(&self, layer: &Layer, chain: &FilterChain) -> Result<Option<WrittenLayer>, Error> {
+        if let Some(known) = self.inner.known_layer(layer, chain).await? {
+            return Ok(Some(known));
+        }
+        if !self.keeps_layers {
+            return Ok(None);
+        }
+        let record = self.attempt.store.written(&self.attempt.id, &key(layer, chain)).await;
+        let record = record.map_err(ServiceError::from)?;
+        let Some(written) = record.and_then(|record| Record::parse(&record, layer.index)) else {
+            return Ok(None);
+        };
+        let is_there = match &written.stored {
+            StoredLayer::Original => self.inner.has_layer(layer).await?,
+            StoredLayer::Written { digest, size, .. } => {
+                let media_type = LayerType::new(Family::Oci, Format::None).name().unwrap_or_default();
+                let descriptor = Some(Descriptor::new(media_type, digest, *size));
+                self.inner.has_layer(&Layer { descriptor, origin: None, ..layer.clone() }).await?
+            }
+        };
+        Ok(is_there.then_some(written))
+    }
+
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        self.inner.copy_layer(layer, progress).await
+    }
+
+    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
+        self.inner.has_layer(layer).await
+    }
+
+    async fn write_layer(
+        &self,
+        index: usize,
+        stream: LayerStream,
+        format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error> {
+        self.inner.write_layer(index, stream, format, progress).await
+    }
+
+    async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
+        // Layers that stand in the image twice have been done once; their other places are done now.
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let others = finished.layers.iter().filter(|layer| !begun.contains(&layer.index));
+        let mut changes: Vec<_> = others
+            .map(|written| Change::LayerDone(status(&finished.image.layers[written.index], written)))
+            .collect();
+        changes.push(Change::Finalize);
+        let _finalizing = Counted::new(&self.attempt.finalizing);
+        self.attempt.apply(changes, None).await?;
+        self.inner.finalize(finished).await
+    }
+}
+
+/// Writes down what becomes of a job's layers.
+#[derive(Debug)]
+pub struct JobWatcher {
+    /// Whose layers.
+    pub attempt: Attempt,
+    /// What they pass through.
+    pub chain: FilterChain,
+}
+
+#[async_trait::async_trait]
+impl LayerWatcher for JobWatcher {
+    async fn begun(&self, layer: &Layer, worker: &str) -> Result<(), ServiceError> {
+        let change = Change::LayerBegun { index: place(layer.index), worker: worker.to_owned() };
+        self.attempt.apply(vec![change], None).await
+    }
+
+    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
+        let record = (key(layer, &self.chain), Record::of(written));
+        self.attempt.apply(vec![Change::LayerDone(status(layer, written))], Some(record)).await
+    }
+}
+
+/// A place that counts for as long as it is held.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn place(index: usize) -> u32 {
+    u32::try_from(index).expect("an image has fewer layers than that")
+}
+
+fn status(layer: &Layer, written: &WrittenLayer) -> LayerStatus {
+    let (digest, size) = match &written.stored {
+        StoredLayer::Written { digest, size, .. } => (digest.to_string(), *size),
+        StoredLayer::Original => match &layer.descriptor {
+            Some(descriptor) => (descriptor.digest.to_string(), descriptor.size),
+            None => (String::new(), layer.blob.size().unwrap_or(0)),
+        },
+    };
+    LayerStatus {
+        index: place(written.index),
+        state: LayerState::Done.into(),
+        label: layer.label(),
+        source_size: layer.blob.size(),
+        digest,
+        size,
+        diff_id: written.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
+        changed: written.edited,
+        worker: String::new(),
+    }
+}
+
+/// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.
+fn key(layer: &Layer, chain: &FilterChain) -> String {
+    format!("{} {}", layer.blob.identity(), chain.fingerprint())
+}
+
+/// What an attempt wrote of a layer.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// None: the source's blob as it is.
+    stored: Option<StoredRecord>,
+    diff_id: Option<Digest>,
+    edited: bool,
+    reports: Vec<Option<Report>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredRecord {
+    digest: Digest,
+    size: u64,
+    format: String,
+}
+
+impl Record {
+    fn of(written: &WrittenLayer) -> String {
+        let stored = match &written.stored {
+            StoredLayer::Original => None,
+            StoredLayer::Written { digest, size, format } => {
+                Some(StoredRecord { digest: digest.clone(), size: *size, format: format.to_string() })
+            }
+        };
+        let record = Self {
+            stored,
+            diff_id: written.diff_id.clone(),
+            edited: written.edited,
+            reports: written.reports.clone(),
+        };
+        serde_json::to_string(&record).expect("a record is plain data")
+    }
+
+    /// None for one that another version wrote: its layer is done again.
+    fn parse(text: &str, index: usize) -> Option<WrittenLayer> {
+        let record: Self = serde_json::from_str(text).ok()?;
+        let stored = match record.stored {
+            None => StoredLayer::Original,
+            Some(StoredRecord { digest, size, format }) => {
+                let format = [Format::None, Format::Gzip, Format::Zstd]
+                    .into_iter()
+                    .find(|known| known.to_string() == format)?;
+                StoredLayer::Written { digest, size, format }
+            }
+        };
+        let Self { diff_id, edited, reports, .. } = record;
+        Some(WrittenLayer { index, stored, diff_id, edited, reports })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let digest = Digest::sha256(b"x");
+        for stored in [
+            StoredLayer::Original,
+            StoredLayer::Written { digest: digest.clone(), size: 7, format: Format::Zstd },
+        ] {
+            let written = WrittenLayer {
+                index: 3,
+                stored: stored.clone(),
+                diff_id: Some(digest.clone()),
+                edited: true,
+                reports: vec![None],
+            };
+            let read = Record::parse(&Record::of(&written), 3).unwrap();
+            assert_eq!((read.stored, read.diff_id, read.edited), (stored, Some(digest.clone()), true));
+        }
+        assert!(Record::parse("{}", 0).is_none());
+    }
+}

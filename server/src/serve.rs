@@ -1,0 +1,160 @@
+//! Starting the coordinator, and stopping it.
+//!
+//! It is stopped in the order in which others depend on it: it stops to be healthy and to accept, watchers are sent away, layers
+//! that run come to their end, and what is left of jobs stays in the store for the next coordinator.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use occy_pipeline::spool::SpoolDir;
+use occy_proto::FILE_DESCRIPTOR_SET;
+use occy_proto::v1::pipeline_service_server::PipelineServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::admit::{self, Gate};
+use crate::fleet::Fleet;
+use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
+use crate::job::runner::Jobs;
+use crate::job::store::{Limits, Store};
+use crate::settings::Settings;
+
+/// Bytes that a client may have on its way in one stream, and in all streams of a connection: what a layer needs to keep going
+/// over a distance, and no more.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// How often a connection that is silent is asked whether it still is there, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Runs the coordinator until `stop`, then drains it. `listening` hears the address.
+pub async fn serve(
+    settings: &Settings,
+    stop: impl Future<Output = ()> + Send + 'static,
+    listening: impl FnOnce(std::net::SocketAddr),
+) -> anyhow::Result<()> {
+    let gate = Arc::new(gate(settings)?);
+    let fleet = Fleet::embedded(workers(settings), &admit::offered());
+    let store = open_store(settings).await?;
+    let jobs = Jobs::new(store, Arc::clone(&gate), fleet.clone(), settings.running_jobs.max(1));
+    let tls = tls(settings).await?;
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.with_context(|| format!("failed to listen on {}", settings.listen))?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() && settings.tls_client_ca.is_none() {
+        tracing::warn!(%address, "anybody who reaches this address can use it: clients need no certificate");
+    }
+    let resumed = jobs.resume().await?;
+    if resumed > 0 {
+        tracing::info!(jobs = resumed, "going on with jobs of an earlier coordinator");
+    }
+    let (draining, is_draining) = watch::channel(false);
+    let coordinator = Coordinator {
+        gate,
+        fleet,
+        jobs: jobs.clone(),
+        calls: Arc::new(Semaphore::new(settings.max_calls)),
+        max_calls: settings.max_calls,
+        draining: is_draining,
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<PipelineServiceServer<Api>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let api = PipelineServiceServer::new(Api(Arc::new(coordinator)))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let mut server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
+    let router = server
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(api);
+    listening(address);
+    let patience = Duration::from_secs(settings.drain_timeout);
+    let begun = |mut is_draining: watch::Receiver<bool>| async move {
+        // The sender lives as long as this function.
+        let _ = is_draining.wait_for(|&draining| draining).await;
+    };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // As soon as the drain begins no connection is accepted; calls that are there may come to their end.
+    let served = router.serve_with_incoming_shutdown(incoming, begun(draining.subscribe()));
+    let drained = async {
+        stop.await;
+        tracing::info!("stopping: layers that are running come to their end");
+        health.set_not_serving::<PipelineServiceServer<Api>>().await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        draining.send_replace(true);
+        jobs.drain(patience).await;
+        Ok(())
+    };
+    let cut = async {
+        begun(draining.subscribe()).await;
+        tokio::time::sleep(patience + Duration::from_secs(1)).await;
+    };
+    tokio::select! {
+        result = async { tokio::try_join!(served, drained) } => result.map(|_| ()).context("failed to serve"),
+        // A client that does not go is left behind.
+        () = cut => Ok(()),
+    }
+}
+
+fn workers(settings: &Settings) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+    settings.embedded_workers.map_or_else(cores, usize::from)
+}
+
+fn gate(settings: &Settings) -> anyhow::Result<Gate> {
+    let roots = settings.allow_path.iter().map(|path| {
+        path.canonicalize().with_context(|| format!("failed to allow the path {}", path.display()))
+    });
+    Ok(Gate {
+        roots: roots.collect::<Result<_, _>>()?,
+        registry: settings.registry(),
+        spools: SpoolDir::new(
+            settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
+            settings.spool_limit,
+        ),
+        max_layer_size: settings.max_layer_size,
+        parallel: settings.parallel.max(1),
+    })
+}
+
+async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
+    let directory = settings.state_dir.clone();
+    let limits = Limits { active: settings.max_jobs, kept: settings.keep_jobs.max(settings.max_jobs) };
+    let open = move || {
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("failed to create {}", directory.display()))?;
+        Ok(Store::open(&directory.join("jobs.redb"), limits)?)
+    };
+    tokio::task::spawn_blocking(open).await?
+}
+
+async fn tls(settings: &Settings) -> anyhow::Result<Option<ServerTlsConfig>> {
+    let read = |path: std::path::PathBuf| async move {
+        tokio::fs::read(&path).await.with_context(|| format!("failed to read {}", path.display()))
+    };
+    let (Some(certificate), Some(key)) = (settings.tls_cert.clone(), settings.tls_key.clone()) else {
+        return Ok(None);
+    };
+    let identity = Identity::from_pem(read(certificate).await?, read(key).await?);
+    let tls = ServerTlsConfig::new().identity(identity);
+    Ok(Some(match settings.tls_client_ca.clone() {
+        Some(authorities) => tls.client_ca_root(Certificate::from_pem(read(authorities).await?)),
+        None => tls,
+    }))
+}
