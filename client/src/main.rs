@@ -7,12 +7,18 @@ mod options;
 mod settings;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use occy_pipeline::error::Error;
+use occy_pipeline::registry;
+use occy_pipeline::tar::path::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::options::Cli;
+
+/// How long a program that ends waits for registries to hear of it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +51,8 @@ fn main() -> ExitCode {
         }
     };
     let exit = runtime.block_on(until_signal(commands::run(cli)));
+    // What failed or was interrupted leaves registries with uploads that nobody will end.
+    runtime.block_on(registry::uploads_ended(LAST_WORDS));
     // A thread may still wait for standard input; what it was to do is not wanted any more.
     runtime.shutdown_background();
     ExitCode::from(exit as u8)
@@ -72,8 +80,8 @@ async fn until_signal(command: impl Future<Output = anyhow::Result<Exit>>) -> Ex
 
 fn report(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<Error>() {
-        // Its own words hold those of its causes.
-        Some(error) => eprintln!("error: {error}"),
+        // Its own words hold those of its causes, and of images and registries: none may command the terminal.
+        Some(error) => eprintln!("error: {}", printable(error.to_string().as_bytes())),
         None => eprintln!("error: {error:#}"),
     }
     if error.is::<settings::Misused>() {
@@ -81,7 +89,7 @@ fn report(error: &anyhow::Error) -> Exit {
     }
     let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
     if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", printable(hint.as_bytes()));
     }
     match error {
         Error::Uri(_) | Error::Reference(_) | Error::Filter(_) => Exit::Usage,
