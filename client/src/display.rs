@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle as BarStyle};
 use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
+use occy_pipeline::tar::path::printable;
 
 use crate::options::{Global, ProgressStyle};
 
@@ -55,9 +56,10 @@ fn line(layers: &[LayerProgress]) -> Option<String> {
     }
     let is_done = |layer: &&LayerProgress| matches!(layer.state(), LayerState::Done | LayerState::Reused);
     let done = layers.iter().filter(is_done).count();
-    let read: u64 = layers.iter().map(|layer| layer.bytes.get()).sum();
-    let total: Option<u64> =
-        layers.iter().filter(|layer| layer.state() != LayerState::Reused).map(|layer| layer.total).sum();
+    let read = layers.iter().map(|layer| layer.bytes.get()).fold(0, u64::saturating_add);
+    let mut totals =
+        layers.iter().filter(|layer| layer.state() != LayerState::Reused).map(|layer| layer.total);
+    let total = totals.try_fold(0, |sum: u64, total| Some(sum.saturating_add(total?)));
     let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
     Some(format!("Progress: {done} of {} layers done, {read}{of} bytes read", layers.len()))
 }
@@ -106,7 +108,7 @@ impl Bars {
             BarStyle::with_template(template).expect("the templates are fixed").progress_chars("=> "),
         );
         let label = layer.label.strip_prefix("sha256:").unwrap_or(&layer.label);
-        bar.set_prefix(format!("{label:.12}"));
+        bar.set_prefix(printable(format!("{label:.12}").as_bytes()));
         bar
     }
 }
