@@ -80,7 +80,7 @@ pub async fn process(
     let finished =
         FinishedImage { image: &image, chain: &plan.chain, config: config.clone(), layers: &layers };
     let receipt = output.finalize(finished).await?;
-    let bytes = layers.iter().map(|layer| stored_size(&image, layer)).sum();
+    let bytes = layers.iter().map(|layer| stored_size(&image, layer)).fold(0, u64::saturating_add);
     let summary = Summary { bytes, layers: layers.len(), elapsed: start.elapsed() };
     Ok(Outcome { image, layers, config, receipt, summary })
 }

@@ -266,7 +266,7 @@ impl LayerPlan {
         let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
         let pool = self.pool.clone();
         thread::run("walk", move || {
-            let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, spools.path()).with_plan(tar_plan);
+            let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &spools).with_plan(tar_plan);
             match compression {
                 // Without filters nothing needs to know what is in the tar.
                 None if chain.is_empty() => forward(tar, writer),
@@ -372,7 +372,7 @@ impl LayerPlan {
     async fn walk(&self, tar: Tar, mode: Mode) -> Result<PassOutcome, Error> {
         let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
         thread::run("walk", move || {
-            let pass = LayerPass::new(&chain, mode, &limits, spools.path());
+            let pass = LayerPass::new(&chain, mode, &limits, &spools);
             Ok(pass.run(tar, &mut io::sink())?)
         })
         .await?

@@ -214,6 +214,7 @@ impl RegistryError {
             | Self::Broken { request, .. }
             | Self::Timeout { request, .. }
             | Self::AddressRefused { request, .. }
+            | Self::PlainHttp { request, .. }
             | Self::Protocol { request, .. }
             | Self::SessionLost { request, .. }
             | Self::TooLarge { request, .. }

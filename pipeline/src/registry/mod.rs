@@ -57,7 +57,7 @@ use self::http::HttpClients;
 pub use self::manifest::{FetchedManifest, ManifestHead};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options};
-pub use self::session::UploadSession;
+pub use self::session::{UploadSession, uploads_ended};
 use self::transport::Call;
 use crate::reference::Reference;
 

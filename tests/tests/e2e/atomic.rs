@@ -9,7 +9,7 @@ use occy_tests::layer::Layer;
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
-use occy_tests::tools::{read, tool, write};
+use occy_tests::tools::{Packing, read, tool, write};
 
 use crate::{scratch, tar_uri};
 
@@ -183,5 +183,33 @@ fn a_run_that_waits_for_the_other_end_of_a_pipe_can_be_interrupted() {
             }
             assert_eq!(status.and_then(|status| status.code()), Some(code), "{from} to {to}");
         }
+    }
+}
+
+#[test]
+fn an_interrupted_push_leaves_no_upload_behind() {
+    const UPLOADS: &str = "/v2/copy/blobs/uploads/*";
+    for signal in ["-INT", "-TERM"] {
+        let (from, to) = (Registry::start(), Registry::start());
+        let image = Image::oci(vec![Layer::noise(1, 20_000_000).packed(Packing::Plain)]);
+        let source = from.push(&image, "app", "1");
+        let proxy = FaultProxy::before(to.host());
+        let late = proxy::change(|answer| {
+            sleep(Duration::from_secs(3));
+            answer
+        });
+        proxy.fault(usize::MAX, "PATCH", UPLOADS, late);
+        let target = format!("registry://{}/copy:1", proxy.host());
+        let child =
+            occyctl(["process", &source, &target, "-f", "normalize-timestamps", "--compression", "zstd"])
+                .start();
+        let start = Instant::now();
+        while proxy.count("POST", UPLOADS) == 0 && start.elapsed() < Duration::from_secs(20) {
+            sleep(Duration::from_millis(10));
+        }
+        sleep(Duration::from_millis(200));
+        assert!(!end(child, signal).success());
+        let started = proxy.count("POST", UPLOADS);
+        assert!(started > 0 && proxy.count("DELETE", UPLOADS) == started, "{signal}: {}", proxy.story());
     }
 }

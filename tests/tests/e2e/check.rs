@@ -217,3 +217,23 @@ fn info_tells_what_an_image_is_made_of_without_reading_layers() {
     assert_eq!(info["platform"]["architecture"], json_of(&image.config)["architecture"]);
     assert_eq!(proxy.count("GET", "/v2/app/blobs/*"), 2, "the config, twice");
 }
+
+#[test]
+fn what_an_image_says_of_itself_commands_no_terminal() {
+    let image = small().edit_config(|config| {
+        config["history"][0]["created_by"] = "a\u{1b}]0;title\u{7}".into();
+        config["created"] = "\u{1b}[2J".into();
+    });
+    let registry = Registry::start();
+    let source = registry.push(&image, "app", "1");
+    let text = occyctl(["info", &source]).ok().text();
+    assert!(text.contains("title") && !text.contains(['\u{1b}', '\u{7}']), "{text:?}");
+    let entry = serde_json::json!({"mediaType": Family::Oci.manifest(), "digest": sha256(b""), "size": 0,
+        "platform": {"os": "\u{1b}[2J", "architecture": "x"}});
+    let index =
+        serde_json::json!({"schemaVersion": 2, "mediaType": Family::Oci.index(), "manifests": [entry]});
+    let index = index.to_string().into_bytes();
+    let server = Fixed::default().manifest("app", "1", Family::Oci.index(), &index).serve();
+    let ended = occyctl(["info", &format!("registry://{}/app:1", server.host())]).fails(1);
+    assert!(ended.stderr.contains("[2J") && !ended.stderr.contains('\u{1b}'), "{:?}", ended.stderr);
+}
