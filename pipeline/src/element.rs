@@ -207,6 +207,7 @@ mod tests {
             diff_id: Some(Digest::sha256(diff_id)),
             origin: None,
             keep_stored: true,
+            known_by_diff_id_alone: false,
         }
     }
 
