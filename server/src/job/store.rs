@@ -48,10 +48,10 @@ pub struct Limits {
 
 /// Why the store could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {what} the store of jobs: {source}")]
+#[error("failed to {what} the store of jobs: {cause}")]
 pub struct StoreError {
     what: &'static str,
-    source: Box<redb::Error>,
+    cause: Box<redb::Error>,
 }
 
 /// What came of a submission.
@@ -85,7 +85,7 @@ trait During<T> {
 
 impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
     fn during(self, what: &'static str) -> Result<T, StoreError> {
-        self.map_err(|error| StoreError { what, source: Box::new(error.into()) })
+        self.map_err(|error| StoreError { what, cause: Box::new(error.into()) })
     }
 }
 

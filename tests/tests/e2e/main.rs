@@ -2,6 +2,7 @@
 
 mod atomic;
 mod auth;
+mod beside_python;
 mod check;
 mod command_line;
 mod copy;
