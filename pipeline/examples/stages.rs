@@ -3,8 +3,9 @@
 //!
 //!     cargo run --release -p occy-pipeline --example stages -- LAYER.tar.gz [STAGE]...
 //!
-//! Prints one line of JSON for each stage, or for those named: `gunzip`, `sha256-stored`, `sha256-tar`, `crc32`, `gzip:1` to
-//! `gzip:9`, `zstd:1` to `zstd:19`. Without names, zstd is measured at its default level and a few others only.
+//! Prints one line of JSON for each stage, or for those named: `gunzip`, `sha256-stored`, `sha256-tar`, `crc32`, `pass`, `gzip`,
+//! `gzip:1` to `gzip:9`, `zstd:1` to `zstd:19`. A pass is the walk over the tar with `normalize-timestamps`, and with two SHA-256:
+//! of the tar as it was and of the tar as it becomes. Without names, zstd is measured at its default level and a few others only.
 
 use std::error::Error;
 use std::io::{self, BufRead};
@@ -15,13 +16,17 @@ use bytes::Bytes;
 use occy_pipeline::codec::{CodecError, Compressor, Decoder, Pool};
 use occy_pipeline::compression::Compression;
 use occy_pipeline::digest::{Algorithm, Hasher};
+use occy_pipeline::filter::FilterChain;
+use occy_pipeline::layer::{LayerPass, Mode, PassOutcome};
+use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::Limits;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("usage: stages LAYER [STAGE]...")?;
     let mut stages: Vec<String> = arguments.collect();
     if stages.is_empty() {
-        stages = ["gunzip", "sha256-stored", "sha256-tar", "crc32"].map(String::from).into();
+        stages = ["gunzip", "sha256-stored", "sha256-tar", "crc32", "pass"].map(String::from).into();
         stages.extend((1..=9).map(|level| Compression::Gzip { level }.to_string()));
         stages.extend(
             [1, Compression::DEFAULT_ZSTD_LEVEL, 9].map(|level| Compression::Zstd { level }.to_string()),
@@ -46,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 std::hint::black_box(crc.sum());
                 (tar.len(), 0)
             }
+            "pass" => (tar.len(), pass(&tar)?),
             compression => (tar.len(), compress(compression.parse()?, &tar)?),
         };
         println!("{{\"stage\":\"{stage}\",{watch},\"bytes_in\":{bytes_in},\"bytes_out\":{bytes_out}}}");
@@ -63,6 +69,17 @@ fn each_chunk(stored: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
         take(bytes);
         let size = bytes.len();
         decoder.consume(size);
+    }
+}
+
+/// Edits every member, and says how large the tar is then.
+fn pass(tar: &[u8]) -> Result<usize, Box<dyn Error>> {
+    let (chain, limits) = (FilterChain::parse(["normalize-timestamps"])?, Limits::default());
+    let spools = SpoolDir::new(std::env::temp_dir(), u64::MAX);
+    let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &spools);
+    match pass.run(tar, &mut io::sink())? {
+        PassOutcome::Done(result) => Ok(usize::try_from(result.output.size)?),
+        other => Err(format!("the pass ended with {other:?}").into()),
     }
 }
 

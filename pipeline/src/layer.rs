@@ -17,7 +17,7 @@ mod keep;
 mod run;
 mod stream;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 
 pub use error::LayerError;
 pub use fuzz::fuzz_layer;
@@ -118,7 +118,7 @@ impl<'a> LayerPass<'a> {
     /// Reads the whole layer, uncompressed, and writes it to `out` if the mode says so.
     ///
     /// What was written before an error, [`PassOutcome::NeedsRewrite`] or [`PassOutcome::NeedsRestart`] is void.
-    pub fn run(self, input: impl Read, out: &mut dyn Write) -> Result<PassOutcome, LayerError> {
+    pub fn run(self, input: impl BufRead, out: &mut dyn Write) -> Result<PassOutcome, LayerError> {
         if self.mode == Mode::Copy {
             return run::copy(Walker::opaque(input), out, self.chain.filters().len());
         }

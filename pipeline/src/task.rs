@@ -517,20 +517,27 @@ impl Tar {
     }
 }
 
-impl Read for Tar {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl BufRead for Tar {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.position == self.current.len() {
             self.buffers.give(std::mem::take(&mut self.current));
             self.position = 0;
-            match self.chunk()? {
-                Some(bytes) => self.current = bytes,
-                None => return Ok(0),
-            }
+            self.current = self.chunk()?.unwrap_or_default();
         }
-        let rest = &self.current[self.position..];
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(&self.current[self.position..])
+    }
+
+    fn consume(&mut self, count: usize) {
         self.position += count;
+    }
+}
+
+impl Read for Tar {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
         Ok(count)
     }
 }

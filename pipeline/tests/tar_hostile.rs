@@ -470,7 +470,10 @@ fn errors_of_the_input_keep_their_cause() {
             Ok(BLOCK)
         }
     }
-    let mut walker = Walker::new(Broken(3), Limits::default());
+    let mut walker = Walker::new(std::io::BufReader::new(Broken(3)), Limits::default());
+    for _ in 0..3 {
+        assert!(walker.read_member(&mut Member::default()).unwrap());
+    }
     let error = walker.read_member(&mut Member::default()).unwrap_err();
     assert!(
         matches!(&error, TarError::Read { offset: 1536, source } if source.to_string() == "connection reset")

@@ -25,7 +25,7 @@ fn large_files_and_large_holes_pass_in_constant_memory() {
     let hole = Header::new("hole", b'S', 0).gnu().put(483, format!("{GIGABYTE:011o}\0").as_bytes());
     let start = Archive::new().header(&large).0;
     let end = Archive::new().header(&hole).hard_link("link", "large").end();
-    let input = start.chain(std::io::repeat(0).take(GIGABYTE)).chain(&end[..]);
+    let input = std::io::BufReader::new(start.chain(std::io::repeat(0).take(GIGABYTE)).chain(&end[..]));
 
     let before = peak();
     let (limits, spools) = (Limits::default(), SpoolDir::new(std::env::temp_dir(), u64::MAX));

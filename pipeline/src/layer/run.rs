@@ -1,6 +1,6 @@
 //! The moving parts of a pass.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 
 use super::keep::Spool;
 use super::stream::{SOURCE, State, Stream};
@@ -58,7 +58,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads all members and the tail.
-    pub(super) fn drive<R: Read>(
+    pub(super) fn drive<R: BufRead>(
         &mut self,
         walker: &mut Walker<R>,
         member: &mut Member,
@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
     }
 
     /// Parts streams that this member makes different.
-    fn fork<R: Read>(&mut self, walker: &mut Walker<R>) -> Result<(), LayerError> {
+    fn fork<R: BufRead>(&mut self, walker: &mut Walker<R>) -> Result<(), LayerError> {
         let mut before = SOURCE;
         for index in 0..self.streams.len() {
             let (earlier, rest) = self.streams.split_at_mut(index);
@@ -131,7 +131,7 @@ impl<'a> Run<'a> {
     }
 
     /// Passes the member's bytes to all streams that need them.
-    fn write<R: Read>(&mut self, walker: &mut Walker<R>, member: &Member) -> Result<(), LayerError> {
+    fn write<R: BufRead>(&mut self, walker: &mut Walker<R>, member: &Member) -> Result<(), LayerError> {
         let kept = self.spool.take_request();
         if kept && !self.spool.allows(member.stored_size()) {
             return Err(LayerError::Kept { path: name(member), limit: self.limits.kept });
@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    pub(super) fn finish<R: Read>(mut self, walker: Walker<R>) -> Result<PassOutcome, LayerError> {
+    pub(super) fn finish<R: BufRead>(mut self, walker: Walker<R>) -> Result<PassOutcome, LayerError> {
         let mut size = 0;
         for stream in &mut self.streams {
             size = stream.finish(walker.has_end_marker(), size)?;
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
 }
 
 /// Passes everything on as it is, past so many filters.
-pub(super) fn copy<R: Read>(
+pub(super) fn copy<R: BufRead>(
     mut walker: Walker<R>,
     out: &mut dyn Write,
     filters: usize,

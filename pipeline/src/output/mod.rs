@@ -190,9 +190,10 @@ pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
 
-    /// Whether layers may come in any order: the largest first then. Where not, they are begun by index.
+    /// Whether layers may come in any order: the largest first then. Where not, they are begun by index. A plain tar is
+    /// written from its start on.
     fn takes_any_order(&self) -> bool {
-        matches!(self.form(), LayerForm::Stored { .. })
+        !matches!(self.form(), LayerForm::Tar)
     }
 
     /// Whether it wants to know [`ExpectedLayer::tar_size`], which may cost a request a layer.

@@ -1,22 +1,22 @@
-//! The bytes of a tar through one buffer, hashed on their way in large pieces.
+//! The bytes of a tar, hashed on their way in large pieces, and copied only where a header lies across two of the reader's.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use super::TarError;
 use crate::digest::{Algorithm, Hasher};
 
-/// Bytes held at once, unless one member's headers need more.
-const BUFFER: usize = 256 * 1024;
-
 /// A reader whose next bytes can be looked at before they are consumed.
 ///
-/// Consumed bytes go into the hash when their room is needed or someone asks: large updates, and each byte once.
+/// Consumed bytes go into the hash when the reader is to let go of them or someone asks: large updates, and each byte once.
 pub(super) struct Input<R> {
     reader: R,
-    buffer: Vec<u8>,
-    /// The first byte that is not consumed.
+    /// Bytes that the reader does not hold in one piece.
+    joined: Vec<u8>,
+    /// Whether it is they that are next; otherwise it is what the reader holds.
+    is_joined: bool,
+    /// The first byte of them that is not consumed.
     start: usize,
-    /// The end of what was read.
+    /// Their end.
     end: usize,
     /// Of `start` in the tar.
     offset: u64,
@@ -27,11 +27,12 @@ pub(super) struct Input<R> {
     ended: bool,
 }
 
-impl<R: Read> Input<R> {
+impl<R: BufRead> Input<R> {
     pub(super) fn new(reader: R) -> Self {
         Self {
             reader,
-            buffer: vec![0; BUFFER],
+            joined: Vec::new(),
+            is_joined: false,
             start: 0,
             end: 0,
             offset: 0,
@@ -57,12 +58,13 @@ impl<R: Read> Input<R> {
         if self.end - self.start < wanted && !self.ended {
             self.refill(wanted)?;
         }
-        Ok(&self.buffer[self.start..self.end.min(self.start + wanted)])
+        Ok(self.peeked(wanted.min(self.end - self.start)))
     }
 
     /// Bytes that were looked at before.
-    pub(super) fn peeked(&self, length: usize) -> &[u8] {
-        &self.buffer[self.start..self.start + length]
+    pub(super) fn peeked(&mut self, length: usize) -> &[u8] {
+        let (start, end) = (self.start, self.start + length);
+        &self.held()[start..end]
     }
 
     /// Consumes bytes that were looked at before.
@@ -80,7 +82,8 @@ impl<R: Read> Input<R> {
         let there = self.end - self.start;
         let length = usize::try_from(most).map_or(there, |most| most.min(there));
         self.consume(length);
-        Ok(&self.buffer[self.start - length..self.start])
+        let (start, end) = (self.start - length, self.start);
+        Ok(&self.held()[start..end])
     }
 
     /// The state of the hash after all consumed bytes.
@@ -95,36 +98,61 @@ impl<R: Read> Input<R> {
         self.hasher
     }
 
+    /// What is next, with what was consumed of it.
+    fn held(&mut self) -> &[u8] {
+        held(&self.joined, self.is_joined, &mut self.reader)
+    }
+
     fn hash(&mut self) {
-        if self.hashing {
-            self.hasher.update(&self.buffer[self.hashed..self.start]);
+        if self.hashing && self.hashed < self.start {
+            let held = held(&self.joined, self.is_joined, &mut self.reader);
+            self.hasher.update(&held[self.hashed..self.start]);
         }
         self.hashed = self.start;
     }
 
-    /// Makes room and reads until the buffer is full or the input at its end.
+    /// Reads until there are so many bytes, or the input is at its end.
     fn refill(&mut self, wanted: usize) -> Result<(), TarError> {
         self.hash();
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        self.hashed = 0;
-        if self.buffer.len() < wanted {
-            self.buffer.resize(wanted.next_multiple_of(BUFFER), 0);
+        let left = self.end - self.start;
+        if self.is_joined {
+            self.joined.drain(..self.start);
+        } else {
+            self.joined.clear();
+            if left > 0 {
+                self.joined.extend_from_slice(&held(&[], false, &mut self.reader)[self.start..self.end]);
+            }
+            self.reader.consume(self.end);
         }
-        while self.end < self.buffer.len() {
-            match self.reader.read(&mut self.buffer[self.end..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(length) => self.end += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        (self.start, self.end, self.hashed) = (0, left, 0);
+        self.is_joined = true;
+        while self.end < wanted {
+            let there = match self.reader.fill_buf() {
+                Ok(there) => there,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
                     return Err(TarError::Read { offset: self.offset + self.end as u64, source });
                 }
+            };
+            if there.is_empty() {
+                self.ended = true;
+                break;
             }
+            if self.end == 0 && there.len() >= wanted {
+                self.is_joined = false;
+                self.end = there.len();
+                break;
+            }
+            let taken = there.len().min(wanted - self.end);
+            self.joined.extend_from_slice(&there[..taken]);
+            self.reader.consume(taken);
+            self.end += taken;
         }
         Ok(())
     }
+}
+
+fn held<'a>(joined: &'a [u8], is_joined: bool, reader: &'a mut impl BufRead) -> &'a [u8] {
+    // What a reader holds it gives again, without reading.
+    if is_joined { joined } else { reader.fill_buf().unwrap_or_default() }
 }

@@ -1,6 +1,6 @@
 //! Reads a tar forward and yields its members with all their raw bytes.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use super::extension::Extensions;
 use super::header::{self, Block, Numbers};
@@ -11,8 +11,7 @@ use crate::digest::Hasher;
 /// A tar being read.
 ///
 /// Call [`read_member`](Self::read_member) until it says that there is no more, then [`next_tail`](Self::next_tail) until
-/// it yields nothing: then every byte of the input has passed. Memory is one buffer of 256 KiB, or the headers of one member
-/// if they are larger.
+/// it yields nothing: then every byte of the input has passed. Memory is that of the reader and the headers of one member.
 pub struct Walker<R> {
     input: Input<R>,
     limits: Limits,
@@ -42,7 +41,7 @@ impl<'a> Chunk<'a> {
     }
 }
 
-impl<R: Read> Walker<R> {
+impl<R: BufRead> Walker<R> {
     /// Begins to read.
     pub fn new(input: R, limits: Limits) -> Self {
         Self::with(Input::new(input), limits)
@@ -96,7 +95,7 @@ impl<R: Read> Walker<R> {
     }
 
     /// The raw header blocks of the current member. To be asked for before its data is read.
-    pub fn header(&self) -> &[u8] {
+    pub fn header(&mut self) -> &[u8] {
         self.input.peeked(self.header)
     }
 

@@ -24,13 +24,14 @@ mod whiteout;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 pub use self::error::UnpackError;
 use self::root::Root;
 pub(crate) use self::small::read_in_root;
+use crate::blob::CHUNK;
 use crate::tar::{Limits, Member, Time, Walker};
 
 /// Entries that have to be remembered at once, so that a layer of nothing but names cannot take all memory.
@@ -121,7 +122,7 @@ impl Unpacker {
 
     /// Applies the next layer. After an error the tree is void.
     pub fn apply(&mut self, tar: impl Read) -> Result<(), UnpackError> {
-        let mut walker = Walker::unhashed(tar, self.options.limits.clone());
+        let mut walker = Walker::unhashed(BufReader::with_capacity(CHUNK, tar), self.options.limits.clone());
         let mut member = Member::default();
         self.upper.clear();
         loop {

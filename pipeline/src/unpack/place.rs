@@ -1,7 +1,7 @@
 //! Members become files. What is created is created new, by name in its parent, following nothing.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::tar::{Kind, Member, Time, Walker, path};
 
 impl Unpacker {
     /// Puts the member at hand in its place.
-    pub(super) fn place<R: Read>(
+    pub(super) fn place<R: BufRead>(
         &mut self,
         walker: &mut Walker<R>,
         member: &Member,
@@ -116,7 +116,7 @@ impl Unpacker {
         }
     }
 
-    fn regular<R: Read>(
+    fn regular<R: BufRead>(
         &mut self,
         walker: &mut Walker<R>,
         parent: &Directory,

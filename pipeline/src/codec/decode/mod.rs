@@ -11,6 +11,7 @@ mod zstd;
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
+use std::mem;
 
 use gzip::Gzip;
 use input::Input;
@@ -23,6 +24,9 @@ use crate::compression::Format;
 /// How much is decompressed at a time, in bytes.
 const BUFFER: usize = 128 * 1024;
 
+/// Buffers of readers that are at least so large are decompressed into directly.
+const DIRECT: usize = 16 * 1024;
+
 /// Decompresses a layer.
 ///
 /// Errors of its own are [`CodecError`]s inside [`io::Error`]s; errors of the reader pass through as they are. After an error of
@@ -30,7 +34,7 @@ const BUFFER: usize = 128 * 1024;
 pub struct Decoder<R> {
     input: Input<R>,
     state: State,
-    /// Decompressed and not yet read: `out[start..end]`.
+    /// Decompressed and not yet read: `out[start..end]`. Made when it is first needed.
     out: Box<[u8]>,
     start: usize,
     end: usize,
@@ -54,7 +58,7 @@ impl<R: BufRead> Decoder<R> {
         Self {
             input: Input::new(reader),
             state: State::Unknown,
-            out: vec![0; BUFFER].into_boxed_slice(),
+            out: Box::default(),
             start: 0,
             end: 0,
             uncompressed: 0,
@@ -100,8 +104,20 @@ impl<R: BufRead> Decoder<R> {
 
     /// Decompresses into the empty buffer, and leaves it empty at the end of the stream.
     fn refill(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            self.out = vec![0; BUFFER].into_boxed_slice();
+        }
+        let mut out = mem::take(&mut self.out);
+        let result = self.decompress(&mut out);
+        self.out = out;
+        (self.start, self.end) = (0, result?);
+        Ok(())
+    }
+
+    /// Decompresses what comes next, nothing at the end of the stream.
+    fn decompress(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let format = self.format()?;
-        let (input, out, before) = (&mut self.input, &mut self.out[..], self.uncompressed);
+        let (input, before) = (&mut self.input, self.uncompressed);
         let result = match &mut self.state {
             State::Plain => input.take(out),
             State::Gzip(gzip) => gzip.read(input, out, before),
@@ -118,11 +134,10 @@ impl<R: BufRead> Decoder<R> {
         });
         match result {
             Ok(read) => {
-                (self.start, self.end) = (0, read);
                 if read == 0 {
                     self.state = State::Ended(format);
                 }
-                Ok(())
+                Ok(read)
             }
             Err(error) => {
                 if let Some(error) = CodecError::inside(&error) {
@@ -151,6 +166,9 @@ impl<R: BufRead> Read for Decoder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
+        }
+        if self.start == self.end && buffer.len() >= DIRECT {
+            return self.decompress(buffer);
         }
         let available = self.fill_buf()?;
         let read = available.len().min(buffer.len());
