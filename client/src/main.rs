@@ -13,6 +13,8 @@ use std::time::Duration;
 use clap::Parser;
 use occy_pipeline::error::Error;
 use occy_pipeline::output::remove_unpublished;
+use occy_pipeline::registry;
+use occy_pipeline::tar::path::printable;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::display::Aside;
@@ -20,6 +22,8 @@ use crate::options::Cli;
 
 /// What is not whole is removed by whoever wrote it, for as long; after that by us.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a program that ends waits for registries to hear of it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
         }
     };
     let exit = runtime.block_on(until_signal(commands::run(cli)));
+    // What failed or was interrupted leaves registries with uploads that nobody else will end.
+    runtime.block_on(registry::uploads_ended(LAST_WORDS));
     remove_unpublished(PATIENCE);
     // A thread may still wait for standard input; what it was to do is not wanted any more.
     runtime.shutdown_background();
@@ -119,8 +125,8 @@ fn is_ignored(kind: SignalKind) -> bool {
 
 fn report(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<Error>() {
-        // Its own words hold those of its causes.
-        Some(error) => say(&format!("error: {error}")),
+        // Its own words hold those of its causes, and of images and registries: none may command the terminal.
+        Some(error) => say(&format!("error: {}", printable(error.to_string().as_bytes()))),
         None => say(&format!("error: {error:#}")),
     }
     if error.is::<settings::Misused>() {
@@ -131,7 +137,7 @@ fn report(error: &anyhow::Error) -> Exit {
     }
     let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
     if let Some(hint) = error.hint() {
-        say(&format!("hint: {hint}"));
+        say(&format!("hint: {}", printable(hint.as_bytes())));
     }
     match error {
         Error::Uri(_) | Error::Reference(_) | Error::Filter(_) => Exit::Usage,

@@ -62,18 +62,25 @@ fn registry_options(
     own: (Option<&String>, Option<&String>),
     role: &str,
 ) -> Result<registry::Options, Misused> {
-    let username = own.0.or(global.username.as_ref());
-    let password = own.1.or(global.password.as_ref());
-    let credentials = match (username, password) {
+    // Both halves from the same place: a password must not go out with another account's name, to another registry.
+    let credentials = match own {
+        (None, None) => (global.username.as_ref(), global.password.as_ref()),
+        own => own,
+    };
+    let credentials = match credentials {
         (Some(username), Some(password)) => {
             Some(Credentials::Basic { username: username.clone(), password: password.clone().into() })
         }
         (None, None) => None,
         (Some(_), None) => {
-            return Err(Misused(format!("a username for the {role}'s registry needs a password too")));
+            return Err(Misused(format!(
+                "a username for the {role}'s registry needs a password too, given in the same way"
+            )));
         }
         (None, Some(_)) => {
-            return Err(Misused(format!("a password for the {role}'s registry needs a username too")));
+            return Err(Misused(format!(
+                "a password for the {role}'s registry needs a username too, given in the same way"
+            )));
         }
     };
     let allow_networks = global

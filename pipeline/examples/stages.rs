@@ -18,6 +18,7 @@ use occy_pipeline::compression::Compression;
 use occy_pipeline::digest::{Algorithm, Hasher};
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::layer::{LayerPass, Mode, PassOutcome};
+use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -74,8 +75,8 @@ fn each_chunk(stored: &[u8], mut take: impl FnMut(&[u8])) -> io::Result<()> {
 /// Edits every member, and says how large the tar is then.
 fn pass(tar: &[u8]) -> Result<usize, Box<dyn Error>> {
     let (chain, limits) = (FilterChain::parse(["normalize-timestamps"])?, Limits::default());
-    let directory = std::env::temp_dir();
-    let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &directory);
+    let spools = SpoolDir::new(std::env::temp_dir(), u64::MAX);
+    let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &spools);
     match pass.run(tar, &mut io::sink())? {
         PassOutcome::Done(result) => Ok(usize::try_from(result.output.size)?),
         other => Err(format!("the pass ended with {other:?}").into()),

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
 use crate::blob::CHUNK;
@@ -16,7 +16,8 @@ use crate::blob::CHUNK;
 /// A file that gets its name only when it is complete. Dropped or killed before, it is gone.
 ///
 /// Where the file system knows no unnamed files it has a name from the start: `.NAME.PID-N.occystrap-partial` beside the
-/// final one. Such a file of a process that was killed is removed by the next run with the same destination.
+/// final one. It is locked by the process that writes it, wherever that runs. The lock dies with the process, so the next run with
+/// the same destination can tell what a killed one left, and removes it.
 #[derive(Debug)]
 pub struct UnnamedFile {
     file: File,
@@ -42,12 +43,17 @@ impl UnnamedFile {
 
     fn open(destination: PathBuf, directory: PathBuf) -> io::Result<Self> {
         let name = destination.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
-        let partial = directory.join(partial_name(name, std::process::id()));
+        let next = || directory.join(partial_name(name, std::process::id()));
         let mode = Mode::from_raw_mode(0o666);
         match rustix::fs::open(&directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
-            Ok(fd) => Ok(Self { file: fd.into(), destination, directory, partial, named: false }),
+            Ok(fd) => {
+                let file = File::from(fd);
+                // It has no name by which anybody else could have locked it; a file system without locks has none for others either.
+                let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+                Ok(Self { file, partial: next(), destination, directory, named: false })
+            }
             Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
-                let file = File::options().read(true).write(true).create_new(true).open(&partial)?;
+                let (file, partial) = named(next)?;
                 Ok(Self { file, destination, directory, partial, named: true })
             }
             Err(errno) => Err(errno.into()),
@@ -91,7 +97,17 @@ impl UnnamedFile {
         if !self.named {
             // A name cannot be taken over by linkat, only by rename; so link beside it first.
             let fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            rustix::fs::linkat(CWD, fd, CWD, &self.partial, AtFlags::SYMLINK_FOLLOW)?;
+            loop {
+                match rustix::fs::linkat(CWD, &fd, CWD, &self.partial, AtFlags::SYMLINK_FOLLOW) {
+                    Ok(()) => break,
+                    // On another machine a process may have our number.
+                    Err(Errno::EXIST) => {
+                        let name = self.destination.file_name().unwrap_or_default();
+                        self.partial = self.directory.join(partial_name(name, std::process::id()));
+                    }
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
             self.named = true;
         }
         std::fs::rename(&self.partial, &self.destination)?;
@@ -138,17 +154,39 @@ pub(crate) fn partial_name(name: &std::ffi::OsStr, pid: u32) -> OsString {
     partial
 }
 
-/// Removes what killed runs with the same destination left in the moment between the last byte and the rename.
+/// A new file with one of these names, which nobody else has taken for abandoned before it was locked.
+fn named(next: impl Fn() -> PathBuf) -> io::Result<(File, PathBuf)> {
+    loop {
+        let partial = next();
+        let file = match File::options().read(true).write(true).create_new(true).open(&partial) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            file => file?,
+        };
+        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // Without locks in the file system, nothing is ever taken for abandoned.
+        if locked != Err(Errno::WOULDBLOCK) && file.metadata()?.nlink() > 0 {
+            return Ok((file, partial));
+        }
+    }
+}
+
+/// Removes files that nobody holds a lock of: what killed runs with the same destination left.
 pub(crate) fn remove_abandoned(directory: &Path, name: &std::ffi::OsStr) {
     let prefix = format!(".{}.", name.to_string_lossy());
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let file_name = entry.file_name();
-        let pid = file_name
+        let is_partial = file_name
             .to_string_lossy()
             .strip_prefix(&prefix)
-            .and_then(|rest| rest.strip_suffix(".occystrap-partial")?.split_once('-')?.0.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            .and_then(|rest| rest.strip_suffix(".occystrap-partial")?.split_once('-'))
+            .is_some_and(|(pid, _)| pid.parse::<u32>().is_ok());
+        if !is_partial || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        // NFS grants exclusive locks only of what is open for writing.
+        let Ok(file) = File::options().read(true).write(true).open(entry.path()) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -211,11 +249,10 @@ mod tests {
     #[test]
     fn what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        // No process has this number: it is above the kernel's largest.
-        let dead = dir.path().join(partial_name("out".as_ref(), 4_194_305));
-        let alive = dir.path().join(partial_name("out".as_ref(), std::process::id()));
+        let dead = dir.path().join(partial_name("out".as_ref(), std::process::id()));
         std::fs::write(&dead, "").unwrap();
-        std::fs::write(&alive, "").unwrap();
+        // No process here has this number, which is above the kernel's largest: one on another machine may.
+        let (_held, alive) = named(|| dir.path().join(partial_name("out".as_ref(), 4_194_305))).unwrap();
         drop(UnnamedFile::create(&dir.path().join("out")).unwrap());
         assert!(!dead.exists() && alive.exists());
     }

@@ -76,7 +76,9 @@ pub async fn check(
 ) -> Result<CheckReport, Error> {
     let mut image = match source.image().await {
         Ok(image) => image,
-        Err(error) if error.blame() == Blame::Image => return Ok(CheckReport::of_unreadable(&error)),
+        Err(error) if error.blame() == Blame::Image || error.is_missing_blob() => {
+            return Ok(CheckReport::of_unreadable(&error));
+        }
         Err(error) => return Err(error),
     };
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));

@@ -2,6 +2,8 @@
 //!
 //! A layer's content is an opener ([`crate::blob::Blob`]), so that every attempt at it can start from the first byte.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 
 use crate::blob::BlobRef;
@@ -142,6 +144,19 @@ impl Layer {
     }
 }
 
+/// For each layer, the first one that is the same in all respects: a layer that stands twice is read and written once.
+///
+/// The same bytes are another layer where they are said to be foreign, of another size or form, or of another tar: what was found
+/// right of the first would be said of the second, which was never looked at.
+pub fn distinct_layers(layers: &[Layer]) -> Vec<usize> {
+    let mut first = HashMap::new();
+    let key = |layer: &Layer| {
+        let size = layer.descriptor.as_ref().map(|descriptor| descriptor.size);
+        (layer.blob.identity(), size, layer.format, layer.is_foreign(), layer.diff_id.clone())
+    };
+    layers.iter().map(|layer| *first.entry(key(layer)).or_insert(layer.index)).collect()
+}
+
 /// A layer that its output has.
 #[derive(Clone, Debug)]
 pub struct WrittenLayer {
@@ -171,4 +186,43 @@ pub enum StoredLayer {
         /// What they are compressed with.
         format: Format,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::blob::MemoryBlob;
+
+    const NORMAL: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+
+    fn layer(index: usize, media_type: &str, size: u64, diff_id: &str) -> Layer {
+        Layer {
+            index,
+            blob: Arc::new(MemoryBlob::new(Bytes::new())),
+            descriptor: Some(Descriptor::new(media_type, &Digest::sha256(""), size)),
+            format: Format::Gzip,
+            diff_id: Some(Digest::sha256(diff_id)),
+            origin: None,
+            keep_stored: true,
+            known_by_diff_id_alone: false,
+        }
+    }
+
+    #[test]
+    fn a_layer_that_stands_twice_is_done_once() {
+        let layers = [layer(0, NORMAL, 9, "a"), layer(1, NORMAL, 9, "b"), layer(2, NORMAL, 9, "a")];
+        assert_eq!(distinct_layers(&layers), [0, 1, 0]);
+    }
+
+    #[test]
+    fn the_same_bytes_under_another_description_are_another_layer() {
+        let others =
+            [layer(1, FOREIGN, 9, "a"), layer(1, NORMAL, 8, "a"), layer(1, NORMAL, 9, "another tar")];
+        for other in others {
+            assert_eq!(distinct_layers(&[layer(0, NORMAL, 9, "a"), other]), [0, 1]);
+        }
+    }
 }

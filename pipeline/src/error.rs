@@ -304,7 +304,12 @@ impl Error {
 }
 
 fn registry(error: &RegistryError) -> Blame {
-    if error.is_transient() { Blame::Network } else { Blame::Caller }
+    match error {
+        // A document that is not the one that was named.
+        RegistryError::Digest { .. } | RegistryError::TooLarge { .. } => Blame::Image,
+        error if error.is_transient() => Blame::Network,
+        _ => Blame::Caller,
+    }
 }
 
 fn blob(error: &BlobError) -> Blame {

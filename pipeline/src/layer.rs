@@ -18,7 +18,6 @@ mod run;
 mod stream;
 
 use std::io::{BufRead, Write};
-use std::path::Path;
 
 pub use error::LayerError;
 pub use fuzz::fuzz_layer;
@@ -27,6 +26,7 @@ pub use keep::Keep;
 use self::run::Run;
 use crate::blob::BlobSummary;
 use crate::filter::{FilterChain, Report, Targets};
+use crate::spool::SpoolDir;
 use crate::tar::{Limits, Member, Walker};
 
 /// What a pass is for.
@@ -99,14 +99,14 @@ pub struct LayerPass<'a> {
     chain: &'a FilterChain,
     mode: Mode,
     limits: &'a Limits,
-    directory: &'a Path,
+    spools: &'a SpoolDir,
     plan: Plan,
 }
 
 impl<'a> LayerPass<'a> {
-    /// Prepares a pass. `directory` is for the temporary file that [`exclude`](crate::filter::exclude) may need.
-    pub fn new(chain: &'a FilterChain, mode: Mode, limits: &'a Limits, directory: &'a Path) -> Self {
-        Self { chain, mode, limits, directory, plan: Plan::default() }
+    /// Prepares a pass. `spools` is for the temporary file that [`exclude`](crate::filter::exclude) may need.
+    pub fn new(chain: &'a FilterChain, mode: Mode, limits: &'a Limits, spools: &'a SpoolDir) -> Self {
+        Self { chain, mode, limits, spools, plan: Plan::default() }
     }
 
     /// Begins again with what an earlier pass found to be needed.

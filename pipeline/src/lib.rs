@@ -31,5 +31,6 @@ pub mod source;
 pub mod spool;
 pub mod tar;
 pub mod task;
+mod thread;
 pub mod unpack;
 pub mod uri;

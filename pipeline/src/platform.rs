@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::config::ImageConfig;
 use crate::manifest::Descriptor;
 
 /// An operating system and processor, in Go's names.
@@ -172,6 +173,18 @@ pub fn select<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Result<&'a 
         }
     }
     Err(NoSuchPlatform { wanted: wanted.clone(), available })
+}
+
+/// Whether an image whose entry in an index says nothing of a platform is for the wanted one. A config that says nothing either
+/// contradicts nobody; what has no config of an image runs nowhere.
+pub fn confirm(wanted: &Platform, config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
+    let offered = match config.map(ImageConfig::platform) {
+        Some(None) => return Ok(()),
+        Some(Some(platform)) if wanted.rank(&platform).is_some() => return Ok(()),
+        Some(Some(platform)) => platform.to_string(),
+        None => "an artifact".to_owned(),
+    };
+    Err(NoSuchPlatform { wanted: wanted.clone(), available: vec![offered] })
 }
 
 fn list(available: &[String]) -> String {

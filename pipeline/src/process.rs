@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::compression::Format;
 use crate::config::ConfigError;
-use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
+use crate::element::{Image, Layer, StoredLayer, WrittenLayer, distinct_layers};
 use crate::error::Error;
 use crate::executor::{Executor, LayerTask};
 use crate::filter::{FilterChain, ImageFindings, LayerFindings, OutputFormat, Rendering};
@@ -69,7 +69,7 @@ pub async fn process(
     let mut image = source.image().await?;
     refuse_artifact(&image, &plan, output.form())?;
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
-    let distinct = distinct(&image);
+    let distinct = distinct_layers(&image.layers);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
     output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
     let coming = Coming::new(source, order(&image, written, output.as_ref()));
@@ -80,7 +80,7 @@ pub async fn process(
     let finished =
         FinishedImage { image: &image, chain: &plan.chain, config: config.clone(), layers: &layers };
     let receipt = output.finalize(finished).await?;
-    let bytes = layers.iter().map(|layer| stored_size(&image, layer)).sum();
+    let bytes = layers.iter().map(|layer| stored_size(&image, layer)).fold(0, u64::saturating_add);
     let summary = Summary { bytes, layers: layers.len(), elapsed: start.elapsed() };
     Ok(Outcome { image, layers, config, receipt, summary })
 }
@@ -119,12 +119,6 @@ async fn expected(
         ExpectedLayer { index, tar_size, may_restart }
     });
     futures_util::stream::iter(sizes).buffered(EXPECTED_AT_ONCE).collect().await
-}
-
-/// For each layer, the first one with the same content: a layer that stands twice is read and written once.
-fn distinct(image: &Image) -> Vec<usize> {
-    let mut first = HashMap::new();
-    image.layers.iter().map(|layer| *first.entry(layer.blob.identity()).or_insert(layer.index)).collect()
 }
 
 /// The order in which layers are begun, where it is ours to choose.

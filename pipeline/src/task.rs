@@ -1,6 +1,6 @@
 //! One layer from its blob to its destination: fetch, decompress, filters in one pass, hash, compress, hash, store.
 //!
-//! Reading and storing wait on the network and are async; everything that computes runs on two blocking threads a layer
+//! Reading and storing wait on the network and are async; everything that computes runs on two threads of each layer's own
 //! (one decompresses, one walks the tar and hashes) and on the compression pool. Bounded channels join them, so a slow
 //! destination slows the source, and a layer of any size needs the same few megabytes.
 
@@ -24,6 +24,7 @@ use crate::output::{ImageOutput, LayerForm, Moved};
 use crate::progress::{LayerProgress, LayerState};
 use crate::spool::SpoolDir;
 use crate::tar::Limits;
+use crate::thread;
 
 /// Chunks between two stages: about a megabyte.
 const CHANNEL: usize = 4;
@@ -264,8 +265,8 @@ impl LayerPlan {
     ) -> Result<PassOutcome, Error> {
         let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
         let pool = self.pool.clone();
-        blocking(move || {
-            let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, spools.path()).with_plan(tar_plan);
+        thread::run("walk", move || {
+            let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &spools).with_plan(tar_plan);
             match compression {
                 // Without filters nothing needs to know what is in the tar.
                 None if chain.is_empty() => forward(tar, writer),
@@ -282,7 +283,7 @@ impl LayerPlan {
                 }
             }
         })
-        .await
+        .await?
     }
 
     /// Reads a layer without storing it: what the filters report of it, and what it is really compressed with.
@@ -350,14 +351,19 @@ impl LayerPlan {
             ended: false,
         };
         let task = async move {
-            blocking(move || {
+            let failed = sender.clone();
+            let decoded = thread::run("decode", move || {
                 let mut decoder = Decoder::new(input).limit(limit);
                 if let Err(error) = decode_into(&mut decoder, &buffers, &sender) {
                     let _ = sender.send(Decoded::Failed(error));
                 }
                 decoder.format().ok()
+            });
+            decoded.await.unwrap_or_else(|error| {
+                // No thread, so nothing was sent, and there is room for this.
+                let _ = failed.try_send(Decoded::Failed(io::Error::other(error)));
+                None
             })
-            .await
         };
         (tar, task)
     }
@@ -365,11 +371,11 @@ impl LayerPlan {
     /// One pass over a tar, on a thread of its own.
     async fn walk(&self, tar: Tar, mode: Mode) -> Result<PassOutcome, Error> {
         let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
-        blocking(move || {
-            let pass = LayerPass::new(&chain, mode, &limits, spools.path());
+        thread::run("walk", move || {
+            let pass = LayerPass::new(&chain, mode, &limits, &spools);
             Ok(pass.run(tar, &mut io::sink())?)
         })
-        .await
+        .await?
     }
 }
 
@@ -663,14 +669,6 @@ fn send_hashed(hasher: &mut Hasher, writer: &LayerWriter, bytes: Bytes) -> io::R
     writer.blocking_send(bytes).map_err(interrupted)
 }
 
-/// Runs on a thread that may compute and block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
 /// Both halves of a layer, or the error of the half that failed first: the other's then is only that it was interrupted.
 pub(crate) fn both<A, B>(produced: Result<A, Error>, stored: Result<B, Error>) -> Result<(A, B), Error> {
     match (produced, stored) {
@@ -708,6 +706,7 @@ mod tests {
     use crate::blob::MemoryBlob;
     use crate::digest::Digest;
     use crate::manifest::{Descriptor, Family, LayerType};
+    use crate::progress::Progress;
 
     fn plan(filters: &[&str]) -> LayerPlan {
         LayerPlan {
@@ -790,6 +789,30 @@ mod tests {
         let descriptor = Some(Descriptor::new(media_type, &Digest::sha256(b""), 0));
         let foreign = Layer { descriptor, ..layer(Format::Gzip) };
         assert_eq!(plan(&[]).way(ZSTD, &foreign), Way::Copy);
+    }
+
+    /// Each stage has a thread of its own, so no number of layers can keep the next stage of any from beginning.
+    #[test]
+    fn a_pool_without_free_threads_holds_no_layer_up() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (release, held) = sync_channel::<()>(0);
+        runtime.spawn_blocking(move || held.recv());
+        let blob = Arc::new(MemoryBlob::new(Bytes::from(vec![0; 4 << 20])));
+        let layer = Layer { blob, descriptor: None, diff_id: None, ..layer(Format::None) };
+        let plan = LayerPlan { max_layer_size: 8 << 20, ..plan(&[]) };
+        let progress = Progress::default();
+        progress.begin([(layer.label(), None)].into_iter());
+        let observed = runtime.block_on(async {
+            let observing = plan.observe(&layer, None, &progress.layers()[0]);
+            tokio::time::timeout(Duration::from_secs(20), observing).await
+        });
+        drop(release);
+        runtime.shutdown_background();
+        assert_eq!(observed.expect("it is read").unwrap().0.input.size, 4 << 20);
     }
 
     #[test]

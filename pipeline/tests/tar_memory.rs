@@ -7,6 +7,7 @@ mod tar_support;
 use std::io::Read;
 
 use occy_pipeline::layer::{LayerPass, Mode, PassOutcome};
+use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use tar_support::{Archive, Header, chain};
 
@@ -27,9 +28,9 @@ fn large_files_and_large_holes_pass_in_constant_memory() {
     let input = std::io::BufReader::new(start.chain(std::io::repeat(0).take(GIGABYTE)).chain(&end[..]));
 
     let before = peak();
-    let (limits, directory) = (Limits::default(), std::env::temp_dir());
+    let (limits, spools) = (Limits::default(), SpoolDir::new(std::env::temp_dir(), u64::MAX));
     let chain = chain(&["normalize-timestamps", "inspect:file=x", "exclude:pattern=nothing"]);
-    let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &directory);
+    let pass = LayerPass::new(&chain, Mode::Rewrite, &limits, &spools);
     let PassOutcome::Done(result) = pass.run(input, &mut std::io::sink()).unwrap() else { panic!() };
     let grown = peak() - before;
 

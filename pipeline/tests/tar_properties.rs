@@ -8,6 +8,7 @@ use std::io::{BufRead, Read};
 
 use occy_pipeline::filter::Report;
 use occy_pipeline::layer::{LayerPass, Mode, PassOutcome, fuzz_layer};
+use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::{Content, Kind, Limits, Member, Time, Walker};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -332,14 +333,14 @@ proptest! {
         let (again, twice) = rewrite(&chain, &tar).unwrap();
         prop_assert_eq!(&once, &twice);
         prop_assert_eq!(&result.reports, &again.reports);
-        let (limits, directory) = (Limits::default(), std::env::temp_dir());
-        let pass = LayerPass::new(&chain, Mode::Observe, &limits, &directory)
+        let (limits, spools) = (Limits::default(), SpoolDir::new(std::env::temp_dir(), u64::MAX));
+        let pass = LayerPass::new(&chain, Mode::Observe, &limits, &spools)
             .run(Trickle { bytes: &tar, piece: 0, sizes: sizes.iter().cycle() }, &mut std::io::sink());
         if let PassOutcome::Done(observed) = pass.unwrap() {
             prop_assert_eq!(observed.output, result.output);
             prop_assert_eq!(observed.reports, result.reports);
         }
-        let scan = LayerPass::new(&chain, Mode::Scan, &limits, &directory);
+        let scan = LayerPass::new(&chain, Mode::Scan, &limits, &spools);
         match scan.run(&tar[..], &mut std::io::sink()).unwrap() {
             PassOutcome::NeedsRewrite { .. } => prop_assert!(result.edited),
             PassOutcome::Done(_) => prop_assert!(!result.edited),
@@ -427,10 +428,10 @@ fn members_that_straddle_buffers_are_read_like_any_other() {
     let chain =
         chain(&["inspect:file=a", "normalize-timestamps:ts=1", "inspect:file=b", "exclude:pattern=1*"]);
     let (expected, _) = rewrite(&chain, &tar).unwrap();
-    let (limits, directory) = (Limits::default(), std::env::temp_dir());
+    let (limits, spools) = (Limits::default(), SpoolDir::new(std::env::temp_dir(), u64::MAX));
     for sizes in [&[1000, 7][..], &[262_143], &[262_145, 511]] {
         let input = Trickle { bytes: &tar, piece: 0, sizes: sizes.iter().cycle() };
-        let pass = LayerPass::new(&chain, Mode::Observe, &limits, &directory);
+        let pass = LayerPass::new(&chain, Mode::Observe, &limits, &spools);
         let PassOutcome::Done(observed) = pass.run(input, &mut std::io::sink()).unwrap() else { panic!() };
         assert_eq!((observed.output, observed.reports), (expected.output.clone(), expected.reports.clone()));
     }

@@ -228,7 +228,7 @@ impl From<ServiceError> for Status {
 fn pipeline(error: &Error) -> Verdict {
     let verdict = |code, reason| Verdict { code, reason, retryable: error.is_transient() };
     match registry(error) {
-        Some(RegistryError::AddressRefused { .. }) => {
+        Some(RegistryError::AddressRefused { .. } | RegistryError::PlainHttp { .. }) => {
             return verdict(Code::PermissionDenied, "NETWORK_NOT_ALLOWED");
         }
         Some(error) if matches!(error.status(), Some(401 | 403)) => {

@@ -12,6 +12,7 @@ use crate::Exit;
 use crate::display::Display;
 use crate::options::{Check, Global, OutputFormat};
 use crate::settings::{plan, settings};
+use occy_pipeline::tar::path::printable;
 
 pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit> {
     let settings = settings(global)?;
@@ -38,12 +39,18 @@ fn text(report: &CheckReport, options: &Check) -> Result<String, std::fmt::Error
         };
         match finding.layer {
             Some(index) => {
-                writeln!(out, "{severity}: layer {} of {}: {}", index + 1, report.layers, finding.message)?;
+                writeln!(
+                    out,
+                    "{severity}: layer {} of {}: {}",
+                    index + 1,
+                    report.layers,
+                    printable(finding.message.as_bytes())
+                )?;
             }
-            None => writeln!(out, "{severity}: {}", finding.message)?,
+            None => writeln!(out, "{severity}: {}", printable(finding.message.as_bytes()))?,
         }
     }
-    let image = report.image.as_deref().unwrap_or(&options.source);
+    let image = printable(report.image.as_deref().unwrap_or(&options.source).as_bytes());
     let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     let read =
         if options.fast { "not read (--fast)".to_owned() } else { format!("{} verified", report.verified) };

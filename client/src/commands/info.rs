@@ -112,34 +112,38 @@ fn layer_document(layer: &Layer) -> serde_json::Value {
 
 /// Bytes of all layers as stored, if all are known.
 fn stored_size(image: &Image) -> Option<u64> {
-    image.layers.iter().map(|layer| layer.blob.size()).sum()
+    image
+        .layers
+        .iter()
+        .map(|layer| layer.blob.size())
+        .try_fold(0, |sum: u64, size| Some(sum.saturating_add(size?)))
 }
 
 fn text(image: &Image) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    writeln!(out, "Name:      {}", image.name)?;
+    writeln!(out, "Name:      {}", shown(&image.name.to_string()))?;
     if let Some(manifest) = &image.manifest {
         writeln!(out, "Manifest:  {}", manifest.digest)?;
-        writeln!(out, "           {}", manifest.media_type)?;
+        writeln!(out, "           {}", shown(&manifest.media_type))?;
     }
     if let Some(digest) = image.config.digest() {
         writeln!(out, "Config:    {digest}")?;
     }
     let config = image.config.document.as_ref();
     match config.and_then(|config| config.platform()) {
-        Some(platform) => writeln!(out, "Platform:  {platform}")?,
-        None if config.is_none() => writeln!(out, "Artifact:  {}", image.config.media_type)?,
+        Some(platform) => writeln!(out, "Platform:  {}", shown(&platform.to_string()))?,
+        None if config.is_none() => writeln!(out, "Artifact:  {}", shown(&image.config.media_type))?,
         None => {}
     }
     if let Some(created) = config.and_then(|config| config.created()) {
-        writeln!(out, "Created:   {created}")?;
+        writeln!(out, "Created:   {}", shown(created))?;
     }
     let size = stored_size(image).map(|size| format!(", {size} bytes")).unwrap_or_default();
     writeln!(out, "Layers:    {}{size}", image.layers.len())?;
     for layer in &image.layers {
         let size =
             layer.blob.size().map(|size| format!("{size:>12}")).unwrap_or_else(|| format!("{:>12}", "?"));
-        writeln!(out, "  {:>3} {size} {:<4} {}", layer.index + 1, layer.format, layer.label())?;
+        writeln!(out, "  {:>3} {size} {:<4} {}", layer.index + 1, layer.format, shown(&layer.label()))?;
     }
     let history = config.map(|config| config.history()).unwrap_or_default();
     if !history.is_empty() {
@@ -148,7 +152,13 @@ fn text(image: &Image) -> Result<String, std::fmt::Error> {
     for step in history {
         let mark = if step.empty_layer { ' ' } else { '*' };
         let created_by = step.created_by.split_whitespace().collect::<Vec<_>>().join(" ");
-        writeln!(out, "  {mark} {} {created_by}", step.created.as_deref().unwrap_or("-"))?;
+        let created = shown(step.created.as_deref().unwrap_or("-"));
+        writeln!(out, "  {mark} {created} {}", shown(&created_by))?;
     }
     Ok(out)
+}
+
+/// What an image says of itself, fit for a terminal.
+fn shown(text: &str) -> String {
+    printable(text.as_bytes())
 }

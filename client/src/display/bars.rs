@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use occy_pipeline::progress::{LayerProgress, LayerState};
+use occy_pipeline::tar::path::printable;
 
 /// A speed is that of the last seconds.
 const SPEED_OVER: Duration = Duration::from_secs(5);
@@ -86,7 +87,7 @@ fn line(layer: &LayerProgress, speed: Option<u64>, columns: usize) -> String {
         Some(total) => format!("{:>10} / {:<10}", size(read), size(total)),
         None => format!("{:>10}", size(read)),
     };
-    let text = format!("{label:.12}");
+    let text = format!("{:.12}", printable(label.as_bytes()));
     // The label with a space, the brackets with one, the counts with one, and the longest word.
     let taken = 13 + 3 + counts.len() + 1 + "already there".len();
     let width = columns.saturating_sub(1 + taken).min(WIDEST_BAR);

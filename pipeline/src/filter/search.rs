@@ -254,11 +254,12 @@ pub fn text(image: &ImageFindings<'_>) -> String {
 
 /// `image:tag:layer:path`, one match a line.
 pub fn script_friendly(image: &ImageFindings<'_>) -> String {
+    let (name, tag) = (path::printable(image.image.as_bytes()), path::printable(image.tag.as_bytes()));
     let mut text = String::new();
     for layer in image.layers {
         let Some(Report::Search(Hits { hits })) = layer.report else { continue };
         for hit in hits {
-            let _ = writeln!(text, "{}:{}:{}:{}", image.image, image.tag, layer.hex, hit.path);
+            let _ = writeln!(text, "{name}:{tag}:{}:{}", layer.hex, hit.path);
         }
     }
     text

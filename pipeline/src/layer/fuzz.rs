@@ -2,6 +2,7 @@
 
 use super::{LayerPass, LayerResult, Mode, PassOutcome, Plan};
 use crate::filter::FilterChain;
+use crate::spool::SpoolDir;
 use crate::tar::Limits;
 
 /// Reads any bytes as a layer and rewrites them through a chain of all filters.
@@ -42,11 +43,11 @@ pub fn fuzz_layer(data: &[u8]) {
 }
 
 fn run(chain: &FilterChain, limits: &Limits, data: &[u8]) -> Option<(LayerResult, Vec<u8>)> {
-    let directory = std::env::temp_dir();
+    let spools = SpoolDir::new(std::env::temp_dir(), u64::MAX);
     let mut plan = Plan::default();
     for _ in 0..=Plan::most_restarts(chain) {
         let mut written = Vec::new();
-        let pass = LayerPass::new(chain, Mode::Rewrite, limits, &directory).with_plan(plan);
+        let pass = LayerPass::new(chain, Mode::Rewrite, limits, &spools).with_plan(plan);
         match pass.run(data, &mut written) {
             Ok(PassOutcome::Done(result)) => return Some((result, written)),
             Ok(PassOutcome::NeedsRestart(next)) => plan = next,

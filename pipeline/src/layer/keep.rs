@@ -1,10 +1,9 @@
 //! Data of members that were dropped but are needed later in the same layer.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
+use crate::spool::{self, SpoolDir};
 use crate::tar::{Content, Member};
 
 /// Held in memory before a file is made.
@@ -32,16 +31,16 @@ impl Keep {
 
 /// The bytes that are kept aside: a little in memory, more in a file without a name, never more than the limit.
 pub(super) struct Spool<'a> {
-    directory: &'a Path,
+    spools: &'a SpoolDir,
     limit: u64,
     keep: Keep,
     memory: Vec<u8>,
-    file: Option<File>,
+    file: Option<spool::Spool>,
 }
 
 impl<'a> Spool<'a> {
-    pub(super) fn new(directory: &'a Path, limit: u64) -> Self {
-        Self { directory, limit, keep: Keep::default(), memory: Vec::new(), file: None }
+    pub(super) fn new(spools: &'a SpoolDir, limit: u64) -> Self {
+        Self { spools, limit, keep: Keep::default(), memory: Vec::new(), file: None }
     }
 
     pub(super) fn keep(&mut self) -> &mut Keep {
@@ -60,7 +59,7 @@ impl<'a> Spool<'a> {
 
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.file.is_none() && self.memory.len() + bytes.len() > MEMORY {
-            let mut file = tempfile::tempfile_in(self.directory)?;
+            let mut file = self.spools.create()?;
             file.write_all(&self.memory)?;
             self.memory = Vec::new();
             self.file = Some(file);
@@ -76,7 +75,7 @@ impl<'a> Spool<'a> {
     /// Fills `buffer` from a place where bytes were appended.
     pub(super) fn read(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.file {
-            Some(file) => file.read_exact_at(buffer, start),
+            Some(file) => file.file().read_exact_at(buffer, start),
             None => {
                 let range = usize::try_from(start)
                     .ok()
@@ -85,5 +84,27 @@ impl<'a> Spool<'a> {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_counts_with_all_other_temporary_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let spools = SpoolDir::new(dir.path(), 2 << 20);
+        let mut other = spools.create().unwrap();
+        other.write_all(&vec![0; 1 << 20]).unwrap();
+        let mut kept = Spool::new(&spools, u64::MAX);
+        kept.append(&vec![1; 1 << 20]).unwrap();
+        let error = kept.append(&[2]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        drop(other);
+        kept.append(&[2]).unwrap();
+        let mut last = [0; 2];
+        kept.read((1 << 20) - 1, &mut last).unwrap();
+        assert_eq!(last, [1, 2]);
     }
 }

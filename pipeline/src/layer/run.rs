@@ -51,7 +51,7 @@ impl<'a> Run<'a> {
             limits: pass.limits,
             stages,
             streams,
-            spool: Spool::new(pass.directory, pass.limits.kept),
+            spool: Spool::new(pass.spools, pass.limits.kept),
             holes: 0,
             planning: false,
         }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::FinishedImage;
 use crate::blob::BlobSummary;
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::element::{Image, StoredLayer, WrittenLayer};
 use crate::manifest::{BuildError, Family, ManifestLayer, build_image_manifest, family_for};
@@ -73,6 +74,29 @@ impl FinalManifest {
         Ok(Self { bytes, media_type: family.manifest().to_owned(), digest })
     }
 
+    /// Whether an image that is to change its family can be named in the other one, as far as its source tells: said before its
+    /// layers are stored, and not after.
+    pub(super) fn foresee(
+        image: &Image,
+        format: ManifestFormat,
+        compression: Option<Compression>,
+    ) -> Result<(), BuildError> {
+        let ManifestFormat::Always(family) = format else { return Ok(()) };
+        if family == image.family {
+            return Ok(());
+        }
+        let layers = image.layers.iter().map(|layer| {
+            let format = compression.map_or(layer.format, Compression::format);
+            let is_kept = layer.is_foreign() || format == layer.format;
+            match &layer.descriptor {
+                Some(descriptor) if is_kept && image.manifest.is_some() => ManifestLayer::Kept(descriptor),
+                _ => ManifestLayer::Written { format, blob: nothing() },
+            }
+        });
+        let source = image.manifest.as_ref().map(|manifest| &manifest.parsed);
+        build_image_manifest(family, source, &nothing(), &layers.collect::<Vec<_>>()).map(drop)
+    }
+
     /// An index as its source has it.
     pub(super) fn of_index(index: &SourceIndex) -> Self {
         Self {
@@ -81,6 +105,11 @@ impl FinalManifest {
             digest: index.manifest.digest.clone(),
         }
     }
+}
+
+/// What stands for a blob that is not known yet.
+fn nothing() -> BlobSummary {
+    BlobSummary { digest: Digest::sha256(""), size: 0 }
 }
 
 /// A layer as the manifest is to name it.

@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes};
 
 use super::ExpectedLayer;
 use crate::blob::{BlobError, BlobSummary, ByteCount, LayerPiece, LayerStream};
-use crate::element::{Image, Layer};
+use crate::element::{Image, Layer, distinct_layers};
 use crate::error::Error;
 use crate::spool::{Spool, SpoolDir};
 use crate::unpack::{LeftOut, Options, Unpacker};
@@ -43,10 +43,7 @@ pub(super) struct Order {
 impl Order {
     /// That of an image's layers.
     pub(super) fn of(image: &Image, expected: &[ExpectedLayer]) -> Self {
-        let mut known = HashMap::new();
-        let layers = image.layers.iter().enumerate();
-        let first: Vec<usize> =
-            layers.map(|(at, layer)| *known.entry(layer.blob.identity()).or_insert(at)).collect();
+        let first = distinct_layers(&image.layers);
         let may_restart = expected.iter().filter(|layer| layer.may_restart).map(|layer| layer.index);
         let repeated = first.iter().enumerate().filter(|(at, first)| at != *first).map(|(_, first)| *first);
         let kept_whole = may_restart.chain(repeated).collect();

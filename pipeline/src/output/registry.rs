@@ -104,14 +104,14 @@ impl ImageOutput for RegistryOutput {
         LayerForm::Stored { compression: self.compression }
     }
 
-    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+    async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         // Docker schema2 cannot name zstd; said now, not after the layers have been uploaded.
         let docker = self.format == ManifestFormat::Always(Family::Docker);
         match self.compression {
             Some(compression) if docker && compression.format() == Format::Zstd => {
                 Err(OutputError::ZstdInDocker.into())
             }
-            _ => Ok(()),
+            _ => Ok(FinalManifest::foresee(image, self.format, self.compression)?),
         }
     }
 

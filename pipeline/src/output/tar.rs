@@ -23,6 +23,7 @@ use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer};
 use crate::error::Error;
 use crate::spool::{Spool, SpoolDir};
+use crate::thread;
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
@@ -117,20 +118,19 @@ impl TarOutput {
         expected: &[ExpectedLayer],
         pipe: io::PipeWriter,
     ) -> Result<(), Error> {
-        let target = Target::Stream(OwnedFd::from(pipe).into());
-        self.begin_at(image, expected, || Ok((target, self.spools.clone())))
+        self.refuse_artifact(image)?;
+        self.begin_at(Target::Stream(OwnedFd::from(pipe).into()), self.spools.clone(), expected);
+        Ok(())
     }
 
-    fn begin_at(
-        &self,
-        image: &Image,
-        expected: &[ExpectedLayer],
-        open: impl FnOnce() -> Result<(Target, SpoolDir), OutputError>,
-    ) -> Result<(), Error> {
-        if !image.is_image() {
-            return Err(OutputError::NotAnImage { destination: self.destination() }.into());
+    fn refuse_artifact(&self, image: &Image) -> Result<(), OutputError> {
+        match image.is_image() {
+            true => Ok(()),
+            false => Err(OutputError::NotAnImage { destination: self.destination() }),
         }
-        let (target, spools) = open()?;
+    }
+
+    fn begin_at(&self, target: Target, spools: SpoolDir, expected: &[ExpectedLayer]) {
         *lock(&self.assembly) = Some(Assembly {
             target,
             spools,
@@ -141,7 +141,6 @@ impl TarOutput {
             present: HashSet::new(),
             misplaced: Vec::new(),
         });
-        Ok(())
     }
 
     fn destination(&self) -> String {
@@ -193,7 +192,12 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        self.begin_at(image, expected, || self.open())
+        self.refuse_artifact(image)?;
+        let to_open = Self::new(&self.path, self.spools.clone());
+        // To open a pipe waits for its reader.
+        let (target, spools) = thread::run("open", move || to_open.open()).await??;
+        self.begin_at(target, spools, expected);
+        Ok(())
     }
 
     async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
@@ -220,7 +224,7 @@ impl super::ImageOutput for TarOutput {
             begun(&mut lock(&assembly)).settle(index, place, summary.clone())?;
             Ok(summary)
         };
-        match tokio::task::spawn_blocking(task).await.expect("writing a layer does not panic") {
+        match thread::run("write", task).await? {
             Ok(summary) => {
                 Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format: Format::None })
             }

@@ -4,6 +4,7 @@
 //! again, compared by hash, and dropped) or answer with another range (which is then not tried again).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -20,6 +21,8 @@ use crate::digest::{Digest, Hasher};
 
 /// Bytes that must have come since the last failure for it to be forgotten.
 const PROGRESS: u64 = 1024 * 1024;
+/// How long the last bytes of a blob may take, which are only a hint.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 struct RegistryBlob {
@@ -69,13 +72,20 @@ impl Blob for RegistryBlob {
     }
 
     async fn tail(&self) -> Option<[u8; 4]> {
+        // Nobody is to wait for a hint.
+        tokio::time::timeout(TAIL_TIMEOUT, self.ask_for_tail()).await.ok()?
+    }
+}
+
+impl RegistryBlob {
+    async fn ask_for_tail(&self) -> Option<[u8; 4]> {
         let start = self.size?.checked_sub(4)?;
         let operation = Operation::GetBlob(self.digest.clone());
         let call =
             self.repository.call(Method::GET, &format!("blobs/{}", self.digest), operation).await.ok()?;
         let call =
             call.header(ACCEPT_ENCODING, "identity").header(RANGE, format!("bytes={start}-{}", start + 3));
-        let mut response = self.repository.host.send(&call).await.ok()?;
+        let mut response = self.repository.host.send_once(&call).await.ok()?;
         // A registry that ignores the range sends the whole blob, which is not waited for.
         if response.status() != StatusCode::PARTIAL_CONTENT || range_start(response.headers()) != Some(start)
         {

@@ -1,14 +1,15 @@
 //! Content of an upload that is held in memory until the registry has it.
 
-use std::convert::Infallible;
-
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
 use crate::blob::{BlobError, BlobSummary, ByteStream, LayerPiece, LayerStream};
 use crate::digest::Digest;
 
-/// Bytes in the pieces in which they came, so that nothing is copied.
+/// What comes in smaller pieces than this, in bytes, is copied together.
+const PIECE_MIN: usize = 64 * 1024;
+
+/// Bytes in the pieces in which they came, so that little is copied.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chunks {
     pieces: Vec<Bytes>,
@@ -25,8 +26,10 @@ impl Chunks {
     }
 
     fn push(&mut self, bytes: Bytes) {
-        self.size += bytes.len() as u64;
-        self.pieces.push(bytes);
+        if !bytes.is_empty() {
+            self.size += bytes.len() as u64;
+            self.pieces.push(bytes);
+        }
     }
 
     /// All but the first bytes.
@@ -44,16 +47,9 @@ impl Chunks {
         rest
     }
 
-    /// A request's body. It has no length of its own: the request's header says it.
-    pub(super) fn to_body(&self) -> Option<reqwest::Body> {
-        match self.pieces.as_slice() {
-            [] => None,
-            [one] => Some(reqwest::Body::from(one.clone())),
-            _ => {
-                let pieces = stream::iter(self.pieces.clone()).map(Ok::<_, Infallible>);
-                Some(reqwest::Body::wrap_stream(pieces))
-            }
-        }
+    /// What a request's body is made of.
+    pub(super) fn stream(&self) -> ByteStream {
+        stream::iter(self.pieces.clone()).map(Ok).boxed()
     }
 }
 
@@ -134,18 +130,48 @@ impl Pieces {
         mut chunks: Chunks,
         wanted: usize,
     ) -> Result<Chunks, BlobError> {
-        while chunks.size() < wanted as u64 {
+        // Each piece costs more than its bytes, so what comes in crumbs is put together.
+        let mut crumbs = BytesMut::new();
+        while chunks.size() + (crumbs.len() as u64) < wanted as u64 {
             match self.next().await? {
-                Some(bytes) if bytes.is_empty() => {}
-                Some(bytes) => chunks.push(bytes),
+                Some(bytes) if bytes.len() < PIECE_MIN => {
+                    crumbs.extend_from_slice(&bytes);
+                    if crumbs.len() >= PIECE_MIN {
+                        chunks.push(crumbs.split().freeze());
+                    }
+                }
+                Some(bytes) => {
+                    chunks.push(crumbs.split().freeze());
+                    chunks.push(bytes);
+                }
                 None => break,
             }
         }
+        chunks.push(crumbs.freeze());
         Ok(chunks)
     }
 
     /// The sum of all bytes, once they have all come.
     pub(super) fn summary(&self) -> Option<BlobSummary> {
         self.summary.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_byte_by_byte_is_held_in_few_pieces() {
+        let bytes: Vec<u8> = (0..200_000).map(|at: u32| at.to_le_bytes()[0]).collect();
+        let crumbs: Vec<_> = bytes.iter().map(|byte| Ok(Bytes::copy_from_slice(&[*byte]))).collect();
+        let large = vec![7; 100_000];
+        let pieces = stream::iter(crumbs).chain(stream::iter([Ok(Bytes::from(large.clone()))]));
+        let (size, digest) = (300_000, Digest::sha256("x"));
+        let mut pieces = Pieces::of_blob(pieces.boxed(), &digest, size);
+        let gathered = pieces.gather(1 << 20).await.unwrap();
+        assert!(gathered.pieces.len() <= 6, "{}", gathered.pieces.len());
+        assert!(gathered.pieces.concat() == [bytes, large].concat());
+        assert_eq!(pieces.summary().unwrap().size, size);
     }
 }

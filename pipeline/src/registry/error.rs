@@ -104,6 +104,14 @@ pub enum RegistryError {
         /// What it resolved to.
         address: IpAddr,
     },
+    /// The registry named a host that would have to be spoken to without TLS.
+    #[error("refused to speak plain HTTP to {peer}, which {request} named")]
+    PlainHttp {
+        /// What was asked.
+        request: Box<Request>,
+        /// The host that the registry named.
+        peer: String,
+    },
     /// The answer breaks the distribution protocol.
     #[error("unusable answer for {request}: {problem}")]
     Protocol {
@@ -182,6 +190,7 @@ impl RegistryError {
                 ..
             }
             | Self::AddressRefused { .. }
+            | Self::PlainHttp { .. }
             | Self::Protocol { .. }
             | Self::TooLarge { .. }
             | Self::Digest { .. }
@@ -205,6 +214,7 @@ impl RegistryError {
             | Self::Broken { request, .. }
             | Self::Timeout { request, .. }
             | Self::AddressRefused { request, .. }
+            | Self::PlainHttp { request, .. }
             | Self::Protocol { request, .. }
             | Self::SessionLost { request, .. }
             | Self::TooLarge { request, .. }
@@ -248,6 +258,7 @@ impl RegistryError {
             Self::AddressRefused { address, .. } => {
                 Some(format!("if this is right, pass --allow-network {address}"))
             }
+            Self::PlainHttp { peer, .. } => Some(format!("if this is right, pass --insecure {peer}")),
             _ => None,
         }
     }

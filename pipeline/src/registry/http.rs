@@ -64,7 +64,12 @@ impl HttpClients {
         let tls = match url.scheme() {
             "https" if self.is_insecure(url) => Tls::Unverified,
             "https" => Tls::Verified,
-            _ => Tls::None,
+            // Whatever led here: a token's realm, a Location, a redirect.
+            _ if is_loopback(host) || self.is_insecure(url) => Tls::None,
+            _ => {
+                let request = Box::new(request.clone());
+                return Err(RegistryError::PlainHttp { request, peer: peer(url) });
+            }
         };
         let kind = Kind { tls, own, proxied: !is_loopback(host) };
         self.clients[kind.index()].get_or_try_init(|| self.build(kind)).await
@@ -249,8 +254,24 @@ fn address_refused(refused: &Refused, request: &Request) -> RegistryError {
     }
 }
 
+/// A small document may take so many times the longest silence in all, so that nobody can draw it out byte by byte.
+const DOCUMENT_PATIENCE: u32 = 5;
+
 /// A body that must be small.
 pub(super) async fn read_capped(
+    response: Response,
+    cap: usize,
+    patience: Duration,
+    request: &Request,
+) -> Result<Bytes, RegistryError> {
+    let all = patience * DOCUMENT_PATIENCE;
+    let reading = read_in_pieces(response, cap, patience, request);
+    tokio::time::timeout(all, reading)
+        .await
+        .unwrap_or_else(|_| Err(RegistryError::Timeout { request: Box::new(request.clone()), after: all }))
+}
+
+async fn read_in_pieces(
     mut response: Response,
     cap: usize,
     patience: Duration,

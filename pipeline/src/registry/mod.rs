@@ -10,7 +10,8 @@
 //! | blobs up, digest known before: one PUT | `upload_blob` |
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
-//! Below them, from the top down: `transport` sends one request, with its authorization, redirects and retries (`retry`); `auth`
+//! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
+//! times it; `auth`
 //! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `address` says where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
@@ -31,6 +32,7 @@ mod manifest;
 mod mount;
 mod options;
 mod retry;
+mod sending;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -55,7 +57,7 @@ use self::http::HttpClients;
 pub use self::manifest::{FetchedManifest, ManifestHead};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options};
-pub use self::session::UploadSession;
+pub use self::session::{UploadSession, uploads_ended};
 use self::transport::Call;
 use crate::reference::Reference;
 

@@ -1,10 +1,12 @@
 //! An upload session: where a blob's bytes go until its digest closes it.
 
 use std::fmt;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, RANGE};
 use reqwest::{Method, Response, StatusCode};
+use tokio::sync::watch;
 use url::Url;
 
 use super::Repository;
@@ -25,8 +27,37 @@ pub struct UploadSession {
     url: Url,
     /// The registry's `OCI-Chunk-Min-Length`, or 0.
     min_chunk: usize,
-    /// Whether the registry still holds it, as far as we know.
-    open: bool,
+    /// While the registry still holds it, as far as we know.
+    held: Option<Held>,
+}
+
+/// How many sessions registries hold for this process.
+static HELD: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// A session that is counted.
+struct Held;
+
+impl Held {
+    fn new() -> Self {
+        HELD.send_modify(|sessions| *sessions += 1);
+        Self
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.send_modify(|sessions| *sessions -= 1);
+    }
+}
+
+/// Waits until no registry holds an upload session of this process, or for so long at most.
+///
+/// A cancelled upload tells its registry in a task of its own. A program that ends calls this before it stops its runtime.
+pub async fn uploads_ended(limit: Duration) {
+    let mut held = HELD.subscribe();
+    let ended = held.wait_for(|sessions| *sessions == 0);
+    // In time or not: nobody can do more about it.
+    let _ = tokio::time::timeout(limit, ended).await;
 }
 
 impl UploadSession {
@@ -56,7 +87,8 @@ impl UploadSession {
         };
         let url = upload_location(response, &request)?;
         let request = Box::new(request);
-        let session = Self { repository: repository.clone(), request, url, min_chunk, open: true };
+        let session =
+            Self { repository: repository.clone(), request, url, min_chunk, held: Some(Held::new()) };
         if min_chunk > MIN_CHUNK_MAX {
             let problem = format!("chunks of at least {min_chunk} bytes wanted");
             return Err(protocol(&session.request, problem));
@@ -74,7 +106,7 @@ impl UploadSession {
 
     /// The registry has stored the blob, or has ended the session itself.
     pub(super) fn close(&mut self) {
-        self.open = false;
+        self.held = None;
     }
 
     /// Goes where the answer to a PATCH or a GET says.
@@ -106,7 +138,7 @@ impl UploadSession {
             StatusCode::NO_CONTENT | StatusCode::OK | StatusCode::ACCEPTED => {
                 self.moved(&response)?;
                 committed(response.headers())
-                    .ok_or_else(|| protocol(&self.request, "a session without a Range".to_owned()))
+                    .ok_or_else(|| self.lost("the registry does not say how much of it has come".to_owned()))
             }
             StatusCode::NOT_FOUND => {
                 self.close();
@@ -122,9 +154,8 @@ impl UploadSession {
 
     /// Tells the registry that nothing more will come. Best effort: registries forget sessions in time, too.
     pub(super) async fn delete(mut self) {
-        if self.open {
-            self.open = false;
-            delete(self.repository.clone(), self.call(Method::DELETE)).await;
+        if let Some(held) = self.held.take() {
+            delete(self.repository.clone(), self.call(Method::DELETE), held).await;
         }
     }
 }
@@ -138,16 +169,16 @@ impl fmt::Debug for UploadSession {
 
 impl Drop for UploadSession {
     fn drop(&mut self) {
-        if self.open
+        if let Some(held) = self.held.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            // Nobody waits for it: it ends by itself within its time-outs, or with the runtime.
-            runtime.spawn(delete(self.repository.clone(), self.call(Method::DELETE)));
+            // It ends by itself within its time-outs, or with the runtime.
+            runtime.spawn(delete(self.repository.clone(), self.call(Method::DELETE), held));
         }
     }
 }
 
-async fn delete(repository: Repository, call: Call) {
+async fn delete(repository: Repository, call: Call, _held: Held) {
     match tokio::time::timeout(DELETE_TIMEOUT, repository.host.send_once(&call)).await {
         Ok(Ok(response)) => tracing::debug!(status = response.status().as_u16(), "upload session deleted"),
         Ok(Err(error)) => tracing::debug!(%error, "upload session not deleted"),

@@ -18,6 +18,7 @@ use super::error::{Operation, RegistryError, Request};
 use super::host::RegistryHost;
 use super::http;
 use super::retry::{Backoff, retry_after};
+use super::sending::Meter;
 use super::transport::{protocol, resolve};
 
 /// The largest answer of a token server that is read, in bytes.
@@ -126,7 +127,8 @@ impl RegistryHost {
                 Some(basic_header(username, password.expose()))
             }
             Some(Credentials::IdentityToken { username, token }) => {
-                let response = self.execute(oauth2(bearer, scopes, token.expose()), request).await?;
+                let response =
+                    self.execute(oauth2(bearer, scopes, token.expose()), request, &Meter::default()).await?;
                 if !matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
                     return Ok(response);
                 }
@@ -138,7 +140,7 @@ impl RegistryHost {
         if let Some(basic) = basic {
             get.headers_mut().insert(AUTHORIZATION, basic);
         }
-        self.execute(get, request).await
+        self.execute(get, request, &Meter::default()).await
     }
 
     async fn account(&self) -> Option<&str> {

@@ -1,6 +1,6 @@
 //! One request to a registry: authorized, redirected by hand, and sent again where that may help.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode};
@@ -11,8 +11,10 @@ use super::challenge;
 use super::chunks::Chunks;
 use super::error::{RegistryError, Request, is_transient_status};
 use super::host::RegistryHost;
-use super::http::{self, describe};
+use super::http;
 use super::retry::{Backoff, retry_after};
+use super::sending::{Meter, metered};
+use crate::blob::ByteCount;
 
 /// How many redirects one request follows.
 const REDIRECTS_MAX: usize = 5;
@@ -121,11 +123,12 @@ impl RegistryHost {
         for _ in 0..=REDIRECTS_MAX {
             let mut built = reqwest::Request::new(call.method.clone(), url.clone());
             *built.headers_mut() = call.headers.clone();
-            *built.body_mut() = call.body.to_body();
+            let meter = Meter::new(call.body.size(), &ByteCount::default());
+            *built.body_mut() = metered(call.body.stream(), &meter);
             if let Some(authorization) = authorization {
                 built.headers_mut().insert(AUTHORIZATION, authorization.header());
             }
-            let response = self.execute(built, &call.request).await?;
+            let response = self.execute(built, &call.request, &meter).await?;
             if !is_redirect(&call.method, response.status()) {
                 return Ok(response);
             }
@@ -142,33 +145,6 @@ impl RegistryHost {
             url = target;
         }
         Err(protocol(&call.request, format!("more than {REDIRECTS_MAX} redirects")))
-    }
-
-    /// Sends one HTTP request and waits for the head of its answer.
-    pub(super) async fn execute(
-        &self,
-        built: reqwest::Request,
-        request: &Request,
-    ) -> Result<Response, RegistryError> {
-        let patience = self.patience(built.method());
-        let url = built.url().clone();
-        let method = built.method().clone();
-        let client = self.http.for_url(&url, self.owns(&url), request).await?;
-        let response = tokio::time::timeout(patience, client.execute(built))
-            .await
-            .map_err(|_| RegistryError::Timeout { request: Box::new(request.clone()), after: patience })?
-            .map_err(|error| describe(error, request, &url, self.options.connect_timeout))?;
-        // Without the query: a storage's holds a signature, an upload's its state.
-        tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
-        Ok(response)
-    }
-
-    /// How long the head of an answer may take. A registry may hash or move what it has just got before it answers.
-    pub(super) fn patience(&self, method: &Method) -> Duration {
-        match *method {
-            Method::PUT => self.options.read_timeout * 5,
-            _ => self.options.read_timeout,
-        }
     }
 
     /// Whether a URL is on the registry's own scheme, host and port, where our authorization may go.

@@ -3,23 +3,20 @@
 //! Every attempt has a session of its own and opens the content again. Registries that refuse the form, and ways that break in
 //! the middle of it more than once, get the content PATCH by PATCH.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use reqwest::{Method, Response};
 
+use super::Repository;
 use super::chunks::Pieces;
-use super::error::{RegistryError, Request, is_transient_status};
+use super::error::{RegistryError, is_transient_status};
 use super::manifest::announced_digest;
 use super::retry::{Backoff, retry_after};
+use super::sending::{Meter, metered};
 use super::session::UploadSession;
 use super::transport::protocol;
-use super::{Repository, http};
-use crate::blob::{Blob, BlobError, BlobSummary, ByteCount, ByteStream};
+use crate::blob::{Blob, BlobError, BlobSummary, ByteCount};
 use crate::digest::Digest;
 
 /// After so many connections that broke in the middle of the content, it goes in pieces, which can be resumed.
@@ -143,10 +140,10 @@ impl Repository {
         if let Some(authorization) = &authorization {
             put.headers_mut().insert(AUTHORIZATION, authorization.header());
         }
-        let meter = Arc::new(Meter { progress: progress.clone(), ..Meter::default() });
-        *put.body_mut() = (size > 0).then(|| metered(content, size, Arc::clone(&meter)));
+        let meter = Meter::new(size, progress);
+        *put.body_mut() = metered(content, &meter);
 
-        let answered = self.send_streaming(put, &request, &meter, size).await;
+        let answered = self.host.execute(put, &request, &meter).await;
         // What is wrong with the content says more than that its transfer broke.
         if let Some(error) = meter.take_error() {
             return Err(Failure::Final(error));
@@ -163,7 +160,8 @@ impl Repository {
                 }
                 _ => Ok(()),
             },
-            404 | 405 | 411 | 413 | 415 | 501 => {
+            // The content of a redirected PUT would have to be read again. In pieces, each of which is at hand, it need not.
+            307 | 308 | 404 | 405 | 411 | 413 | 415 | 501 => {
                 Err(Failure::InPieces(self.host.failure(response, &request).await))
             }
             401 => {
@@ -186,107 +184,4 @@ impl Repository {
             }
         }
     }
-
-    /// Sends a request whose body streams. It may take as long as bytes move, or as long as we wait for our own side.
-    async fn send_streaming(
-        &self,
-        put: reqwest::Request,
-        request: &Request,
-        meter: &Meter,
-        size: u64,
-    ) -> Result<Response, RegistryError> {
-        let patience = self.host.options.read_timeout;
-        let url = put.url().clone();
-        let client = self.host.http.for_url(&url, self.host.owns(&url), request).await?;
-        let mut answer = std::pin::pin!(client.execute(put));
-        let (mut seen, mut idle) = (0, 0);
-        loop {
-            // Losing the sleep costs nothing; the answer is polled again in the next round.
-            match tokio::time::timeout(patience, &mut answer).await {
-                Ok(answer) => {
-                    return answer.map_err(|error| {
-                        http::describe(error, request, &url, self.host.options.connect_timeout)
-                    });
-                }
-                Err(_) => {
-                    let sent = meter.sent.load(Ordering::Relaxed);
-                    let moving = sent != seen || meter.starved.load(Ordering::Relaxed);
-                    idle = if moving { 0 } else { idle + 1 };
-                    seen = sent;
-                    // Once it has all, a registry may take its time to hash or move it.
-                    let allowed = if sent == size { 5 } else { 1 };
-                    if idle >= allowed {
-                        return Err(RegistryError::Timeout {
-                            request: Box::new(request.clone()),
-                            after: patience * allowed,
-                        });
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// What passes through a body, seen from outside.
-#[derive(Debug, Default)]
-struct Meter {
-    progress: ByteCount,
-    sent: AtomicU64,
-    /// The content's source, and not the registry, is waited for.
-    starved: AtomicBool,
-    error: Mutex<Option<BlobError>>,
-}
-
-impl Meter {
-    fn fail(&self, error: BlobError) -> std::io::Error {
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        std::io::Error::other("the content failed")
-    }
-
-    fn take_error(&self) -> Option<BlobError> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// A body of exactly `size` bytes, or one that fails.
-fn metered(content: ByteStream, size: u64, meter: Arc<Meter>) -> reqwest::Body {
-    let watched = Arc::clone(&meter);
-    let mut content = content;
-    // Notes on every poll whose turn it is.
-    let mut next = move |context: &mut std::task::Context<'_>| {
-        let polled = content.poll_next_unpin(context);
-        watched.starved.store(polled.is_pending(), Ordering::Relaxed);
-        polled
-    };
-    let mut finished = false;
-    reqwest::Body::wrap_stream(stream::poll_fn(move |context| {
-        use std::task::Poll;
-        if finished {
-            return Poll::Ready(None);
-        }
-        let polled = match next(context) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(polled) => polled,
-        };
-        let before = meter.sent.load(Ordering::Relaxed);
-        let item: Option<Result<Bytes, std::io::Error>> = match polled {
-            Some(Ok(bytes)) => {
-                let sent = before + bytes.len() as u64;
-                if sent > size {
-                    Some(Err(meter.fail(BlobError::Size { expected: size, actual: sent })))
-                } else {
-                    meter.sent.store(sent, Ordering::Relaxed);
-                    meter.progress.add(bytes.len() as u64);
-                    Some(Ok(bytes))
-                }
-            }
-            Some(Err(error)) => Some(Err(meter.fail(error))),
-            None if before < size => {
-                Some(Err(meter.fail(BlobError::Size { expected: size, actual: before })))
-            }
-            None => None,
-        };
-        finished = !matches!(item, Some(Ok(_)));
-        Poll::Ready(item)
-    }))
 }

@@ -205,8 +205,12 @@ impl Repository {
                 Err(failure) => failure,
             };
             // The session may be gone because it was closed and only the answer was lost.
-            if error.is_not_found() && self.blob_head(&summary.digest).await? == Some(summary.size) {
-                return Ok(());
+            if error.is_not_found() {
+                if self.blob_head(&summary.digest).await? == Some(summary.size) {
+                    return Ok(());
+                }
+                session.close();
+                return Err(session.lost("the registry does not know it any more".to_owned()).into());
             }
             if !error.is_transient() || !backoff.wait(asked).await {
                 return Err(error.into());

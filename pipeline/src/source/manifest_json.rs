@@ -3,6 +3,8 @@
 //! This file decides which image is meant and what its layers are. Where members are found, and which names lead to them, is
 //! the business of [`Members`].
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 
 use crate::blob::Blob;
@@ -19,6 +21,8 @@ use crate::spool::FileRegion;
 
 /// What the document is called, unless a catalog names another.
 pub(super) const MANIFEST: &str = "manifest.json";
+/// So many documents are searched for an image's own manifest.
+const MAX_DOCUMENTS: usize = 1 << 10;
 /// What names a document that no other document names.
 pub(super) const FORM: &str = "the form of a saved image";
 
@@ -317,15 +321,20 @@ impl SavedImages<'_> {
     /// The registry's own manifest of this image, where it was kept: the one under `index.json` with that config.
     fn original_manifest(&self, config: &Digest) -> Option<SourceManifest> {
         let mut documents = vec![(self.members.get("index.json").ok()?, None, 0)];
+        // Each is read once, however many indexes lead to it.
+        let mut seen = HashSet::new();
         while let Some((region, digest, depth)) = documents.pop() {
-            let bytes = region.read_small(MAX_DOCUMENT as u64).ok()?;
+            let Ok(bytes) = region.read_small(MAX_DOCUMENT as u64) else { continue };
             if digest.is_some_and(|digest| digest != Digest::sha256(&bytes)) || depth > MAX_INDEX_DEPTH {
                 continue;
             }
             match manifest::parse(&bytes, None) {
                 Ok(ParsedManifest::Index(index)) => {
                     for entry in index.manifests {
-                        if let Ok(region) = self.members.get(&blob_member(&entry.digest)) {
+                        if seen.len() < MAX_DOCUMENTS
+                            && seen.insert(entry.digest.clone())
+                            && let Ok(region) = self.members.get(&blob_member(&entry.digest))
+                        {
                             documents.push((region, Some(entry.digest), depth + 1));
                         }
                     }

@@ -54,13 +54,23 @@ pub struct SourceIndex {
 /// The image that a source is named for: where that is an index, the one for the wanted platform.
 pub(super) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Result<Image, Error> {
     let mut fetched = store.first().await?;
+    let wanted = platform.resolve();
+    let mut is_labelled = true;
     for _ in 0..=MAX_INDEX_DEPTH {
         match parse(store, &fetched)? {
             ParsedManifest::Index(index) => {
-                let chosen = platform::select(&index.manifests, &platform.resolve())?;
+                let chosen = platform::select(&index.manifests, &wanted)?;
+                is_labelled = chosen.platform.is_some();
                 fetched = store.manifest(chosen).await?;
             }
-            ParsedManifest::Image(parsed) => return image_of(store, fetched, parsed).await,
+            ParsedManifest::Image(parsed) => {
+                let image = image_of(store, fetched, parsed).await?;
+                if !is_labelled {
+                    // Chosen because nothing else was there, and only its config says what it is for.
+                    platform::confirm(&wanted, image.config.document.as_ref())?;
+                }
+                return Ok(image);
+            }
             ParsedManifest::Schema1(schema1) => return image_of_schema1(store, schema1),
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use occy_pipeline::digest::Digest;
 use occy_pipeline::filter::{Filter, FilterChain, FilterError, Finish, LayerFilter, Targets, Verdict};
 use occy_pipeline::layer::{Keep, LayerError, LayerPass, LayerResult, Mode, PassOutcome, Plan};
+use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::{Limits, Member};
 
 pub const BLOCK: usize = 512;
@@ -65,7 +66,8 @@ pub fn rewrite_within(
     let mut plan = Plan::default();
     for passes in 1..=1 + Plan::most_restarts(chain) {
         let mut written = Vec::new();
-        let pass = LayerPass::new(chain, Mode::Rewrite, limits, directory.path()).with_plan(plan);
+        let spools = SpoolDir::new(directory.path(), u64::MAX);
+        let pass = LayerPass::new(chain, Mode::Rewrite, limits, &spools).with_plan(plan);
         match pass.run(tar, &mut written)? {
             PassOutcome::Done(result) => {
                 assert_eq!(result.input.digest, Digest::sha256(tar), "every byte of the input is hashed");
@@ -105,7 +107,8 @@ pub fn observe(chain: &FilterChain, tar: &[u8]) -> Result<LayerResult, LayerErro
 
 pub fn run(chain: &FilterChain, mode: Mode, tar: &[u8]) -> Result<PassOutcome, LayerError> {
     let limits = Limits::default();
-    LayerPass::new(chain, mode, &limits, &std::env::temp_dir()).run(tar, &mut std::io::sink())
+    let spools = SpoolDir::new(std::env::temp_dir(), u64::MAX);
+    LayerPass::new(chain, mode, &limits, &spools).run(tar, &mut std::io::sink())
 }
 
 /// A header block in any dialect, field by field.

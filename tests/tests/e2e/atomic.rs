@@ -2,14 +2,14 @@
 
 use std::process::Child;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use occy_tests::image::Image;
 use occy_tests::layer::Layer;
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
-use occy_tests::tools::{read, tool, write};
+use occy_tests::tools::{Packing, read, tool, write};
 
 use crate::{scratch, tar_uri};
 
@@ -157,4 +157,59 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     let registry = Registry::start();
     let source = registry.push(&large(), "app", "1");
     occyctl(["process", &source, "tar:///dev/full"]).fails(1).says(&["/dev/full"]);
+}
+
+#[test]
+fn a_run_that_waits_for_the_other_end_of_a_pipe_can_be_interrupted() {
+    let registry = Registry::start();
+    let source = registry.push(&large(), "app", "1");
+    let directory = scratch();
+    let pipe = directory.path().join("pipe");
+    tool("mkfifo", [pipe.as_os_str()]);
+    for (from, to) in [(tar_uri(&pipe), registry.uri("copy:1")), (source, tar_uri(&pipe))] {
+        for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+            let mut child = occyctl(["process", &from, &to]).start();
+            sleep(Duration::from_millis(700));
+            tool("kill", [signal, &child.id().to_string()]);
+            let start = Instant::now();
+            let status = loop {
+                match child.try_wait().expect("a child can be asked") {
+                    None if start.elapsed() < Duration::from_secs(10) => sleep(Duration::from_millis(10)),
+                    status => break status,
+                }
+            };
+            if status.is_none() {
+                child.kill().expect("a child can be killed");
+            }
+            assert_eq!(status.and_then(|status| status.code()), Some(code), "{from} to {to}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_push_leaves_no_upload_behind() {
+    const UPLOADS: &str = "/v2/copy/blobs/uploads/*";
+    for signal in ["-INT", "-TERM"] {
+        let (from, to) = (Registry::start(), Registry::start());
+        let image = Image::oci(vec![Layer::noise(1, 20_000_000).packed(Packing::Plain)]);
+        let source = from.push(&image, "app", "1");
+        let proxy = FaultProxy::before(to.host());
+        let late = proxy::change(|answer| {
+            sleep(Duration::from_secs(3));
+            answer
+        });
+        proxy.fault(usize::MAX, "PATCH", UPLOADS, late);
+        let target = format!("registry://{}/copy:1", proxy.host());
+        let child =
+            occyctl(["process", &source, &target, "-f", "normalize-timestamps", "--compression", "zstd"])
+                .start();
+        let start = Instant::now();
+        while proxy.count("POST", UPLOADS) == 0 && start.elapsed() < Duration::from_secs(20) {
+            sleep(Duration::from_millis(10));
+        }
+        sleep(Duration::from_millis(200));
+        assert!(!end(child, signal).success());
+        let started = proxy.count("POST", UPLOADS);
+        assert!(started > 0 && proxy.count("DELETE", UPLOADS) == started, "{signal}: {}", proxy.story());
+    }
 }

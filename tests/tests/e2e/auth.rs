@@ -256,3 +256,18 @@ fn odd_challenges_are_understood() {
         occyctl(["info", &format!("registry://{}/app:1", proxy.host()), "--retries", "0"]).ok();
     }
 }
+
+#[test]
+fn halves_of_two_credentials_are_not_put_together() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    for halves in [
+        ["--username", "ann", "--source-password", SECRET],
+        ["--source-username", "bob", "--password", SECRET],
+    ] {
+        let run = occyctl([&["info", &source][..], &halves].concat());
+        run.fails(2).says(&["source"]).keeps(SECRET);
+        let both = ["--username", "ann", "--password", SECRET, "--source-username", "bob"];
+        occyctl([&["info", &source][..], &both].concat()).fails(2).says(&["needs a password"]).keeps(SECRET);
+    }
+}

@@ -1,5 +1,7 @@
 //! `check` and `info`.
 
+use occy_tests::fixed::Fixed;
+use occy_tests::http::Response;
 use occy_tests::image::{Family, Image, json_of};
 use occy_tests::layer::{Layer, tar};
 use occy_tests::occyctl::{Ended, occyctl};
@@ -159,6 +161,34 @@ fn saved_tars_are_checked() {
 }
 
 #[test]
+fn saved_tars_that_are_cut_short_are_found() {
+    let directory = scratch();
+    let path = directory.path().join("in.tar");
+    let whole = tar(&saved::docker_v12(&[(&small(), &["app:1"])]));
+    for bytes in [&whole[..], &Packing::Gzip.pack(&whole)] {
+        write(&path, &bytes[..bytes.len() / 2]);
+        let ended = occyctl(["check", &tar_uri(&path)]).fails(3);
+        assert!(ended.text().contains("offset"), "{}", ended.text());
+    }
+}
+
+#[test]
+fn a_config_that_is_gone_and_a_manifest_of_other_bytes_are_found() {
+    let image = small();
+    let mut without = image.clone();
+    without.blobs.remove(&image.config_digest());
+    let server = Fixed::default().image("app", "1", &without).serve();
+    let ended = occyctl(["check", &format!("registry://{}/app:1", server.host())]).fails(3);
+    assert!(ended.text().contains(&image.config_digest()), "{}", ended.text());
+
+    let at = format!("/v2/app/manifests/{}", image.digest());
+    let other = Response::ok(image.family.manifest(), [&image.manifest[..], b" "].concat());
+    let server = Fixed::default().image("app", "1", &image).at(&at, other).serve();
+    let ended = occyctl(["check", &format!("registry://{}/app@{}", server.host(), image.digest())]).fails(3);
+    assert!(ended.text().contains("digest mismatch"), "{}", ended.text());
+}
+
+#[test]
 fn a_registry_that_cannot_be_reached_is_a_failure_and_no_finding() {
     let registry = Registry::start();
     occyctl(["check", &registry.uri("missing:1")]).fails(1);
@@ -186,4 +216,24 @@ fn info_tells_what_an_image_is_made_of_without_reading_layers() {
     assert_eq!(info["layers"][1]["size"], image.layers[1].blob().len());
     assert_eq!(info["platform"]["architecture"], json_of(&image.config)["architecture"]);
     assert_eq!(proxy.count("GET", "/v2/app/blobs/*"), 2, "the config, twice");
+}
+
+#[test]
+fn what_an_image_says_of_itself_commands_no_terminal() {
+    let image = small().edit_config(|config| {
+        config["history"][0]["created_by"] = "a\u{1b}]0;title\u{7}".into();
+        config["created"] = "\u{1b}[2J".into();
+    });
+    let registry = Registry::start();
+    let source = registry.push(&image, "app", "1");
+    let text = occyctl(["info", &source]).ok().text();
+    assert!(text.contains("title") && !text.contains(['\u{1b}', '\u{7}']), "{text:?}");
+    let entry = serde_json::json!({"mediaType": Family::Oci.manifest(), "digest": sha256(b""), "size": 0,
+        "platform": {"os": "\u{1b}[2J", "architecture": "x"}});
+    let index =
+        serde_json::json!({"schemaVersion": 2, "mediaType": Family::Oci.index(), "manifests": [entry]});
+    let index = index.to_string().into_bytes();
+    let server = Fixed::default().manifest("app", "1", Family::Oci.index(), &index).serve();
+    let ended = occyctl(["info", &format!("registry://{}/app:1", server.host())]).fails(1);
+    assert!(ended.stderr.contains("[2J") && !ended.stderr.contains('\u{1b}'), "{:?}", ended.stderr);
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use occy_tests::fixed::Fixed;
 use occy_tests::http::Response;
 use occy_tests::image::{Family, Image};
 use occy_tests::judge;
@@ -294,4 +295,36 @@ fn the_python_tool_finds_nothing_wrong_with_what_we_push() {
     let source = from.push(&small(), "app", "1");
     occyctl(["process", &source, &to.uri("app:1"), "-f", "normalize-timestamps"]).ok();
     judge::python_checks(&occystrap, &to.uri("app:1"));
+}
+
+#[test]
+fn a_format_that_cannot_name_a_layer_is_refused_before_anything_is_sent() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let layers = layers().into_iter().map(|layer| layer.packed(Packing::Zstd)).collect();
+    let source = from.push(&Image::oci(layers), "app", "1");
+    let proxy = FaultProxy::before(to.host());
+    let target = format!("registry://{}/app:1?format=docker", proxy.host());
+    occyctl(["process", &source, &target]).fails(1).says(&["zstd"]);
+    assert_eq!(proxy.count("POST", "*"), 0, "{}", proxy.story());
+    occyctl(["process", &source, &target, "--compression", "gzip"]).ok();
+}
+
+#[test]
+fn the_same_blob_as_a_foreign_and_a_normal_layer_is_moved() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let layer = Layer::noise(1, 10_000);
+    let image = Image::oci(vec![layer.clone().foreign("https://example.com/base"), layer]);
+    let source = from.push(&image, "app", "1");
+    occyctl(["process", &source, &to.uri("app:1")]).ok();
+    assert!(to.has_blob("app", &image.layer_digests()[0]));
+    assert_eq!(to.digest("app", "1"), image.digest());
+}
+
+#[test]
+fn a_content_type_that_says_nothing_is_not_passed_on() {
+    let (image, to) = (small(), Registry::start());
+    let server = Fixed::default().image("app", "0", &image);
+    let server = server.manifest("app", "1", "application/json", &image.manifest).serve();
+    occyctl(["process", &format!("registry://{}/app:1", server.host()), &to.uri("app:1")]).ok();
+    assert_eq!(to.pull("app", "1").digest, image.digest());
 }

@@ -1,12 +1,15 @@
 //! Images that were made to do harm: a clear error, and the destination as it was.
 
+use std::time::{Duration, Instant};
+
 use occy_tests::fixed::Fixed;
 use occy_tests::http::Response;
 use occy_tests::image::{Family, Image, pretty};
 use occy_tests::layer::{Layer, Member, tar};
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::Registry;
-use occy_tests::tools::{Packing, pipe, sha256};
+use occy_tests::saved;
+use occy_tests::tools::{Packing, hex, pipe, sha256, write};
 use serde_json::{Value, json};
 
 use crate::{scratch, small, tar_uri};
@@ -192,4 +195,34 @@ fn more_layers_than_diff_ids_are_an_error() {
     let registry = Registry::start();
     let source = registry.push(&image, "app", "1");
     occyctl(["process", &source, "tar://-"]).fails(1).says(&["2 layers", "1 diff_ids"]);
+}
+
+#[test]
+fn indexes_that_all_lead_to_each_other_are_each_read_once() {
+    let image = small();
+    let mut members = saved::docker_v12(&[(&image, &["app:1"])]);
+    let mut entries = Vec::new();
+    // Sixty ways from each of five depths to the next.
+    for depth in 0..5 {
+        let indexes: Vec<_> = (0..60)
+            .map(|number| {
+                pretty(&json!({"schemaVersion": 2, "mediaType": Family::Oci.index(), "manifests": entries,
+                    "annotations": {"is": format!("{depth} {number}")}}))
+            })
+            .collect();
+        entries = Vec::new();
+        for index in indexes {
+            let digest = sha256(&index);
+            entries.push(json!({"mediaType": Family::Oci.index(), "digest": digest, "size": index.len()}));
+            members.push(Member::file(&format!("blobs/sha256/{}", hex(&digest)), index));
+        }
+    }
+    let top = json!({"schemaVersion": 2, "mediaType": Family::Oci.index(), "manifests": entries});
+    members.push(Member::file("index.json", top.to_string()));
+    let directory = scratch();
+    let path = directory.path().join("nested.tar");
+    write(&path, tar(&members));
+    let start = Instant::now();
+    occyctl(["info", &tar_uri(&path)]).ok();
+    assert!(start.elapsed() < Duration::from_secs(20));
 }

@@ -109,7 +109,8 @@ fn entries_may_lack_a_platform_and_indexes_may_be_nested() {
     let plain = Image::oci(vec![Layer::of(&[Member::file("a", "")])]);
     let index = Index::new(Family::Oci, vec![(Value::Null, plain.clone()), attestation()]);
     let source = registry.push_index(&index, "bare", "1");
-    let info = occyctl(["info", &source, "--output-format", "json"]).ok().json();
+    let amd64 = ["--output-format", "json", "--architecture", "amd64"];
+    let info = occyctl([&["info", &source][..], &amd64].concat()).ok().json();
     assert_eq!(info["manifest"]["digest"], plain.digest());
 
     let inner = index.manifest.clone();
@@ -117,8 +118,13 @@ fn entries_may_lack_a_platform_and_indexes_may_be_nested() {
     let outer = json!({"schemaVersion": 2, "mediaType": Family::Oci.index(), "manifests": [
         {"mediaType": Family::Oci.index(), "digest": occy_tests::tools::sha256(&inner), "size": inner.len()}]});
     registry.push_manifest("bare", "outer", Family::Oci.index(), outer.to_string().as_bytes());
-    let info = occyctl(["info", &registry.uri("bare:outer"), "--output-format", "json"]).ok().json();
+    let info = occyctl([&["info", &registry.uri("bare:outer")][..], &amd64].concat()).ok().json();
     assert_eq!(info["manifest"]["digest"], plain.digest());
+    // What it is for, its config says.
+    let uris = [source, registry.uri("bare:outer")];
+    for uri in &uris {
+        occyctl(["info", uri, "--architecture", "s390x"]).fails(1).says(&["linux/s390x", "linux/amd64"]);
+    }
 }
 
 #[test]

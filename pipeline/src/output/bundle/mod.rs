@@ -23,6 +23,7 @@ use crate::element::{Image, Layer, StoredLayer};
 use crate::error::Error;
 use crate::spool::SpoolDir;
 use crate::tar::Limits;
+use crate::thread;
 use crate::unpack;
 
 pub use self::user::UserError;
@@ -128,12 +129,12 @@ impl super::ImageOutput for BundleOutput {
     ) -> Result<StoredLayer, Error> {
         let bundle = Arc::clone(self.bundle().as_ref().expect("begin ran before any layer"));
         let progress = progress.clone();
-        blocking(move || {
+        thread::run("write", move || {
             let keep = Keep::Spool(&bundle.spools);
             let BlobSummary { digest, size } = bundle.merged.write(index, &mut stream, keep, &progress)?;
             Ok(StoredLayer::Written { digest, size, format: Format::None })
         })
-        .await
+        .await?
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {

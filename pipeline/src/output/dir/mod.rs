@@ -41,6 +41,7 @@ use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
 use crate::tar::Limits;
+use crate::thread;
 use crate::unpack;
 
 /// This output's line in the table.
@@ -239,11 +240,11 @@ impl super::ImageOutput for DirOutput {
     ) -> Result<StoredLayer, Error> {
         let (place, durable) = (self.begun(), self.options.unique_names);
         let progress = progress.clone();
-        blocking(move || {
+        thread::run("write", move || {
             let BlobSummary { digest, size } = place.write(index, &mut stream, &progress, durable)?;
             Ok(StoredLayer::Written { digest, size, format: Format::None })
         })
-        .await
+        .await?
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {

@@ -287,6 +287,14 @@ async fn a_registry_that_nobody_here_named_must_be_public_or_allowed() {
 }
 
 #[tokio::test]
+async fn credentials_do_not_leave_the_machine_without_tls() {
+    let server = TestServer::start(|seen| challenge(seen, "http://auth.example.com/token")).await;
+    let error = head(&server, basic()).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::PlainHttp { peer, .. } if peer == "auth.example.com"), "{error}");
+    assert!(error.hint().unwrap().contains("--insecure auth.example.com"));
+}
+
+#[tokio::test]
 async fn realms_that_are_not_of_http_are_refused() {
     for realm in ["file:///etc/passwd", "token", "ftp://x/y"] {
         let server = TestServer::start(move |seen| challenge(seen, realm)).await;

@@ -1,6 +1,7 @@
 //! Blobs down, from servers whose connections break and whose answers are wrong.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
@@ -313,4 +314,22 @@ async fn a_body_that_stalls_is_resumed() {
     let (all, error) = read(&server, &digest, Some(SIZE), options).await;
     assert!(error.is_none(), "{error:?}");
     assert!(all == bytes);
+}
+
+#[tokio::test]
+async fn the_last_bytes_are_a_hint_that_nobody_waits_for() {
+    let digest = Digest::sha256("x");
+    // Two of four bytes, and then nothing.
+    let stalled = TestServer::start(|_| {
+        Reply::new(206).header("Content-Range", "bytes 6-9/10").header("Content-Length", "4").body("ab")
+    })
+    .await;
+    let patient = Options { read_timeout: Duration::from_secs(600), ..options() };
+    let tail = stalled.repository(patient).blob(&digest, Some(10));
+    let tail = tokio::time::timeout(Duration::from_secs(20), tail.tail()).await;
+    assert_eq!(tail.expect("it is given up"), None);
+
+    let busy = TestServer::start(|_| Reply::new(503)).await;
+    assert_eq!(busy.repository(options()).blob(&digest, Some(10)).tail().await, None);
+    assert_eq!(busy.seen().len(), 1, "it is not asked for again");
 }

@@ -1,13 +1,14 @@
 //! Manifests.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::server::{Reply, TestServer, content, options};
 use crate::digest::Digest;
 use crate::reference::ManifestRef;
-use crate::registry::RegistryError;
+use crate::registry::{Options, RegistryError};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
 const MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -116,4 +117,15 @@ async fn a_registry_that_stored_something_else_is_found_out() {
     let repository = server.repository(options());
     let error = repository.put_manifest(&latest(), MEDIA_TYPE, Bytes::from(MANIFEST)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Digest { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_document_that_comes_byte_by_byte_is_not_waited_for() {
+    let server =
+        TestServer::start(|_| Reply::new(200).body([b' '; 1000]).drip(Duration::from_millis(20))).await;
+    let hurried = Options { read_timeout: Duration::from_millis(100), attempts: 1, ..options() };
+    let begin = Instant::now();
+    let error = server.repository(hurried).manifest(&latest(), &[]).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Timeout { .. }), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(10));
 }

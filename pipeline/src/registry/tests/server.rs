@@ -34,6 +34,8 @@ pub(in crate::registry) struct Reply {
     cut: Option<usize>,
     /// Wait before the answer.
     delay: Duration,
+    /// Wait before each byte of the body.
+    drip: Duration,
     /// Close the connection without an answer.
     silent: bool,
 }
@@ -46,6 +48,8 @@ pub(in crate::registry) enum Head {
     CutBody(u64),
     /// Take the head and nothing more.
     Stall,
+    /// Read the body in pieces of 64 KiB with a pause before each.
+    Slow(Duration),
 }
 
 type Answer = dyn Fn(&Seen) -> Reply + Send + Sync;
@@ -90,6 +94,7 @@ impl Reply {
             chunked: false,
             cut: None,
             delay: Duration::ZERO,
+            drip: Duration::ZERO,
             silent: false,
         }
     }
@@ -116,6 +121,11 @@ impl Reply {
 
     pub(in crate::registry) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    pub(in crate::registry) fn drip(mut self, pause: Duration) -> Self {
+        self.drip = pause;
         self
     }
 
@@ -203,6 +213,13 @@ async fn serve(stream: TcpStream, head: &OnHead, answer: &Answer, seen: &Mutex<V
         let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
         match head(&request) {
             Head::Read => {}
+            Head::Slow(pause) => {
+                while (request.body.len() as u64) < length {
+                    tokio::time::sleep(pause).await;
+                    let piece = (64 * 1024).min(length - request.body.len() as u64);
+                    (&mut stream).take(piece).read_to_end(&mut request.body).await.ok()?;
+                }
+            }
             Head::CutBody(after) => {
                 let mut taken = (&mut stream).take(after);
                 taken.read_to_end(&mut request.body).await.ok()?;
@@ -217,7 +234,8 @@ async fn serve(stream: TcpStream, head: &OnHead, answer: &Answer, seen: &Mutex<V
         if request.header("transfer-encoding").is_some() {
             panic!("a body without a length: {request:?}");
         }
-        (&mut stream).take(length).read_to_end(&mut request.body).await.ok()?;
+        let rest = length - request.body.len() as u64;
+        (&mut stream).take(rest).read_to_end(&mut request.body).await.ok()?;
         if (request.body.len() as u64) < length {
             return None;
         }
@@ -282,8 +300,14 @@ async fn write(stream: &mut BufReader<TcpStream>, reply: &Reply, is_head: bool) 
         if reply.cut.is_none() {
             stream.write_all(b"0\r\n\r\n").await.ok()?;
         }
-    } else {
+    } else if reply.drip.is_zero() {
         stream.write_all(body).await.ok()?;
+    } else {
+        for byte in body {
+            stream.write_all(&[*byte]).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(reply.drip).await;
+        }
     }
     stream.flush().await.ok()?;
     Some(())

@@ -160,7 +160,7 @@ fn takes_chunks(seen: &Seen, committed: &AtomicUsize) -> Reply {
 
 #[tokio::test]
 async fn a_registry_that_takes_no_whole_blobs_gets_pieces() {
-    for status in [404, 405, 411, 413, 415, 501] {
+    for status in [307, 308, 404, 405, 411, 413, 415, 501] {
         let committed = AtomicUsize::new(0);
         let server = TestServer::start(move |seen| match seen.method.as_str() {
             "PUT" if !seen.body.is_empty() => Reply::new(status),

@@ -1,6 +1,7 @@
 //! Blobs up, PATCH by PATCH.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -386,4 +387,49 @@ async fn a_sum_that_is_not_of_these_bytes_is_refused() {
     let error = upload_as(&server, &bytes, summary, chunked()).await.unwrap_err();
     assert!(matches!(&error, BlobError::Registry(error) if error.status() == Some(400)), "{error:?}");
     assert!(session.lock().unwrap().stored.is_none());
+}
+
+#[tokio::test]
+async fn a_slow_way_up_is_waited_for_as_long_as_bytes_move() {
+    let session = Shared::default();
+    let state = Arc::clone(&session);
+    let slow = |seen: &Seen| match seen.method.as_str() {
+        "PATCH" => Head::Slow(Duration::from_millis(10)),
+        _ => Head::Read,
+    };
+    let server = TestServer::start_with(slow, move |seen| state.lock().unwrap().answer(seen)).await;
+    let hurried = Options {
+        read_timeout: Duration::from_millis(400),
+        attempts: 1,
+        upload_chunk: 8 * 1024 * 1024,
+        ..options()
+    };
+    let (bytes, _) = content(9 * 1024 * 1024);
+    let begin = Instant::now();
+    upload(&server, &bytes, hurried.clone()).await.unwrap();
+    assert!(begin.elapsed() > 2 * hurried.read_timeout, "it took longer than silence may last");
+    assert!(session.lock().unwrap().stored.as_ref().unwrap().1 == bytes);
+}
+
+#[tokio::test]
+async fn a_session_that_is_gone_when_it_is_to_be_closed_is_lost() {
+    let (server, _) = registry(|_, seen| match seen.method.as_str() {
+        "PUT" | "HEAD" => Some(Reply::new(404)),
+        _ => None,
+    })
+    .await;
+    let error = upload(&server, &content(SIZE).0, chunked()).await.unwrap_err();
+    assert!(matches!(error, BlobError::Registry(RegistryError::SessionLost { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_say_how_far_it_is_is_lost() {
+    let (server, _) = registry(|_, seen| match (seen.method.as_str(), seen.path()) {
+        ("PATCH", _) => Some(Reply::new(503)),
+        ("GET", "/session") => Some(Reply::new(204)),
+        _ => None,
+    })
+    .await;
+    let error = upload(&server, &content(SIZE).0, chunked()).await.unwrap_err();
+    assert!(matches!(error, BlobError::Registry(RegistryError::SessionLost { .. })), "{error:?}");
 }

@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::element::Image;
 use crate::error::Error;
 use crate::spool::{FileRegion, SpoolDir};
+use crate::thread;
 
 /// This source's line in the table.
 pub const KIND: SourceKind = SourceKind {
@@ -41,7 +42,12 @@ pub(super) async fn from_stream(
     spools: SpoolDir,
 ) -> Result<Image, Error> {
     let contents = Contents::read(stream, name, &spools).await.map_err(|error| fail(error, name))?;
-    find(Path::new(name), name, &contents, Wanted { diff_ids: Some(diff_ids), ..Wanted::default() })
+    let (path, diff_ids) = (name.to_owned(), diff_ids.to_vec());
+    thread::run("find", move || {
+        let wanted = Wanted { diff_ids: Some(&diff_ids), ..Wanted::default() };
+        find(Path::new(&path), &path, &contents, wanted)
+    })
+    .await?
 }
 
 impl SavedTarSource {
@@ -65,7 +71,12 @@ impl super::ImageSource for SavedTarSource {
     async fn image(&self) -> Result<Image, Error> {
         let path = self.path();
         let contents = Contents::open(&self.path, &self.spools).await.map_err(|error| fail(error, &path))?;
-        find(&self.path, &path, &contents, Wanted { image: self.image.as_deref(), ..Wanted::default() })
+        let (file, image) = (self.path.clone(), self.image.clone());
+        // Layers whose names are not their digests are hashed.
+        thread::run("find", move || {
+            find(&file, &path, &contents, Wanted { image: image.as_deref(), ..Wanted::default() })
+        })
+        .await?
     }
 }
 

@@ -1,0 +1,137 @@
+//! A request on its way: how long it may take while its body is being sent.
+//!
+//! Only silence is timed. A slow uplink may need an hour for a body, and is well for as long as bytes move, or as long as it is our
+//! own side that is waited for.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use reqwest::{Method, Response};
+
+use super::error::{RegistryError, Request};
+use super::host::RegistryHost;
+use super::http::{self, describe};
+use crate::blob::{BlobError, ByteCount};
+
+/// Bodies go in pieces of at most this many bytes, so that a slow way is seen to move.
+const PIECE: usize = 64 * 1024;
+/// A registry that has got all may take so many times the usual, to hash or move it before it answers. What we have sent may still
+/// be in the buffers of the way, too.
+const PATIENCE_FOR_WHOLE: u32 = 5;
+
+/// What passes through a body, seen from outside.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    progress: ByteCount,
+    /// All that is to be sent, in bytes.
+    size: u64,
+    sent: AtomicU64,
+    /// The content's source, and not the registry, is waited for.
+    starved: AtomicBool,
+    error: Mutex<Option<BlobError>>,
+}
+
+impl Meter {
+    /// Of a body of `size` bytes, which `progress` counts.
+    pub(super) fn new(size: u64, progress: &ByteCount) -> Arc<Self> {
+        Arc::new(Self { size, progress: progress.clone(), ..Self::default() })
+    }
+
+    /// What was wrong with the content.
+    pub(super) fn take_error(&self) -> Option<BlobError> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn fail(&self, error: BlobError) -> std::io::Error {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        std::io::Error::other("the content failed")
+    }
+
+    /// Counts bytes that are sent next.
+    fn pass(&self, bytes: Bytes) -> Result<Bytes, std::io::Error> {
+        let sent = self.sent.load(Ordering::Relaxed) + bytes.len() as u64;
+        if sent > self.size {
+            return Err(self.fail(BlobError::Size { expected: self.size, actual: sent }));
+        }
+        self.sent.store(sent, Ordering::Relaxed);
+        self.progress.add(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    fn end(&self) -> Option<Result<Bytes, std::io::Error>> {
+        let actual = self.sent.load(Ordering::Relaxed);
+        (actual < self.size).then(|| Err(self.fail(BlobError::Size { expected: self.size, actual })))
+    }
+}
+
+/// A body of exactly the meter's size, or one that fails. None where that is nothing.
+pub(super) fn metered<S>(content: S, meter: &Arc<Meter>) -> Option<reqwest::Body>
+where
+    S: Stream<Item = Result<Bytes, BlobError>> + Send + Unpin + 'static,
+{
+    let (meter, mut content) = (Arc::clone(meter), content);
+    let mut rest = Bytes::new();
+    let mut finished = false;
+    (meter.size > 0).then(|| {
+        reqwest::Body::wrap_stream(stream::poll_fn(move |context| {
+            use std::task::Poll;
+            if finished {
+                return Poll::Ready(None);
+            }
+            let item = if rest.is_empty() {
+                let polled = content.poll_next_unpin(context);
+                meter.starved.store(polled.is_pending(), Ordering::Relaxed);
+                match std::task::ready!(polled) {
+                    Some(Ok(bytes)) => {
+                        rest = bytes;
+                        Some(meter.pass(rest.split_to(rest.len().min(PIECE))))
+                    }
+                    Some(Err(error)) => Some(Err(meter.fail(error))),
+                    None => meter.end(),
+                }
+            } else {
+                Some(meter.pass(rest.split_to(rest.len().min(PIECE))))
+            };
+            finished = !matches!(item, Some(Ok(_)));
+            Poll::Ready(item)
+        }))
+    })
+}
+
+impl RegistryHost {
+    /// Sends one HTTP request, whose body `meter` sees, and waits for the head of its answer.
+    pub(super) async fn execute(
+        &self,
+        built: reqwest::Request,
+        request: &Request,
+        meter: &Meter,
+    ) -> Result<Response, RegistryError> {
+        let (method, url) = (built.method().clone(), built.url().clone());
+        let client = self.http.for_url(&url, self.owns(&url), request).await?;
+        let mut answer = std::pin::pin!(client.execute(built));
+        let patience = self.options.read_timeout;
+        let (mut seen, mut idle) = (0, 0);
+        let response = loop {
+            // Losing the sleep costs nothing; the answer is polled again in the next round.
+            if let Ok(answer) = tokio::time::timeout(patience, &mut answer).await {
+                break answer
+                    .map_err(|error| describe(error, request, &url, self.options.connect_timeout))?;
+            }
+            let sent = meter.sent.load(Ordering::Relaxed);
+            let moving = sent != seen || sent < meter.size && meter.starved.load(Ordering::Relaxed);
+            idle = if moving { 0 } else { idle + 1 };
+            seen = sent;
+            let is_whole = sent == meter.size && (sent > 0 || method == Method::PUT);
+            let allowed = if is_whole { PATIENCE_FOR_WHOLE } else { 1 };
+            if idle >= allowed {
+                let request = Box::new(request.clone());
+                return Err(RegistryError::Timeout { request, after: patience * allowed });
+            }
+        };
+        // Without the query: a storage's holds a signature, an upload's its state.
+        tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
+        Ok(response)
+    }
+}
