@@ -55,6 +55,9 @@ pub enum Error {
     /// An index that leads to an index that leads to an index.
     #[error("{0}: indexes are nested more than {MAX_INDEX_DEPTH} deep")]
     IndexDepth(String),
+    /// An index of more images than anybody means.
+    #[error("{0}: the index leads to more than {MAX_MANIFESTS} manifests")]
+    IndexSize(String),
     /// A config that cannot be understood.
     #[error("config of {image}: {source}")]
     Config {
@@ -166,6 +169,8 @@ impl From<UnpackError> for Error {
 
 /// How deep indexes may lead to indexes.
 pub const MAX_INDEX_DEPTH: usize = 4;
+/// To how many manifests an index may lead, those that its indexes name included.
+pub const MAX_MANIFESTS: usize = 10_000;
 
 /// Whose an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +203,7 @@ impl Error {
             Self::Blob(error) => blob(error),
             Self::Manifest { .. }
             | Self::IndexDepth(_)
+            | Self::IndexSize(_)
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::DiffId { .. } => Blame::Image,

@@ -7,7 +7,8 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::error::{Error, MAX_INDEX_DEPTH};
+use crate::digest::Digest;
+use crate::error::{Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::executor::Executor;
 use crate::manifest::{Descriptor, media_type};
 use crate::output::{ImageOutput, OutputError, Receipt};
@@ -53,10 +54,20 @@ pub async fn process_index(
         return Err(Error::FilteredIndex(index.name.to_string()));
     }
     let start = Instant::now();
-    let (receipt, images) = copy(source, index, plan, output, 0).await?;
+    let mut copied = Copied::default();
+    let receipt = copy(source, index, plan, output, 0, &mut copied).await?;
+    let images = copied.images;
     let bytes = images.iter().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
     let layers = images.iter().map(|image| image.layers.len()).sum();
     Ok(CopiedIndex { receipt, images, summary: Summary { bytes, layers, elapsed: start.elapsed() } })
+}
+
+/// What was copied so far, of the whole index.
+#[derive(Default)]
+struct Copied {
+    /// An entry that stands twice, in different indexes too, is copied once.
+    seen: HashSet<Digest>,
+    images: Vec<Outcome>,
 }
 
 fn copy<'a>(
@@ -65,34 +76,35 @@ fn copy<'a>(
     plan: &'a IndexPlan,
     output: &'a dyn ImageOutput,
     depth: usize,
-) -> BoxFuture<'a, Result<(Receipt, Vec<Outcome>), Error>> {
+    copied: &'a mut Copied,
+) -> BoxFuture<'a, Result<Receipt, Error>> {
     async move {
         if depth > MAX_INDEX_DEPTH {
             return Err(Error::IndexDepth(index.name.to_string()));
         }
-        let mut images = Vec::new();
-        let mut seen = HashSet::new();
         for entry in &index.parsed.manifests {
-            if !seen.insert(&entry.digest) {
+            if !copied.seen.insert(entry.digest.clone()) {
                 continue;
+            }
+            if copied.seen.len() > MAX_MANIFESTS {
+                return Err(Error::IndexSize(index.name.to_string()));
             }
             let no_indexes = || OutputError::NoIndexes { index: index.name.to_string() };
             let output = output.entry(&entry.digest).ok_or_else(no_indexes)?;
             let source = source.entry(entry).ok_or_else(no_indexes)?;
             match inner(source.as_ref(), entry).await? {
                 Some(inner) => {
-                    let (_, mut inner) =
-                        copy(source.as_ref(), &inner, plan, output.as_ref(), depth + 1).await?;
-                    images.append(&mut inner);
+                    copy(source.as_ref(), &inner, plan, output.as_ref(), depth + 1, copied).await?;
                 }
                 None => {
                     let (layers, executor) = (Arc::clone(&plan.layers), Arc::clone(&plan.executor));
                     let progress = (plan.begin)(entry);
-                    images.push(process(source.as_ref(), layers, output, executor, &progress).await?);
+                    let outcome = process(source.as_ref(), layers, output, executor, &progress).await?;
+                    copied.images.push(outcome);
                 }
             }
         }
-        Ok((output.put_index(index).await?, images))
+        output.put_index(index).await
     }
     .boxed()
 }

@@ -364,10 +364,35 @@ fn a_directory_that_is_something_else_stays_so() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");
     let directory = scratch();
-    write(directory.path().join("precious"), "mine");
-    occyctl(["process", &source, &layout_uri(directory.path())]).fails(1).says(&["not an OCI image layout"]);
-    let names: Vec<_> = std::fs::read_dir(directory.path()).expect("a directory").collect();
-    assert_eq!(names.len(), 1);
+    for (name, content) in [("precious", "mine"), ("index.json", "{}"), ("oci-layout", "{}")] {
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.join("blobs")).expect("a directory");
+        write(path.join(name), content);
+        occyctl(["process", &source, &layout_uri(&path)]).fails(1).says(&["not an OCI image layout"]);
+        assert_eq!(std::fs::read_dir(&path).expect("a directory").count(), 2, "{name}");
+        assert_eq!(read(path.join(name)), content.as_bytes());
+    }
+}
+
+#[test]
+fn images_of_two_names_may_have_one_tag() {
+    let registry = Registry::start();
+    let directory = scratch();
+    let layout = layout_uri(&directory.path().join("layout"));
+    for name in ["one", "two", "two"] {
+        let source = registry.push(&Image::oci(layers()), name, "latest");
+        occyctl(["process", &source, &layout]).ok();
+    }
+    assert_eq!(index(&directory.path().join("layout"))["manifests"].as_array().map(Vec::len), Some(2));
+    for name in ["one", "two"] {
+        occyctl(["check", &format!("{layout}?tag={}/{name}:latest", registry.host())]).ok();
+    }
+    // A tag that is given is the image's only name.
+    for name in ["one", "two"] {
+        occyctl(["process", &registry.uri(&format!("{name}:latest")), &format!("{layout}?tag=mine")]).ok();
+    }
+    assert_eq!(index(&directory.path().join("layout"))["manifests"].as_array().map(Vec::len), Some(3));
+    occyctl(["check", &format!("{layout}?tag=mine")]).ok();
 }
 
 #[test]

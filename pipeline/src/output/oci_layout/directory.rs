@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Map, Value};
 
-use super::{empty_index, entry_tag};
+use super::empty_index;
 use crate::atomic::{UnnamedFile, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
-use crate::layout::{INDEX, MARKER, MARKER_CONTENT, blob_path};
+use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
 use crate::output::OutputError;
 use crate::output::staging::fail;
 
@@ -34,18 +34,30 @@ impl Directory {
     /// The layout at `path`, which is made if there is none. A directory that holds other things is refused.
     pub(super) fn open(path: &Path, verify: bool) -> Result<Self, OutputError> {
         std::fs::create_dir_all(path).map_err(fail("create", path))?;
-        let is_layout = [MARKER, "blobs"].iter().any(|name| path.join(name).exists());
-        let is_empty = std::fs::read_dir(path).map_err(fail("read", path))?.next().is_none();
-        if !is_layout && !is_empty {
-            let reason = format!("it is not empty and has no {MARKER}");
-            return Err(OutputError::NotALayout { path: path.to_owned(), reason });
+        let directory = Self { path: path.to_owned(), verify };
+        match std::fs::read(path.join(MARKER)) {
+            Ok(marker) if is_version_1(&marker) => {}
+            Ok(_) => return Err(directory.not_a_layout(&format!("{MARKER} does not say version 1"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => directory.refuse_others()?,
+            Err(error) => return Err(fail("read", &path.join(MARKER))(error)),
         }
         let blobs = path.join("blobs");
         std::fs::create_dir_all(&blobs).map_err(fail("create", &blobs))?;
-        let directory = Self { path: path.to_owned(), verify };
         // One that cannot be read later would make all the work be in vain.
         directory.index()?;
         Ok(directory)
+    }
+
+    /// A directory without a marker may be what a run left that was killed: blobs, and what is not whole. Nothing else.
+    fn refuse_others(&self) -> Result<(), OutputError> {
+        for entry in std::fs::read_dir(&self.path).map_err(fail("read", &self.path))? {
+            let name = entry.map_err(fail("read", &self.path))?.file_name();
+            let is_ours = name == "blobs" || name.to_string_lossy().ends_with(".occystrap-partial");
+            if !is_ours {
+                return Err(self.not_a_layout(&format!("it is not empty and has no {MARKER}")));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn has(&self, digest: &Digest, size: u64) -> bool {
@@ -101,8 +113,8 @@ impl Directory {
         synced.map_err(fail("write", directory))
     }
 
-    /// Adds an image that is there to `index.json`, in the place of one that had its tag.
-    pub(super) fn name(&self, entry: &Map<String, Value>) -> Result<(), OutputError> {
+    /// Adds an image that is there to `index.json`, in the place of one that had its name: its name in full, or `by_tag` alone.
+    pub(super) fn name(&self, entry: &Map<String, Value>, by_tag: bool) -> Result<(), OutputError> {
         let lock = File::open(&self.path).map_err(fail("open", &self.path))?;
         loop {
             match flock(&lock, FlockOperation::LockExclusive) {
@@ -117,12 +129,8 @@ impl Directory {
         let mut index = self.index()?;
         let entries = index.entry("manifests").or_insert_with(|| Value::Array(Vec::new()));
         let entries = entries.as_array_mut().ok_or_else(|| self.not_a_layout("manifests is not a list"))?;
-        let tag = entry_tag(entry);
-        let replaced = |other: &Value| match (other.as_object(), tag) {
-            (Some(other), Some(tag)) => entry_tag(other) == Some(tag),
-            (Some(other), None) => entry_tag(other).is_none() && other.get("digest") == entry.get("digest"),
-            (None, _) => false,
-        };
+        let replaced =
+            |other: &Value| other.as_object().is_some_and(|other| is_same_name(other, entry, by_tag));
         let position = entries.iter().position(replaced).unwrap_or(entries.len());
         entries.retain(|other| !replaced(other));
         entries.insert(position.min(entries.len()), entry.clone().into());
@@ -144,6 +152,28 @@ impl Directory {
     fn not_a_layout(&self, reason: &str) -> OutputError {
         OutputError::NotALayout { path: self.path.clone(), reason: reason.to_owned() }
     }
+}
+
+/// Whether one entry of `index.json` takes another's place: those that have a name in full are told apart by it, others by
+/// their tags, and those without any by what they are.
+fn is_same_name(one: &Map<String, Value>, other: &Map<String, Value>, by_tag: bool) -> bool {
+    match (annotation(one, IMAGE_NAME), annotation(other, IMAGE_NAME)) {
+        (Some(one), Some(other)) if !by_tag => one == other,
+        _ => match (annotation(one, REF_NAME), annotation(other, REF_NAME)) {
+            (None, None) => one.get("digest") == other.get("digest"),
+            (one, other) => one == other,
+        },
+    }
+}
+
+fn annotation<'a>(entry: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    entry.get("annotations")?.get(key)?.as_str()
+}
+
+fn is_version_1(marker: &[u8]) -> bool {
+    let marker: Option<Value> = serde_json::from_slice(marker).ok();
+    let version = marker.as_ref().and_then(|marker| marker.get("imageLayoutVersion")?.as_str());
+    version.is_some_and(|version| version.starts_with("1."))
 }
 
 fn hash(file: &File, expected: &Digest) -> io::Result<Digest> {

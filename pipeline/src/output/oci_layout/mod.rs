@@ -121,12 +121,12 @@ impl LayoutOutput {
             Some(_) => None,
             None => Some(entry(&manifest, self.layout.options.tag.as_deref(), name, platform)),
         };
-        let place = self.place();
+        let (place, by_tag) = (self.place(), self.layout.options.tag.is_some());
         blocking(move || {
             place.put(&manifest.digest, &manifest.bytes)?;
             match (entry, place.as_ref()) {
                 (None, _) => Ok(()),
-                (Some(entry), Place::Directory(directory)) => directory.name(&entry),
+                (Some(entry), Place::Directory(directory)) => directory.name(&entry, by_tag),
                 (Some(entry), Place::Archive(archive)) => archive.publish(&entry),
             }
         })
@@ -299,11 +299,6 @@ fn entry(
         entry.insert("platform".to_owned(), value);
     }
     entry
-}
-
-/// What an entry of `index.json` is called.
-fn entry_tag(entry: &Map<String, Value>) -> Option<&str> {
-    entry.get("annotations")?.get(REF_NAME)?.as_str()
 }
 
 /// `index.json` with nothing in it.

@@ -9,12 +9,9 @@ use super::{Files, LayoutSource, Opened, Store};
 use crate::blob::{Blob, BlobError};
 use crate::check::{Finding, Severity};
 use crate::digest::Digest;
-use crate::error::{Blame, Error, MAX_INDEX_DEPTH};
+use crate::error::{Blame, Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::layout::blob_path;
 use crate::manifest::{self, Descriptor, ParsedManifest};
-
-/// A layout may name this many manifests; more is an attack, or nobody's to check at once.
-const MAX_MANIFESTS: usize = 100_000;
 
 impl LayoutSource {
     /// Follows every entry of `index.json` to its blobs, and reads all of them if it is to be `deep`.
@@ -48,8 +45,11 @@ impl LayoutSource {
             if !audit.manifests.insert(entry.digest.clone()) {
                 continue;
             }
-            if depth > MAX_INDEX_DEPTH || audit.manifests.len() > MAX_MANIFESTS {
+            if depth > MAX_INDEX_DEPTH {
                 return Err(Error::IndexDepth(self.path()));
+            }
+            if audit.manifests.len() > MAX_MANIFESTS {
+                return Err(Error::IndexSize(self.path()));
             }
             let fetched = match self.manifest(&entry).await {
                 Ok(fetched) => fetched,
