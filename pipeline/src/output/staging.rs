@@ -6,12 +6,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, Mode, RenameFlags, chmod, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::OutputError;
@@ -39,7 +39,7 @@ pub fn remove_unpublished(patience: Duration) {
     let waited = GONE.wait_timeout_while(unpublished(), patience, |unpublished| !unpublished.is_empty());
     let (unpublished, _) = waited.unwrap_or_else(PoisonError::into_inner);
     for path in unpublished.iter() {
-        let _ = tree::remove(path);
+        remove(path);
     }
 }
 
@@ -147,7 +147,7 @@ impl StagedDir {
 impl Drop for StagedDir {
     fn drop(&mut self) {
         if !self.published {
-            let _ = tree::remove(&self.path);
+            remove(&self.path);
         }
         unpublished().retain(|path| *path != self.path);
         GONE.notify_all();
@@ -205,23 +205,54 @@ fn remove_abandoned(directory: &Path, name: &OsStr) {
             continue;
         }
         let path = entry.path();
-        // A directory that its owner left without the right to read it is nobody's who lives: ours are readable.
-        let lock = File::open(&path);
-        let is_free = match &lock {
-            Ok(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-            Err(_) => false,
-        };
-        if is_free {
-            let _ = tree::remove(&path);
+        match lock_abandoned(&path) {
+            Ok(Some(_lock)) => remove(&path),
+            Ok(None) => {}
+            // Another run's, or gone meanwhile.
+            Err(error) => tracing::debug!("cannot tell whether {} is abandoned: {error}", path.display()),
         }
+    }
+}
+
+/// The lock of a directory that nobody else holds; None where somebody does.
+fn lock_abandoned(path: &Path) -> io::Result<Option<File>> {
+    let locked = |file: File| flock(&file, FlockOperation::NonBlockingLockExclusive).ok().map(|()| file);
+    match File::open(path) {
+        // The root of a complete tree may be one that its own owner cannot read. It stays so if somebody is about to
+        // publish it, even if that happens now: what is open is the same directory under any name.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let permissions = std::fs::symlink_metadata(path)?.permissions();
+            // Readable by now: somebody else is asking the same, and will put back what he found.
+            if Mode::from_raw_mode(permissions.mode()).contains(Mode::RUSR) {
+                return Ok(None);
+            }
+            chmod(path, Mode::RWXU)?;
+            let file = File::open(path)?;
+            let held = file.try_clone()?;
+            let locked = locked(file);
+            if locked.is_none() {
+                held.set_permissions(permissions)?;
+            }
+            Ok(locked)
+        }
+        result => Ok(locked(result?)),
+    }
+}
+
+/// Removes a directory of ours. One that stays is the user's to remove, so he hears of it.
+fn remove(path: &Path) {
+    match tree::remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("failed to remove {}: {error}", path.display());
+        }
+        _ => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+    use crate::unpack::tests::without_capabilities;
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -272,6 +303,50 @@ mod tests {
         std::fs::create_dir(&other).unwrap();
         drop(StagedDir::create(&destination, false).unwrap());
         assert!(!dead.exists() && alive.path().exists() && other.exists());
+    }
+
+    #[test]
+    fn without_any_right_of_root_what_a_killed_run_left_is_removed_whatever_its_modes() {
+        without_capabilities(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let destination = dir.path().join("out");
+            let set =
+                |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+            for mode in [0o000, 0o111, 0o444, 0o600] {
+                let dead = dir.path().join(partial_name("out".as_ref(), 1));
+                for inner in ["sealed/inner", "sealed/empty"] {
+                    std::fs::create_dir_all(dead.join(inner)).unwrap();
+                }
+                std::fs::write(dead.join("sealed/inner/file"), "").unwrap();
+                for sealed in ["sealed/inner", "sealed/empty", "sealed", ""] {
+                    set(&dead.join(sealed), mode);
+                }
+                drop(StagedDir::create(&destination, false).unwrap());
+                assert_eq!(names(dir.path()), [""; 0], "{mode:o}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_complete_tree_that_nobody_may_read_stays_so_while_its_run_lives() {
+        without_capabilities(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let destination = dir.path().join("out");
+            let alive = StagedDir::create(&destination, false).unwrap();
+            std::fs::write(alive.path().join("file"), "").unwrap();
+            std::fs::set_permissions(alive.path(), PermissionsExt::from_mode(0o000)).unwrap();
+            drop(StagedDir::create(&destination, false).unwrap());
+            assert_eq!(alive.path().metadata().unwrap().permissions().mode() & 0o7777, 0);
+            alive.publish_tree().unwrap();
+            assert_eq!(destination.metadata().unwrap().permissions().mode() & 0o7777, 0);
+            // What is replaced is removed, too.
+            StagedDir::create(&dir.path().join("other"), false)
+                .unwrap()
+                .destined(destination)
+                .publish_tree()
+                .unwrap();
+            assert_eq!(names(dir.path()), ["out"]);
+        });
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod place;
 mod root;
 mod small;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tree;
 mod whiteout;
 

@@ -1,6 +1,6 @@
 //! Resolution below the root, by the kernel and by our own walk, which have to agree.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::root::Root;
@@ -75,6 +75,20 @@ fn list(path: &Path, prefix: &str, found: &mut Vec<String>) {
             found.push(format!("{name}: {}", std::fs::read_to_string(entry.path()).unwrap()));
         }
     }
+}
+
+/// Does something as a user would who has no right over the modes of files, whoever runs the tests.
+pub(crate) fn without_capabilities<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let none = CapabilitySet::empty();
+    let thread = || {
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+            .unwrap();
+        work()
+    };
+    // The kernel counts capabilities by thread.
+    std::thread::scope(|scope| scope.spawn(thread).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[test]
@@ -185,4 +199,39 @@ fn directories_that_no_layer_names_have_the_same_time_always() {
         let metadata = dir.path().join(path).metadata().unwrap();
         assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (0, 0), "{path}");
     }
+}
+
+/// A member of that mode, with nothing else to it.
+fn with_mode(mut tar: Vec<u8>, mode: u32) -> Vec<u8> {
+    tar[100..107].copy_from_slice(format!("{mode:07o}").as_bytes());
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar[..512].iter().map(|byte| u32::from(*byte)).sum();
+    tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar
+}
+
+#[test]
+fn without_any_right_of_root_directories_may_shut_their_owner_out() {
+    without_capabilities(|| {
+        for mode in [0o000, 0o444, 0o600, 0o111, 0o500] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("root");
+            std::fs::create_dir(&path).unwrap();
+            let mut unpacker = unpacker(&path, true);
+            unpacker.is_root_user = false;
+            for name in ["./", "outer/", "outer/sealed/", "outer/sealed/empty/"] {
+                unpacker.apply(&with_mode(tar(&[(b'5', name, "")]), mode)[..]).unwrap();
+            }
+            unpacker.apply(&tar(&[(b'0', "outer/sealed/file", "x"), (b'5', "other/", "")])[..]).unwrap();
+            unpacker.finish().unwrap();
+            // From the outside in, each lets us in only when its mode was seen.
+            let mut at = path.clone();
+            for name in ["", "outer", "sealed", "empty"] {
+                at.push(name);
+                assert_eq!(at.metadata().unwrap().mode() & 0o7777, mode, "{mode:o}: {}", at.display());
+                std::fs::set_permissions(&at, PermissionsExt::from_mode(0o700)).unwrap();
+            }
+            assert_eq!(std::fs::read(path.join("outer/sealed/file")).unwrap(), b"x");
+        }
+    });
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, fstat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, chmodat, fchmod, fstat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// A name in a directory.
@@ -21,6 +23,9 @@ pub(crate) struct Place<'a> {
 
 /// What is done on a walk, which goes to the contents of a directory before the directory itself.
 pub(crate) trait Visitor {
+    /// A directory that was opened, the top one included, before anything in it is visited.
+    fn entered(&mut self, _directory: &OwnedFd, _stat: &Stat) {}
+
     /// Something that is no directory.
     fn file(&mut self, place: &Place<'_>) -> io::Result<()>;
 
@@ -43,6 +48,7 @@ struct Level {
 /// Visits everything in `top`, but not `top` itself. Links are not followed.
 pub(crate) fn walk(top: OwnedFd, inode: u64, visitor: &mut impl Visitor) -> io::Result<()> {
     let mut at = top;
+    visitor.entered(&at, &fstat(&at)?);
     let mut levels = vec![Level { inode, entries: entries(&at)?, name: CString::default() }];
     while let Some(level) = levels.last_mut() {
         match level.entries.pop() {
@@ -51,13 +57,17 @@ pub(crate) fn walk(top: OwnedFd, inode: u64, visitor: &mut impl Visitor) -> io::
             }
             Some((name, true)) => {
                 at = open(&at, &name)?;
-                levels.push(Level { inode: fstat(&at)?.st_ino, entries: entries(&at)?, name });
+                let stat = fstat(&at)?;
+                visitor.entered(&at, &stat);
+                levels.push(Level { inode: stat.st_ino, entries: entries(&at)?, name });
             }
             None => {
                 let left = levels.pop().expect("it was there just now");
                 let Some(level) = levels.last() else { break };
+                // Completed, the directory may not let its own owner look for `..` in it.
+                let outer = openat(&at, "..", DIRECTORY, Mode::empty())?;
                 visitor.complete(&at, left.inode)?;
-                at = openat(&at, "..", DIRECTORY, Mode::empty())?;
+                at = outer;
                 visitor.left(&Place { directory: &at, inode: level.inode, name: &left.name }, left.inode)?;
             }
         }
@@ -115,6 +125,13 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 pub(crate) fn remove_contents(top: OwnedFd, gone: &mut dyn FnMut(u64)) -> io::Result<()> {
     struct Removal<'a>(&'a mut dyn FnMut(u64));
     impl Visitor for Removal<'_> {
+        fn entered(&mut self, directory: &OwnedFd, stat: &Stat) {
+            // Where this fails, what needs the right says so.
+            if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
+                let _ = fchmod(directory, Mode::RWXU);
+            }
+        }
+
         fn file(&mut self, place: &Place<'_>) -> io::Result<()> {
             unlink(place, AtFlags::empty())
         }
@@ -134,10 +151,6 @@ pub(crate) fn remove_contents(top: OwnedFd, gone: &mut dyn FnMut(u64)) -> io::Re
 
 fn unlink(place: &Place<'_>, flags: AtFlags) -> io::Result<()> {
     match unlinkat(place.directory.as_fd(), place.name, flags) {
-        Err(Errno::ACCESS) => {
-            rustix::fs::fchmod(place.directory, Mode::RWXU)?;
-            Ok(unlinkat(place.directory.as_fd(), place.name, flags)?)
-        }
         // Somebody else removes the same.
         Err(Errno::NOENT) => Ok(()),
         result => Ok(result?),
