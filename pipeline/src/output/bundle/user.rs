@@ -52,8 +52,9 @@ impl User {
             Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
             None => (text, None),
         };
-        let passwd = read(rootfs, PASSWD)?;
-        let groups = read(rootfs, GROUP)?;
+        let is_name = |text: &str| !text.is_empty() && number(text).is_none();
+        let passwd = read(rootfs, PASSWD, is_name(name))?;
+        let groups = read(rootfs, GROUP, group.is_some_and(is_name))?;
         let entry = fields(&passwd).find(|fields| match (name, number(name)) {
             ("", _) => number(fields[2]) == Some(0),
             (_, Some(uid)) => number(fields[2]) == Some(uid),
@@ -95,10 +96,17 @@ impl User {
     }
 }
 
-fn read(rootfs: &Path, database: &'static str) -> Result<String, UserError> {
-    let bytes = unpack::read_in_root(rootfs, database.as_bytes(), LARGEST);
-    let bytes = bytes.map_err(|source| UserError::Io { database, source })?;
-    Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
+/// A database of the tree. One that cannot be read is as good as empty where no name has to be found in it.
+fn read(rootfs: &Path, database: &'static str, is_needed: bool) -> Result<String, UserError> {
+    let bytes = match unpack::read_in_root(rootfs, database.as_bytes(), LARGEST) {
+        Ok(bytes) => bytes.unwrap_or_default(),
+        Err(source) if is_needed => return Err(UserError::Io { database, source }),
+        Err(error) => {
+            tracing::warn!("failed to read {database} of the tree, which is taken for empty: {error}");
+            Vec::new()
+        }
+    };
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The lines that are entries: at least a name, a password and a number.
@@ -159,6 +167,26 @@ mod tests {
         assert_eq!(User::find("", empty.path()).unwrap(), User::default());
         assert_eq!(User::find("5:6", empty.path()).unwrap(), user(5, 6, &[], None));
         assert!(User::find("app", empty.path()).is_err());
+    }
+
+    #[test]
+    fn databases_that_are_no_files_matter_to_names_only() {
+        let dir = tempfile::tempdir().unwrap();
+        for database in [PASSWD, GROUP] {
+            std::fs::create_dir_all(dir.path().join(database)).unwrap();
+        }
+        let user = |uid, gid| User { uid, gid, ..User::default() };
+        for (text, expected) in
+            [("", user(0, 0)), ("0:0", user(0, 0)), ("5", user(5, 0)), ("5:6", user(5, 6))]
+        {
+            assert_eq!(User::find(text, dir.path()).unwrap(), expected, "{text}");
+        }
+        for (text, database) in [("app", PASSWD), ("app:6", PASSWD), ("5:users", GROUP)] {
+            match User::find(text, dir.path()) {
+                Err(UserError::Io { database: named, .. }) => assert_eq!(named, database, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
     }
 
     #[test]
