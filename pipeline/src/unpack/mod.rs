@@ -3,7 +3,8 @@
 //! - [`Unpacker::apply`] takes one layer after the other, the lowest first, each in one pass over its tar.
 //! - Every parent is resolved below the root by the kernel (`openat2`), or by a walk without links where that is refused
 //!   ([`root`]); what a member creates, it creates new, by name in that parent, following nothing.
-//! - Whiteouts hide what lower layers put there, wherever in their layer they stand ([`whiteout`]).
+//! - Whiteouts hide what lower layers put there, wherever in their layer they stand ([`whiteout`]). What AUFS kept its own
+//!   books in is no part of the tree.
 //! - Owners, modes, extended attributes and times are [`attributes`]. The times of directories are set at the very end.
 //!
 //! The tree belongs to the unpacker alone while it works: it must be in a directory that nobody else writes to. Without
@@ -31,6 +32,7 @@ use std::path::Path;
 pub use self::error::UnpackError;
 use self::root::Root;
 pub(crate) use self::small::read_in_root;
+use self::whiteout::Bookkeeping;
 use crate::blob::CHUNK;
 use crate::tar::{Limits, Member, Time, Walker};
 
@@ -60,6 +62,8 @@ pub struct Unpacker {
     hasher: RandomState,
     /// What every directory gets when its contents are complete, by inode.
     directories: HashMap<u64, Pending>,
+    /// Where devices were left out, as in `upper`: more links to them are left out as well.
+    absent: HashSet<(u64, u64)>,
     /// Bytes of holes in sparse files so far.
     holes: u64,
     left_out: LeftOut,
@@ -76,7 +80,7 @@ struct Pending {
 /// What could not be unpacked for want of rights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Device files.
+    /// Device files, and more links to them.
     pub devices: u64,
     /// Files that belong to another user or group than the layer says.
     pub owners: u64,
@@ -115,6 +119,7 @@ impl Unpacker {
             upper: HashSet::new(),
             hasher: RandomState::new(),
             directories,
+            absent: HashSet::new(),
             holes: 0,
             left_out: LeftOut::default(),
         })
@@ -125,15 +130,27 @@ impl Unpacker {
         let mut walker = Walker::unhashed(BufReader::with_capacity(CHUNK, tar), self.options.limits.clone());
         let mut member = Member::default();
         self.upper.clear();
+        let mut has_parked = false;
         loop {
             let more = walker.read_member(&mut member);
             let more = more.map_err(|source| UnpackError::tar(walker.members(), &member, source))?;
             if !more {
                 break;
             }
-            if !member.is_global() {
-                self.place(&mut walker, &member)?;
+            if member.is_global() {
+                continue;
             }
+            match whiteout::bookkeeping(&member) {
+                Some(Bookkeeping::Dropped) => {}
+                Some(Bookkeeping::Parked) => {
+                    self.place(&mut walker, &member)?;
+                    has_parked = true;
+                }
+                None => self.place(&mut walker, &member)?,
+            }
+        }
+        if has_parked {
+            self.remove_parked()?;
         }
         // The digest covers what is behind the end of the archive, and whoever computes it waits for us to read it.
         while walker.next_tail().map_err(|source| UnpackError::tar(0, &Member::default(), source))?.is_some()
@@ -159,7 +176,7 @@ impl Unpacker {
         if self.layers > 0 {
             self.upper.insert((directory, self.hasher.hash_one(name)));
         }
-        if self.upper.len() + self.directories.len() > MOST_ENTRIES {
+        if self.upper.len() + self.directories.len() + self.absent.len() > MOST_ENTRIES {
             return Err(UnpackError::refused(member, "the layer has more entries than are allowed"));
         }
         Ok(())

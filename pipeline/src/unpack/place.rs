@@ -1,6 +1,7 @@
 //! Members become files. What is created is created new, by name in its parent, following nothing.
 
 use std::fs::File;
+use std::hash::BuildHasher;
 use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -214,6 +215,11 @@ impl Unpacker {
             result => result,
         };
         match linked {
+            Err(Errno::NOENT)
+                if self.absent.contains(&(directory.inode, self.hasher.hash_one(target_name))) =>
+            {
+                self.leave_out_device(parent, name, member)
+            }
             Err(Errno::NOENT) => Err(UnpackError::refused(member, missing)),
             Err(Errno::PERM) if is_directory(&directory, target_name) => {
                 Err(UnpackError::refused(member, "a hard link to a directory"))
@@ -245,16 +251,32 @@ impl Unpacker {
             result => result,
         };
         match made {
-            Err(Errno::PERM) => {
-                self.left_out.devices += 1;
-                // What a lower layer has there is not what the image has.
-                self.remove(parent, name, member)
-            }
+            Err(Errno::PERM) => self.leave_out_device(parent, name, member),
             result => {
                 result.map_err(|errno| UnpackError::io("create", member.path(), errno))?;
                 self.complete_special(parent, name, member)
             }
         }
+    }
+
+    /// There is to be a device that we may not make.
+    fn leave_out_device(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        member: &Member,
+    ) -> Result<(), UnpackError> {
+        self.left_out.devices += 1;
+        self.absent.insert((parent.inode, self.hasher.hash_one(name)));
+        // What a lower layer has there is not what the image has.
+        self.remove(parent, name, member)
+    }
+
+    /// The layer is complete, so nothing more is a link to what AUFS had parked.
+    pub(super) fn remove_parked(&mut self) -> Result<(), UnpackError> {
+        let root = self.root.open(b"").map_err(|errno| UnpackError::io("open", b"", errno))?;
+        let root = root.expect("the root is always there");
+        self.remove(&root, whiteout::PARKED, &Member::default())
     }
 }
 

@@ -235,3 +235,51 @@ fn without_any_right_of_root_directories_may_shut_their_owner_out() {
         }
     });
 }
+
+#[test]
+fn links_to_devices_that_are_left_out_are_left_out_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut unpacker = unpacker(dir.path(), true);
+    let lower = tar(&[(b'0', "dev/one", "a file"), (b'0', "dev/two", "a file")]);
+    let upper = tar(&[
+        (b'3', "dev/null", ""),
+        (b'1', "dev/one", "dev/null"),
+        (b'2', "devices", "dev"),
+        (b'1', "three", "devices/one"),
+    ]);
+    unpacker.apply(&lower[..]).unwrap();
+    unpacker.apply(&upper[..]).unwrap();
+    unpacker.apply(&tar(&[(b'1', "dev/four", "three"), (b'1', "five", "dev/two")])[..]).unwrap();
+    let error = unpacker.apply(&tar(&[(b'1', "six", "dev/none")])[..]).unwrap_err();
+    assert!(matches!(error, UnpackError::Refused { .. }), "{error}");
+    assert_eq!(unpacker.finish().unwrap().devices, 4);
+    let mut found = Vec::new();
+    list(dir.path(), "", &mut found);
+    found.sort();
+    assert_eq!(found, ["dev/", "dev/two: a file", "devices -> dev", "five: a file"]);
+}
+
+#[test]
+fn what_aufs_kept_its_books_in_is_no_part_of_the_tree() {
+    let books: &[(u8, &str, &str)] = &[
+        (b'0', ".wh..wh.aufs", ""),
+        (b'5', ".wh..wh.orph/", ""),
+        (b'0', "./.wh..wh.orph/12", "x"),
+        (b'5', ".wh..wh.plnk/", ""),
+        (b'0', ".wh..wh.plnk/12.34", "linked"),
+        (b'2', ".wh..wh.plnk/56.78", "/"),
+        (b'0', ".wh..wh.plnk/deep/er", "x"),
+        (b'0', "a/.wh..wh.plnk/9.9", "x"),
+        (b'1', "one", ".wh..wh.plnk/12.34"),
+        (b'1', "a/two", "./.wh..wh.plnk/12.34"),
+    ];
+    let expected = ["a/", "a/two: linked", "one: linked"];
+    assert_eq!(unpack(&[books]).unwrap(), expected);
+    let lower: &[(u8, &str, &str)] = &[(b'0', "a/below", ""), (b'0', "b", "")];
+    let opaque = [books, &[(b'0', ".wh..wh..opq", "")]].concat();
+    assert_eq!(unpack(&[lower, &opaque]).unwrap(), expected);
+    assert_eq!(
+        unpack(&[lower, books, &[(b'0', "a/.wh..wh..opq", "")]]).unwrap(),
+        ["a/", "b: ", "one: linked"]
+    );
+}

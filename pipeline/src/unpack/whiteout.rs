@@ -13,12 +13,41 @@ use rustix::io::Errno;
 
 use super::tree::{self, Place, Visitor};
 use super::{Pending, UnpackError, Unpacker};
-use crate::tar::Member;
+use crate::tar::{Kind, Member, path};
 
 /// What the names of whiteouts begin with.
 pub(super) const PREFIX: &[u8] = b".wh.";
 /// The name of one that hides all that is in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What names of the files begin with in which AUFS, an old storage of Docker's, kept its own books.
+const BOOKS: &[u8] = b".wh..wh.";
+/// AUFS's directory of files with several links: members behind them are hard links into it.
+pub(super) const PARKED: &[u8] = b".wh..wh.plnk";
+
+/// What a member is that the tree does not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bookkeeping {
+    /// Nothing that anybody needs.
+    Dropped,
+    /// A file that others of the layer are links to. It goes when the layer is complete.
+    Parked,
+}
+
+/// Whether a member is of AUFS's books.
+pub(super) fn bookkeeping(member: &Member) -> Option<Bookkeeping> {
+    let is_book = |name: &[u8]| name.starts_with(BOOKS);
+    // Nearly no path has any, which is seen without a copy.
+    if !member.path().split(|&byte| byte == b'/').any(is_book) {
+        return None;
+    }
+    let cleaned = path::cleaned(member.path());
+    let (parent, name) = (path::parent(&cleaned).unwrap_or_default(), path::basename(&cleaned));
+    if parent == PARKED && !name.starts_with(PREFIX) && member.kind() == Kind::Regular {
+        return Some(Bookkeeping::Parked);
+    }
+    let is_in_books = parent.split(|&byte| byte == b'/').any(is_book);
+    (is_in_books || is_book(name) && name != OPAQUE).then_some(Bookkeeping::Dropped)
+}
 
 impl Unpacker {
     /// Hides what a whiteout called `name` in the directory at `parent` says.
