@@ -10,11 +10,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::root::Directory;
-use super::{UnpackError, Unpacker};
+use super::{MOST_ACLS, Pending, UnpackError, Unpacker};
 use crate::tar::{Kind, Member, Time};
 
 /// The key of an extended attribute in PAX records.
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// The attribute of a directory that everything created in it gets.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 impl Unpacker {
     /// Completes a regular file through its descriptor.
@@ -29,7 +31,7 @@ impl Unpacker {
         futimens(file, &times(member.mtime())).map_err(fail("set the time of"))
     }
 
-    /// Gives a directory all but its time, which waits until its contents are complete.
+    /// Gives a directory all but its time and default ACL, which wait until its contents are complete.
     pub(super) fn complete_directory(
         &mut self,
         directory: &Directory,
@@ -48,8 +50,25 @@ impl Unpacker {
         if !is_new {
             remove_xattrs(directory.fd.as_fd());
         }
-        self.set_xattrs(member, |name, value| fsetxattr(&directory.fd, name, value, XattrFlags::empty()))?;
-        self.note_directory(directory.inode, member.mtime(), shuts_out.then(|| mode.as_raw_mode()));
+        let mut default_acl = None;
+        self.set_xattrs(member, |name, value| match name {
+            DEFAULT_ACL => {
+                default_acl = Some(value.into());
+                Ok(())
+            }
+            name => fsetxattr(&directory.fd, name, value, XattrFlags::empty()),
+        })?;
+        let mode = shuts_out.then(|| mode.as_raw_mode());
+        self.note_directory(directory.inode, Pending { mtime: member.mtime(), mode, default_acl }, member)
+    }
+
+    /// A directory is there now, for which something is pending.
+    fn note_directory(&mut self, inode: u64, pending: Pending, member: &Member) -> Result<(), UnpackError> {
+        self.default_acls += pending.default_acl.as_ref().map_or(0, |acl| acl.len());
+        if self.default_acls > MOST_ACLS {
+            return Err(UnpackError::refused(member, "the image has more default ACLs than are allowed"));
+        }
+        self.directories.insert(inode, pending);
         Ok(())
     }
 
@@ -107,7 +126,7 @@ impl Unpacker {
     fn set_xattrs(
         &mut self,
         member: &Member,
-        set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
+        mut set: impl FnMut(&[u8], &[u8]) -> Result<(), Errno>,
     ) -> Result<(), UnpackError> {
         if member.records().is_empty() {
             return Ok(());
@@ -118,19 +137,28 @@ impl Unpacker {
                 self.left_out.xattrs += 1;
                 continue;
             }
-            match set(name, value) {
-                Ok(()) => {}
-                // Not ours to set, or nothing that this file system or kind of file can have.
-                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOENT) => {
-                    self.left_out.xattrs += 1;
-                }
-                Err(errno) => {
-                    return Err(UnpackError::io("set an extended attribute of", member.path(), errno));
-                }
-            }
+            let is_set = allowed(set(name, value));
+            let is_set = is_set
+                .map_err(|errno| UnpackError::io("set an extended attribute of", member.path(), errno))?;
+            self.left_out.xattrs += u64::from(!is_set);
         }
         Ok(())
     }
+}
+
+/// Whether an attribute was set, where it may be left out.
+fn allowed(set: Result<(), Errno>) -> Result<bool, Errno> {
+    match set {
+        Ok(()) => Ok(true),
+        // Not ours to set, or nothing that this file system or kind of file can have.
+        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets the default ACL of a directory that is complete; false where it has to be left out.
+pub(super) fn set_default_acl(directory: &OwnedFd, acl: &[u8]) -> Result<bool, Errno> {
+    allowed(fsetxattr(directory, DEFAULT_ACL, acl, XattrFlags::empty()))
 }
 
 /// Attributes that say something to the machine that unpacks: labels of its own policy, and what would make an overlay

@@ -39,6 +39,9 @@ use crate::tar::{Limits, Member, Time, Walker};
 /// Entries that have to be remembered at once, so that a layer of nothing but names cannot take all memory.
 const MOST_ENTRIES: usize = 4_000_000;
 
+/// Bytes of default ACLs that are remembered at once.
+const MOST_ACLS: usize = 64 * 1024 * 1024;
+
 /// How a tree is unpacked.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -64,17 +67,21 @@ pub struct Unpacker {
     directories: HashMap<u64, Pending>,
     /// Where devices were left out, as in `upper`: more links to them are left out as well.
     absent: HashSet<(u64, u64)>,
+    /// Bytes of default ACLs that wait for the end.
+    default_acls: usize,
     /// Bytes of holes in sparse files so far.
     holes: u64,
     left_out: LeftOut,
 }
 
 /// What a directory gets at the end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Pending {
     mtime: Time,
     /// Where it would have kept us from writing into it.
     mode: Option<u32>,
+    /// What the kernel would have given to everything that was created in it.
+    default_acl: Option<Box<[u8]>>,
 }
 
 /// What could not be unpacked for want of rights.
@@ -110,7 +117,7 @@ impl Unpacker {
     }
 
     fn in_root(root: Root, options: Options) -> Result<Self, UnpackError> {
-        let directories = [(root.inode(), Pending { mtime: Time::default(), mode: None })].into();
+        let directories = [(root.inode(), Pending::default())].into();
         Ok(Self {
             root,
             options,
@@ -120,6 +127,7 @@ impl Unpacker {
             hasher: RandomState::new(),
             directories,
             absent: HashSet::new(),
+            default_acls: 0,
             holes: 0,
             left_out: LeftOut::default(),
         })
@@ -161,9 +169,9 @@ impl Unpacker {
     }
 
     /// All layers are applied: completes the directories, and says what is missing.
-    pub fn finish(self) -> Result<LeftOut, UnpackError> {
+    pub fn finish(mut self) -> Result<LeftOut, UnpackError> {
         let top = self.root.reopen().map_err(|errno| UnpackError::io("open", b"", errno))?;
-        let mut completion = Completion { directories: &self.directories };
+        let mut completion = Completion { directories: &self.directories, left_out: &mut self.left_out };
         let fail = |source| UnpackError::Io { what: "complete", path: "/".to_owned(), source };
         tree::walk(top, self.root.inode(), &mut completion).map_err(fail)?;
         let top = self.root.reopen().map_err(|errno| UnpackError::io("open", b"", errno))?;
@@ -181,11 +189,6 @@ impl Unpacker {
         }
         Ok(())
     }
-
-    /// A directory is there now.
-    fn note_directory(&mut self, inode: u64, mtime: Time, mode: Option<u32>) {
-        self.directories.insert(inode, Pending { mtime, mode });
-    }
 }
 
 impl fmt::Debug for Unpacker {
@@ -197,11 +200,17 @@ impl fmt::Debug for Unpacker {
 /// Sets what directories could not have while they were written to.
 struct Completion<'a> {
     directories: &'a HashMap<u64, Pending>,
+    left_out: &'a mut LeftOut,
 }
 
 impl Completion<'_> {
-    fn complete(&self, directory: &OwnedFd, inode: u64) -> std::io::Result<()> {
+    fn complete(&mut self, directory: &OwnedFd, inode: u64) -> std::io::Result<()> {
         let Some(pending) = self.directories.get(&inode) else { return Ok(()) };
+        if let Some(acl) = &pending.default_acl
+            && !attributes::set_default_acl(directory, acl)?
+        {
+            self.left_out.xattrs += 1;
+        }
         rustix::fs::futimens(directory, &attributes::times(pending.mtime))?;
         if let Some(mode) = pending.mode {
             rustix::fs::fchmod(directory, mode.into())?;

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::root::Directory;
 use super::{UnpackError, Unpacker, tree, whiteout};
-use crate::tar::{Kind, Member, Time, Walker, path};
+use crate::tar::{Kind, Member, Walker, path};
 
 impl Unpacker {
     /// Puts the member at hand in its place.
@@ -33,9 +33,8 @@ impl Unpacker {
             return self.whiteout(parent, name, member);
         }
         let directories = &mut self.directories;
-        let pending = super::Pending { mtime: Time::default(), mode: None };
         let opened = self.root.open_or_create(parent, &mut |inode| {
-            directories.insert(inode, pending);
+            directories.insert(inode, super::Pending::default());
         });
         let parent = opened.map_err(|errno| UnpackError::io("open the parent of", &cleaned, errno))?;
         match member.kind() {

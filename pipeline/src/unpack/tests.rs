@@ -283,3 +283,44 @@ fn what_aufs_kept_its_books_in_is_no_part_of_the_tree() {
         ["a/", "b: ", "one: linked"]
     );
 }
+
+#[test]
+fn what_a_directory_gives_to_new_files_is_not_given_to_those_of_the_image() {
+    /// `user::rwx,user:7:rwx,group::---,mask::rwx,other::---`, as the kernel stores it.
+    const ACL: [(u16, u16, u32); 5] =
+        [(1, 7, u32::MAX), (2, 7, 7), (4, 0, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)];
+    let entries = ACL.iter().flat_map(|(tag, rights, id)| {
+        [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat()
+    });
+    let acl: Vec<u8> = 2_u32.to_le_bytes().into_iter().chain(entries).collect();
+    let name = "system.posix_acl_default";
+    let dir = tempfile::tempdir().unwrap();
+    if rustix::fs::setxattr(dir.path(), name, &acl, rustix::fs::XattrFlags::empty()).is_err() {
+        return; // A file system without ACLs.
+    }
+    let path = dir.path().join("root");
+    // What is around the tree gives nothing either.
+    rustix::fs::removexattr(dir.path(), name).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let record = [b"SCHILY.xattr.system.posix_acl_default=", &acl[..], b"\n"].concat();
+    let record = [format!("{} ", record.len() + 3).as_bytes(), &record].concat();
+    let mut layer = tar(&[(b'x', "pax", &"r".repeat(record.len())), (b'5', "d/", "")]);
+    layer[512..512 + record.len()].copy_from_slice(&record);
+    let mut unpacker = unpacker(&path, true);
+    unpacker.apply(&layer[..]).unwrap();
+    unpacker
+        .apply(&tar(&[(b'0', "d/file", "x"), (b'5', "d/inner/", ""), (b'0', "d/made/file", "x")])[..])
+        .unwrap();
+    assert_eq!(unpacker.finish().unwrap(), LeftOut::default());
+    let get = |at: &str, name: &str| {
+        let mut value = vec![0; 1024];
+        let length = rustix::fs::getxattr(path.join(at), name, &mut value[..]);
+        length.map(|length| value[..length].to_vec())
+    };
+    assert_eq!(get("d", name).unwrap(), acl);
+    for inside in ["d/file", "d/inner", "d/made", "d/made/file"] {
+        for name in [name, "system.posix_acl_access"] {
+            assert!(get(inside, name).is_err(), "{inside}: {name}");
+        }
+    }
+}
