@@ -10,6 +10,7 @@ use std::io::Write;
 use clap::CommandFactory;
 
 use crate::Exit;
+use crate::manual;
 use crate::options::{Cli, Command};
 
 /// Runs the command that the line names.
@@ -25,11 +26,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
             clap_complete::generate(*shell, &mut Cli::command(), "occyctl", &mut script);
             print_bytes(&script)
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            print_bytes(&page)
-        }
+        Command::Man => print_bytes(manual::page(&mut Cli::command()).as_bytes()),
     }
 }
 

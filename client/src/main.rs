@@ -4,6 +4,7 @@
 mod commands;
 mod display;
 mod environment;
+mod manual;
 mod options;
 mod settings;
 

@@ -93,6 +93,7 @@ pub(crate) fn settings(
         engine: engine::Options::from_environment(),
         force: false,
         verify: false,
+        foreign_layers: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
 }

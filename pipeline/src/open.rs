@@ -48,6 +48,8 @@ pub struct Settings {
     pub force: bool,
     /// Read what a destination has already, to see that it is whole.
     pub verify: bool,
+    /// Copy foreign layers as others, to a destination that keeps blobs.
+    pub foreign_layers: bool,
     /// Where temporary files go.
     pub spools: SpoolDir,
 }
@@ -114,7 +116,8 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let client = Client::new(settings.destination_registry.clone())?;
             let compression = uri.parsed("compression")?.or(settings.compression);
             let format = uri.parsed("format")?.unwrap_or(settings.format);
-            Arc::new(RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format))
+            let output = RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format);
+            Arc::new(output.with_foreign_layers(settings.foreign_layers))
         }
         "docker" => {
             let engine = settings.engine.at(uri.option("socket"));
@@ -146,6 +149,7 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
                 compression: uri.parsed("compression")?.or(settings.compression),
                 format: uri.parsed("format")?.unwrap_or(settings.format),
                 verify: settings.verify || uri.flag("verify")?,
+                foreign_layers: settings.foreign_layers,
             };
             Arc::new(LayoutOutput::new(&uri.rest, options, settings.spools.clone()))
         }
@@ -191,6 +195,7 @@ mod tests {
             engine: engine::Options::default(),
             force: false,
             verify: false,
+            foreign_layers: false,
             spools: SpoolDir::new("/tmp", 0),
         }
     }

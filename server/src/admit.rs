@@ -135,6 +135,7 @@ impl Gate {
             engine: engine::Options::default(),
             force: false,
             verify: false,
+            foreign_layers: false,
             spools: self.spools.clone(),
         };
         Ok(Work {

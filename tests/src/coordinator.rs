@@ -57,7 +57,9 @@ impl Coordinator {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it is running");
         let log = std::fs::File::options().create(true).append(true).open(self.log_path());
-        let mut command = Command::new(path());
+        // Whoever runs the tests in the background ignores signals, and what is started from there would too.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,TERM").arg(path());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("RUST_BACKTRACE", "1").env("HOME", self.directory.path());
         let mut child = command

@@ -42,8 +42,10 @@ pub struct Run {
 
 /// Prepares to run `occyctl` with the arguments. No setting of the user's, of docker or of a proxy reaches it.
 pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
-    let mut command = Command::new(path());
-    command.args(arguments).env_clear().stdin(Stdio::null());
+    // Whoever runs the tests in the background ignores signals, and what is started from there would too.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,TERM").arg(path()).args(arguments);
+    command.env_clear().stdin(Stdio::null());
     for kept in ["PATH", "TMPDIR", "LLVM_PROFILE_FILE"] {
         if let Some(value) = std::env::var_os(kept) {
             command.env(kept, value);

@@ -31,6 +31,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     settings.format = options.format.unwrap_or_default();
     settings.force = options.force;
     settings.verify = options.verify;
+    settings.foreign_layers = options.foreign_layers;
     let chain = FilterChain::parse(&options.filters).map_err(occy_pipeline::error::Error::from)?;
     if options.destination.ends_with("://-") && std::io::stdout().is_terminal() {
         let reason =

@@ -32,6 +32,7 @@ pub struct RegistryOutput {
     repository: Repository,
     compression: Option<Compression>,
     format: ManifestFormat,
+    foreign_layers: bool,
 }
 
 impl RegistryOutput {
@@ -42,12 +43,24 @@ impl RegistryOutput {
         compression: Option<Compression>,
         format: ManifestFormat,
     ) -> Self {
-        Self { repository: client.repository(&reference, Access::Push), reference, compression, format }
+        Self {
+            repository: client.repository(&reference, Access::Push),
+            reference,
+            compression,
+            format,
+            foreign_layers: false,
+        }
+    }
+
+    /// Pushes the bytes of foreign layers too, if `wanted`; otherwise only their descriptors are in the manifest.
+    #[must_use]
+    pub fn with_foreign_layers(self, wanted: bool) -> Self {
+        Self { foreign_layers: wanted, ..self }
     }
 
     /// Whether the destination has a layer, or can be given it from another of its repositories.
     async fn find(&self, layer: &Layer) -> Result<Found, Error> {
-        if layer.is_foreign() {
+        if layer.is_foreign() && !self.foreign_layers {
             return Ok(Found::Here);
         }
         let Some(descriptor) = &layer.descriptor else { return Ok(Found::Not(None)) };

@@ -58,7 +58,8 @@ fn completions_and_a_manual_are_generated() {
         assert!(occyctl(["completions", shell]).ok().text().contains("occyctl"));
     }
     let manual = occyctl(["man"]).ok().text();
-    assert!(manual.contains(".TH occyctl") && manual.contains("process"), "{manual}");
+    assert!(manual.contains(".TH OCCYCTL") && manual.contains("occyctl process"), "{manual}");
+    assert!(manual.contains("OCCYSTRAP_PARALLEL"), "{manual}");
 }
 
 #[test]

@@ -166,6 +166,26 @@ fn foreign_layers_keep_their_urls_and_are_not_moved() {
 }
 
 #[test]
+fn foreign_layers_are_moved_when_that_is_asked_for() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let mut list = layers();
+    list[0] = list[0].clone().foreign("https://example.com/base.tar.gz");
+    let image = Image::oci(list);
+    let (source, base) = (from.push(&image, "app", "1"), &image.layer_digests()[0]);
+    let run = |destination: &str| occyctl(["process", &source, destination, "--foreign-layers"]);
+    run(&to.uri("app:1")).fails(1).says(&["layer 1 of 2", base]);
+    assert!(!to.has("app", "1"));
+    from.push_blob("app", &image.layers[0].packing.pack(&image.layers[0].tar));
+    run(&to.uri("app:1")).ok();
+    assert_eq!(to.manifest("app", "1").body, image.manifest);
+    assert!(to.has_blob("app", base));
+    let directory = crate::scratch();
+    let layout = directory.path().join("layout");
+    run(&format!("oci-layout://{}", layout.display())).ok();
+    assert!(layout.join("blobs/sha256").join(occy_tests::tools::hex(base)).exists());
+}
+
+#[test]
 fn an_artifact_is_copied_whole_and_not_filtered() {
     let (from, to) = (Registry::start(), Registry::start());
     let mut artifact = Image::oci(vec![Layer::from_tar(b"not a tar at all".to_vec()).packed(Packing::Plain)]);

@@ -54,6 +54,8 @@ pub struct LayoutOptions {
     pub format: ManifestFormat,
     /// Read the blobs that are there already and need not be fetched, to see that they are whole.
     pub verify: bool,
+    /// Keep the bytes of foreign layers too.
+    pub foreign_layers: bool,
 }
 
 /// An image or index that is being written to a layout.
@@ -199,7 +201,8 @@ impl ImageOutput for LayoutOutput {
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
         let Some(descriptor) = &layer.descriptor else { return Ok(false) };
         let (place, digest, size) = (self.place(), descriptor.digest.clone(), descriptor.size);
-        Ok(layer.is_foreign() || blocking(move || place.has(&digest, size)).await)
+        let is_elsewhere = layer.is_foreign() && !self.layout.options.foreign_layers;
+        Ok(is_elsewhere || blocking(move || place.has(&digest, size)).await)
     }
 
     async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
