@@ -20,7 +20,8 @@ impl Certificates {
         SHARED.get_or_init(Self::make)
     }
 
-    /// `ca.crt`, `server.crt`, `server.key`, `client.crt`, `client.key`, `token.crt` or `token.key`.
+    /// `NAME.crt` or `NAME.key` of `ca`, `server`, `client`, `token`, and of `self` and `other`: self-signed certificates for
+    /// localhost alone, as `openssl req -x509` makes them, which say that they are authorities'.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -37,6 +38,16 @@ impl Certificates {
         let days = ["-x509", "-days", "2", "-out"];
         request("ca", &ec, &[&days[..], &[&at("ca.crt")]].concat());
         request("token", &["-newkey", "rsa:2048", "-nodes"], &[&days[..], &[&at("token.crt")]].concat());
+        for name in ["self", "other"] {
+            let more = [
+                &at(&format!("{name}.crt")),
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=DNS:localhost",
+            ];
+            request(name, &ec, &[&days[..], &more].concat());
+        }
         for (name, extension) in [
             ("server", "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n"),
             ("client", "extendedKeyUsage=clientAuth\n"),

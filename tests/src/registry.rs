@@ -23,6 +23,8 @@ pub struct Setup<'a> {
     pub token: Option<&'a TokenServer>,
     /// HTTPS with the test run's certificates.
     pub tls: bool,
+    /// The certificate of these to show in place of `server`.
+    pub certificate: Option<&'a str>,
     /// HTTPS for clients with a certificate of the run's authority only.
     pub client_certificates: bool,
     /// The address in place of 127.0.0.1.
@@ -69,11 +71,12 @@ impl Registry {
         );
         let certificates = (setup.tls || setup.client_certificates).then(Certificates::shared);
         if let Some(certificates) = certificates {
-            let path = |name| certificates.path(name).display().to_string();
+            let path = |name: &str| certificates.path(name).display().to_string();
+            let shown = setup.certificate.unwrap_or("server");
             config += &format!(
                 "  tls:\n    certificate: {}\n    key: {}\n",
-                path("server.crt"),
-                path("server.key")
+                path(&format!("{shown}.crt")),
+                path(&format!("{shown}.key"))
             );
             if setup.client_certificates {
                 config += &format!("    clientcas: [{}]\n", path("ca.crt"));

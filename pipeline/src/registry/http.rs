@@ -4,20 +4,27 @@
 //! window bounds a fast one, and hyper's growing read buffer (to 400 KiB) makes few wakeups of many bytes.
 
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::Response;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::OnceCell;
 use url::Url;
 
 use super::address::{Guard, GuardedResolver, Refused, is_loopback};
 use super::error::{ConnectFailure, RegistryError, Request};
-use super::options::Options;
+use super::named::NamedAuthorities;
+use super::options::{ClientCertificate, Options};
 
 /// Reads and writes of one connection are few and large, so small idle pools do.
 const IDLE_CONNECTIONS: usize = 16;
+
+/// What is at fault when no single file is.
+const TLS_CONFIGURATION: &str = "the TLS configuration";
 
 /// What a connection may do.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +115,6 @@ impl Kind {
 }
 
 fn build(options: &Options, guard: Guard, kind: Kind) -> Result<reqwest::Client, RegistryError> {
-    let fail = |what: String, problem: String| RegistryError::Configuration { what, problem };
     // reqwest takes the process's provider. A program that has installed one keeps it.
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -129,38 +135,102 @@ fn build(options: &Options, guard: Guard, kind: Kind) -> Result<reqwest::Client,
     if !kind.proxied {
         builder = builder.no_proxy();
     }
+    let identity = match (&options.client_certificate, kind) {
+        (Some(pair), Kind { own: true, tls: Tls::Verified | Tls::Unverified, .. }) => {
+            Some(Identity::read(pair)?)
+        }
+        _ => None,
+    };
     match kind.tls {
         // Without TLS no certificates are read.
         Tls::None => builder = builder.tls_certs_only([]),
-        Tls::Unverified => builder = builder.tls_danger_accept_invalid_certs(true),
-        Tls::Verified => {
-            let mut certificates = Vec::new();
-            for file in &options.ca_files {
-                let what = || format!("certificate authorities {}", file.display());
-                let pem = std::fs::read(file).map_err(|error| fail(what(), error.to_string()))?;
-                let parsed = reqwest::Certificate::from_pem_bundle(&pem)
-                    .map_err(|error| fail(what(), cause(&error)))?;
-                if parsed.is_empty() {
-                    return Err(fail(what(), "no certificate in it".to_owned()));
-                }
-                certificates.extend(parsed);
+        Tls::Unverified => {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+            if let Some(identity) = &identity {
+                let parsed = reqwest::Identity::from_pem(&identity.pem)
+                    .map_err(|error| fail(identity.what(), cause(&error)))?;
+                builder = builder.identity(parsed);
             }
-            builder = builder.tls_certs_merge(certificates);
+        }
+        Tls::Verified => {
+            builder = builder.tls_backend_preconfigured(verified(&options.ca_files, identity.as_ref())?);
         }
     }
-    if let (Some(pair), true, Tls::Verified | Tls::Unverified) =
-        (&options.client_certificate, kind.own, kind.tls)
-    {
-        let what = || format!("client certificate {}", pair.certificate.display());
-        let mut pem = std::fs::read(&pair.certificate).map_err(|error| fail(what(), error.to_string()))?;
+    builder.build().map_err(|error| fail(TLS_CONFIGURATION.to_owned(), cause(&error)))
+}
+
+/// TLS as reqwest would set it up, but with a verifier of ours.
+fn verified(
+    ca_files: &[PathBuf],
+    identity: Option<&Identity<'_>>,
+) -> Result<rustls::ClientConfig, RegistryError> {
+    let unusable = |error: rustls::Error| fail(TLS_CONFIGURATION.to_owned(), error.to_string());
+    let mut authorities = Vec::new();
+    for file in ca_files {
+        let what = || format!("certificate authorities {}", file.display());
+        let pem = std::fs::read(file).map_err(|error| fail(what(), error.to_string()))?;
+        let parsed = certificates(&pem).map_err(|error| fail(what(), error.to_string()))?;
+        if parsed.is_empty() {
+            return Err(fail(what(), "no certificate in it".to_owned()));
+        }
+        authorities.extend(parsed);
+    }
+    let builder = rustls::ClientConfig::builder();
+    let provider = Arc::clone(builder.crypto_provider());
+    let verifier = NamedAuthorities::new(authorities, provider).map_err(unusable)?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match identity {
+        Some(identity) => {
+            let (chain, key) = identity.parse()?;
+            builder.with_client_auth_cert(chain, key).map_err(unusable)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// A client certificate and its key, as they were read.
+struct Identity<'a> {
+    pair: &'a ClientCertificate,
+    /// One file's text after the other's.
+    pem: Vec<u8>,
+}
+
+impl<'a> Identity<'a> {
+    fn read(pair: &'a ClientCertificate) -> Result<Self, RegistryError> {
+        let mut identity = Self { pair, pem: Vec::new() };
+        identity.pem =
+            std::fs::read(&pair.certificate).map_err(|error| fail(identity.what(), error.to_string()))?;
         let key = std::fs::read(&pair.key)
             .map_err(|error| fail(format!("client key {}", pair.key.display()), error.to_string()))?;
-        pem.push(b'\n');
-        pem.extend(key);
-        let identity = reqwest::Identity::from_pem(&pem).map_err(|error| fail(what(), cause(&error)))?;
-        builder = builder.identity(identity);
+        identity.pem.push(b'\n');
+        identity.pem.extend(key);
+        Ok(identity)
     }
-    builder.build().map_err(|error| fail("the TLS configuration".to_owned(), cause(&error)))
+
+    fn what(&self) -> String {
+        format!("client certificate {}", self.pair.certificate.display())
+    }
+
+    /// The last key counts, as it does for reqwest: the certificate's file may have one too.
+    fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), RegistryError> {
+        let invalid = |error: pem::Error| fail(self.what(), error.to_string());
+        let chain = certificates(&self.pem).map_err(invalid)?;
+        let key = PrivateKeyDer::pem_slice_iter(&self.pem).last().transpose().map_err(invalid)?;
+        match key {
+            Some(key) if !chain.is_empty() => Ok((chain, key)),
+            _ => Err(fail(self.what(), "private key or certificate not found".to_owned())),
+        }
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    CertificateDer::pem_slice_iter(pem).collect()
+}
+
+fn fail(what: String, problem: String) -> RegistryError {
+    RegistryError::Configuration { what, problem }
 }
 
 /// What an error of the HTTP client means for a request. URLs stay out of it: their queries may be signatures.

@@ -13,7 +13,7 @@
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
 //! times it; `auth`
 //! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
-//! to; `http` owns the connections; `address` says where they may lead. Whoever fuzzes the answers of strangers starts at
+//! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
 //!
 //! Not here: which manifest of an index is meant, what a manifest's bytes say, and in which order blobs go.
@@ -30,6 +30,7 @@ mod host;
 mod http;
 mod manifest;
 mod mount;
+mod named;
 mod options;
 mod retry;
 mod sending;

@@ -35,6 +35,23 @@ fn a_private_authority_is_trusted_when_named() {
     missing.says(&["/nonexistent/ca.crt"]);
 }
 
+#[test]
+fn a_self_signed_certificate_is_trusted_when_it_is_the_one_named() {
+    let registry = Registry::with(Setup { tls: true, certificate: Some("self"), ..Setup::default() });
+    let (named, other) = (path("self.crt"), path("other.crt"));
+    let source = push(&registry, &["--ca-cert", &named]);
+    let info = |uri: &str, options: &[&str]| {
+        occyctl([&["info", uri, "--retries", "0"][..], options].concat()).fails(1).says(&["certificate"])
+    };
+    occyctl(["info", &source, "--ca-cert", &other, "--ca-cert", &named]).ok();
+    info(&source, &[]);
+    // Another of the same name, with another key.
+    info(&source, &["--ca-cert", &other]);
+    // The right one, but for another name.
+    let elsewhere = info(&registry.uri("app:1"), &["--ca-cert", &named]);
+    assert!(elsewhere.stderr.contains("not valid for name"), "{}", elsewhere.stderr);
+}
+
 /// An address of this machine that is not loopback, if it has one.
 fn outer_address() -> Option<String> {
     // Nothing is sent: the system only says from where it would be.
