@@ -104,25 +104,24 @@ fn registry_options(
     role: &str,
 ) -> Result<registry::Options, Misused> {
     // Both halves from the same place: a password must not go out with another account's name, to another registry.
-    let credentials = match own {
-        (None, None) => (global.username.as_ref(), global.password.as_ref()),
-        own => own,
+    let (credentials, prefix) = match own {
+        (None, None) => ((global.username.as_ref(), global.password.as_ref()), String::new()),
+        own => (own, format!("{role}-")),
+    };
+    let missing = |given: &str, half: &str| {
+        let option = format!("{prefix}{half}");
+        let variable = option.to_uppercase().replace('-', "_");
+        Misused(format!(
+            "a {given} for the {role}'s registry needs a {half} too: pass --{option} or set OCCYSTRAP_{variable}"
+        ))
     };
     let credentials = match credentials {
         (Some(username), Some(password)) => {
             Some(Credentials::Basic { username: username.clone(), password: password.clone().into() })
         }
         (None, None) => None,
-        (Some(_), None) => {
-            return Err(Misused(format!(
-                "a username for the {role}'s registry needs a password too, given in the same way"
-            )));
-        }
-        (None, Some(_)) => {
-            return Err(Misused(format!(
-                "a password for the {role}'s registry needs a username too, given in the same way"
-            )));
-        }
+        (Some(_), None) => return Err(missing("username", "password")),
+        (None, Some(_)) => return Err(missing("password", "username")),
     };
     let allow_networks = global
         .allow_network

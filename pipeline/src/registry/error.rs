@@ -65,6 +65,8 @@ pub enum RegistryError {
         message: Option<String>,
         /// Why credentials were not found, where they were looked for in vain.
         credentials: Option<String>,
+        /// Whether the user had passed credentials for this registry.
+        has_explicit_credentials: bool,
     },
     /// No connection came about.
     #[error("cannot connect to {peer}{}: {cause}", purpose(.peer, .request))]
@@ -234,6 +236,14 @@ impl RegistryError {
             Self::Status { request, status: 401 | 403, credentials: Some(problem), .. } => {
                 Some(format!("no credentials were sent to {}: {problem}", request.host))
             }
+            Self::Status { request, status: 401, has_explicit_credentials: true, .. } => {
+                Some(format!("{} rejected the credentials that were passed", request.host))
+            }
+            // Right credentials without the right to do this are answered alike, so that the hint leaves room for both.
+            Self::Status { request, status: 403, has_explicit_credentials: true, .. } => Some(format!(
+                "{} rejected the credentials that were passed, or their account may lack the right to do this",
+                request.host
+            )),
             Self::Status { request, status: 401, .. } => {
                 Some(format!("log in with `docker login {}`, or pass --username", request.host))
             }
@@ -368,7 +378,14 @@ mod tests {
 
     fn status(status: u16, body: &[u8]) -> RegistryError {
         let (code, message) = error_detail(body);
-        RegistryError::Status { request: request(), status, code, message, credentials: None }
+        RegistryError::Status {
+            request: request(),
+            status,
+            code,
+            message,
+            credentials: None,
+            has_explicit_credentials: false,
+        }
     }
 
     #[test]

@@ -65,7 +65,9 @@ impl RegistryHost {
             401 | 403 => self.auth.credentials_problem(),
             _ => None,
         };
-        RegistryError::Status { request: Box::new(request.clone()), status, code, message, credentials }
+        let has_explicit_credentials = self.options.credentials.is_some();
+        let request = Box::new(request.clone());
+        RegistryError::Status { request, status, code, message, credentials, has_explicit_credentials }
     }
 
     fn url(&self, scheme: &str) -> Result<Url, RegistryError> {

@@ -166,6 +166,29 @@ fn variables_are_read_as_users_write_them() {
 }
 
 #[test]
+fn half_of_the_credentials_names_the_other_half() {
+    let source = "registry://localhost:1/x";
+    for (option, missing, variable) in [
+        ("--username", "--password", "OCCYSTRAP_PASSWORD"),
+        ("--password", "--username", "OCCYSTRAP_USERNAME"),
+        ("--source-username", "--source-password", "OCCYSTRAP_SOURCE_PASSWORD"),
+        ("--source-password", "--source-username", "OCCYSTRAP_SOURCE_USERNAME"),
+    ] {
+        occyctl(["info", source, option, "ann"]).fails(2).says(&[missing, variable]);
+    }
+}
+
+#[test]
+fn rejected_credentials_are_not_asked_for_again() {
+    let registry = Registry::with_htpasswd("ann", "secret");
+    let source = registry.push(&small(), "app", "1");
+    let ended = occyctl(["info", &source, "--username", "ann", "--password", "wrong"])
+        .fails(1)
+        .says(&["401", "rejected the credentials"]);
+    assert!(!ended.stderr.contains("--username"), "{}", ended.stderr);
+}
+
+#[test]
 fn warnings_look_like_errors_and_hosts_like_hosts() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");
