@@ -11,7 +11,7 @@ use crate::compression::Format;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::filter::Report;
-use crate::manifest::{Descriptor, Family, ImageManifest};
+use crate::manifest::{Descriptor, Family, ImageManifest, LayerType};
 use crate::registry::Repository;
 
 /// An image as its source offers it.
@@ -186,6 +186,19 @@ pub enum StoredLayer {
         /// What they are compressed with.
         format: Format,
     },
+}
+
+impl StoredLayer {
+    /// Media type, in OCI's words, digest and size of what the output has of `layer`, where they are known.
+    pub fn descriptor(&self, layer: &Layer) -> Option<Descriptor> {
+        match self {
+            Self::Original => layer.descriptor.clone(),
+            Self::Written { digest, size, format } => {
+                let media_type = LayerType::new(Family::Oci, *format).name().ok()?;
+                Some(Descriptor::new(media_type, digest, *size))
+            }
+        }
+    }
 }
 
 #[cfg(test)]

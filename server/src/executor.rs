@@ -1,4 +1,4 @@
-//! The executor of a coordinator: each layer waits for a worker's slot, then runs.
+//! The executor of a coordinator: each layer waits for a worker's slot, then runs; unless somebody else brings it there.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use occy_pipeline::executor::{Executor, LayerTask};
 
 use crate::error::ServiceError;
 use crate::fleet::FleetQueue;
+use crate::share::Turn;
 
 /// Hears what becomes of the layers of one image.
 #[async_trait::async_trait]
@@ -54,10 +55,17 @@ impl Executor for FleetExecutor {
     }
 
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
-        let lease = self.queue.lease(task.layer.blob.size()).await;
+        let (lease, leader) = match self.queue.turn(&task).await? {
+            Turn::Lead(lease, leader) => (lease, leader),
+            Turn::Taken(written) => {
+                self.watcher.done(&task.layer, &written).await?;
+                return Ok(written);
+            }
+        };
         self.watcher.begun(&task.layer, lease.worker()).await?;
         let written = task.run().await?;
         drop(lease);
+        leader.done(&written);
         self.watcher.done(&task.layer, &written).await?;
         Ok(written)
     }

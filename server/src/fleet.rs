@@ -6,9 +6,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use occy_pipeline::error::Error;
+use occy_pipeline::executor::LayerTask;
 use tokio::sync::{oneshot, watch};
 
 use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
+use crate::share::{SharedLayers, Turn};
 
 /// The workers. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
@@ -17,6 +20,7 @@ pub struct Fleet(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    layers: SharedLayers,
     running: watch::Sender<usize>,
 }
 
@@ -54,7 +58,8 @@ impl Fleet {
             let id = state.schedule.add_worker(offers, SLOTS);
             state.workers.insert(id, format!("embedded-{number}").into());
         }
-        Self(Arc::new(Shared { state: Mutex::new(state), running: watch::Sender::new(0) }))
+        let layers = SharedLayers::default();
+        Self(Arc::new(Shared { state: Mutex::new(state), layers, running: watch::Sender::new(0) }))
     }
 
     /// A queue for the layers of one job, or of one call, of a tenant's. `durable` says that a later coordinator can do what this
@@ -68,7 +73,7 @@ impl Fleet {
                 state.schedule.hold(id);
             }
         }
-        FleetQueue { fleet: self.clone(), id }
+        FleetQueue { fleet: self.clone(), tenant: Arc::clone(tenant), id }
     }
 
     /// The workers.
@@ -133,10 +138,20 @@ impl State {
 #[derive(Debug)]
 pub struct FleetQueue {
     fleet: Fleet,
+    tenant: Tenant,
     id: u64,
 }
 
 impl FleetQueue {
+    /// Waits for a worker for a layer, or for somebody else who does the same.
+    ///
+    /// # Cancel safety
+    /// As [`lease`](Self::lease).
+    pub async fn turn(&self, task: &LayerTask) -> Result<Turn<Lease>, Error> {
+        let lease = || self.lease(task.layer.blob.size());
+        self.fleet.0.layers.turn(&self.tenant, task, lease).await
+    }
+
     /// Waits for a worker for a layer of that size.
     ///
     /// # Cancel safety

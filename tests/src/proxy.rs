@@ -4,7 +4,9 @@
 //! Every request is recorded, so that a test can count them.
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::sleep;
 use std::time::Duration;
 
 use crate::http::{Delivery, Request, Response};
@@ -107,6 +109,37 @@ impl Deref for FaultProxy {
 
     fn deref(&self) -> &Server {
         &self.server
+    }
+}
+
+/// Requests wait while it is shut.
+#[derive(Clone, Debug, Default)]
+pub struct Barrier(Arc<AtomicBool>);
+
+impl Barrier {
+    /// What requests wait at.
+    pub fn fault(&self) -> Fault {
+        let open = Arc::clone(&self.0);
+        Arc::new(move |request, upstream| {
+            while !open.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(5));
+            }
+            upstream(request)
+        })
+    }
+
+    /// Lets them go on, and all that come.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Barrier {
+    /// A test that fails must not leave threads behind that wait for ever.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.open();
+        }
     }
 }
 

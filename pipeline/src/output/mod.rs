@@ -22,6 +22,7 @@ use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 
 /// One kind of output, for help texts and the parser.
@@ -42,7 +43,7 @@ pub const OUTPUTS: &[OutputKind] =
     &[registry::KIND, docker::KIND, tar::KIND, dir::KIND, bundle::KIND, oci_layout::KIND];
 
 /// The form in which an output takes layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerForm {
     /// Plain tars.
     Tar,
@@ -244,6 +245,12 @@ pub trait ImageOutput: Send + Sync {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error>;
+
+    /// The repository that layers go to, where the output is one: who may write there can do in this output's place all that is
+    /// done with a single layer.
+    fn repository(&self) -> Option<&Repository> {
+        None
+    }
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;

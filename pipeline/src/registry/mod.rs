@@ -118,6 +118,12 @@ impl Repository {
         &self.name
     }
 
+    /// Another repository of the same registry.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self.clone() }
+    }
+
     fn scope(&self) -> Scope {
         Scope { repository: self.name.clone(), access: self.access }
     }

@@ -13,8 +13,8 @@ use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Report};
-use occy_pipeline::manifest::{Descriptor, Family, LayerType};
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use occy_pipeline::registry::Repository;
 use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
 
@@ -118,15 +118,12 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         let Some(written) = record.and_then(|record| Record::parse(&record, layer.index)) else {
             return Ok(None);
         };
-        let is_there = match &written.stored {
-            StoredLayer::Original => self.inner.has_layer(layer).await?,
-            StoredLayer::Written { digest, size, .. } => {
-                let media_type = LayerType::new(Family::Oci, Format::None).name().unwrap_or_default();
-                let descriptor = Some(Descriptor::new(media_type, digest, *size));
-                self.inner.has_layer(&Layer { descriptor, origin: None, ..layer.clone() }).await?
-            }
+        let origin = match &written.stored {
+            StoredLayer::Original => layer.origin.clone(),
+            StoredLayer::Written { .. } => None,
         };
-        Ok(is_there.then_some(written))
+        let stored = Layer { descriptor: written.stored.descriptor(layer), origin, ..layer.clone() };
+        Ok(self.inner.has_layer(&stored).await?.then_some(written))
     }
 
     async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
@@ -145,6 +142,10 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
         self.inner.write_layer(index, stream, format, progress).await
+    }
+
+    fn repository(&self) -> Option<&Repository> {
+        self.inner.repository()
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {

@@ -1,9 +1,6 @@
 //! Jobs: accepted once, watched from anywhere, cancelled, and gone on with whatever becomes of their coordinator.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::sleep;
-use std::time::Duration;
 
 use occy_tests::coordinator::Coordinator;
 use occy_tests::http::Request;
@@ -11,40 +8,11 @@ use occy_tests::image::Image;
 use occy_tests::judge;
 use occy_tests::layer::Layer;
 use occy_tests::occyctl::occyctl;
-use occy_tests::proxy::{Fault, FaultProxy, change, status};
+use occy_tests::proxy::{Barrier, Fault, FaultProxy, change, status};
 use occy_tests::registry::Registry;
 use serde_json::{Value, json};
 
 use crate::small;
-
-/// Requests wait while it is shut.
-#[derive(Clone, Default)]
-struct Barrier(Arc<AtomicBool>);
-
-impl Barrier {
-    fn fault(&self) -> Fault {
-        let open = Arc::clone(&self.0);
-        Arc::new(move |request, upstream| {
-            while !open.load(Ordering::Relaxed) {
-                sleep(Duration::from_millis(5));
-            }
-            upstream(request)
-        })
-    }
-
-    fn open(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Barrier {
-    /// A test that fails must not leave threads behind that wait for ever.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.open();
-        }
-    }
-}
 
 fn submit(coordinator: &Coordinator, spec: &Value) -> Value {
     let job = coordinator.ask("SubmitJob", &json!({"spec": spec})).one();

@@ -1,0 +1,154 @@
+//! A layer that several want is done once, and by whoever is there when the one who did it is not any more.
+
+use occy_tests::coordinator::Coordinator;
+use occy_tests::http::Request;
+use occy_tests::judge;
+use occy_tests::occyctl::occyctl;
+use occy_tests::proxy::{Barrier, FaultProxy, status};
+use occy_tests::registry::Registry;
+use serde_json::{Value, json};
+
+use crate::small;
+
+const FILTERS: [&str; 2] = ["normalize-timestamps", "search:pattern=*.conf"];
+
+/// A source and a destination, each behind a proxy.
+struct Setting {
+    _from: Registry,
+    to: Registry,
+    source: FaultProxy,
+    destination: FaultProxy,
+    /// What every job's image has to become.
+    expected: String,
+    layers: Vec<String>,
+    /// How often each layer is read for one job: looking for something to edit, and then again.
+    once: Vec<usize>,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let (from, to) = (Registry::start(), Registry::start());
+        let uri = from.push(&small(), "app", "1");
+        let (source, destination) = (FaultProxy::before(from.host()), FaultProxy::before(to.host()));
+        let (uri, local) = (uri.replace(from.host(), &source.host()), to.uri("local:1"));
+        let filters = FILTERS.iter().flat_map(|filter| ["-f", filter]);
+        occyctl(["process", &uri, &local].into_iter().chain(filters)).ok();
+        let expected = to.digest("local", "1");
+        let layers = small().layer_digests();
+        let mut setting = Self { _from: from, to, source, destination, expected, layers, once: Vec::new() };
+        setting.once = setting.reads();
+        setting.source.forget();
+        setting
+    }
+
+    fn spec(&self, to: &str) -> Value {
+        json!({
+            "source": format!("registry://{}/app:1", self.source.host()),
+            "destination": format!("registry://{}/{to}:1", self.destination.host()),
+            "filters": FILTERS,
+        })
+    }
+
+    /// Submits a job, and waits until its layers are known.
+    fn submit(&self, coordinator: &Coordinator, to: &str) -> Value {
+        let job = coordinator.ask("SubmitJob", &json!({"spec": self.spec(to)})).one();
+        let id = json!({"job_id": job["job"]["id"]});
+        let mut watcher = coordinator.call("WatchJob", &id).start();
+        watcher.wait_for(|message| message["event"].get("layers_planned").is_some());
+        id
+    }
+
+    /// How often each layer was read.
+    fn reads(&self) -> Vec<usize> {
+        let reads = |digest: &String| self.source.count("GET", &format!("*/blobs/{digest}"));
+        self.layers.iter().map(reads).collect()
+    }
+
+    fn is_there(&self, name: &str) {
+        assert_eq!(self.to.pull(name, "1").digest, self.expected);
+        judge::skopeo_reads(&format!("docker://{}/{name}:1", self.to.host()));
+    }
+}
+
+/// The state in which a job ends, and what its filters found.
+fn end(coordinator: &Coordinator, id: &Value) -> (String, String) {
+    let events = coordinator.ask("WatchJob", id).all();
+    let found = events.iter().filter_map(|message| message["event"]["filter_output"]["text"].as_str());
+    let found = found.collect::<Vec<_>>().concat();
+    let last = &events.last().expect("an end")["event"]["state_changed"]["state"];
+    (last.as_str().expect("a state").to_owned(), found)
+}
+
+#[test]
+fn a_layer_that_several_want_is_read_once_and_mounted_for_the_others() {
+    let setting = Setting::new();
+    let barrier = Barrier::default();
+    for layer in &setting.layers {
+        setting.source.fault(1, "GET", &format!("*/blobs/{layer}"), barrier.fault());
+    }
+    let coordinator = Coordinator::start(&["--embedded-workers", "4"]);
+    let at_once = ["one", "two", "three"];
+    let ids = at_once.map(|name| setting.submit(&coordinator, name));
+    barrier.open();
+    let ends = ids.map(|id| end(&coordinator, &id));
+    assert!(ends[0].1.contains("etc/app.conf"));
+    for (state, found) in &ends {
+        assert_eq!((state.as_str(), found), ("JOB_STATE_SUCCEEDED", &ends[0].1), "each knows what was found");
+    }
+    // One after the other, and a call as well as a job.
+    let later = setting.submit(&coordinator, "later");
+    assert_eq!(end(&coordinator, &later), ends[0]);
+    coordinator.ask("ProcessImage", &setting.spec("call")).all();
+    assert_eq!(setting.reads(), setting.once, "{}", setting.source.story());
+    for name in at_once.iter().chain(&["later", "call"]) {
+        setting.is_there(name);
+    }
+    let moved = setting.destination.count("PUT", "*/blobs/uploads/*");
+    assert_eq!(moved, 2 + 5, "two layers and five configs:\n{}", setting.destination.story());
+}
+
+#[test]
+fn whoever_waited_goes_on_when_the_one_at_work_is_cancelled_or_fails() {
+    for is_cancelled in [true, false] {
+        let setting = Setting::new();
+        let barrier = Barrier::default();
+        for layer in &setting.layers {
+            setting.source.fault(1, "GET", &format!("*/blobs/{layer}"), barrier.fault());
+        }
+        let coordinator = Coordinator::start(&["--embedded-workers", "4"]);
+        let first = setting.submit(&coordinator, "one");
+        let mut watcher = coordinator.call("WatchJob", &first).start();
+        watcher.wait_for(|message| message["event"]["layer_changed"]["state"] == "LAYER_STATE_RUNNING");
+        let second = setting.submit(&coordinator, "two");
+        if is_cancelled {
+            coordinator.ask("CancelJob", &first).one();
+        } else {
+            setting.destination.fault(9, "POST", "/v2/one/*", status(403));
+            barrier.open();
+            assert_eq!(end(&coordinator, &first).0, "JOB_STATE_FAILED");
+        }
+        assert_eq!(end(&coordinator, &second).0, "JOB_STATE_SUCCEEDED");
+        setting.is_there("two");
+        assert!(!setting.to.has("one", "1"));
+        barrier.open();
+    }
+}
+
+#[test]
+fn what_the_destination_does_not_have_any_more_is_done_again() {
+    let setting = Setting::new();
+    let coordinator = Coordinator::start(&["--embedded-workers", "2"]);
+    let first = setting.submit(&coordinator, "one");
+    assert_eq!(end(&coordinator, &first).0, "JOB_STATE_SUCCEEDED");
+    for layer in setting.to.pull("one", "1").document["layers"].as_array().expect("layers") {
+        let path = format!("/v2/one/blobs/{}", layer["digest"].as_str().expect("a digest"));
+        assert_eq!(setting.to.send(Request::new("DELETE", &path)).status, 202);
+    }
+    for name in ["one", "two"] {
+        let again = setting.submit(&coordinator, name);
+        assert_eq!(end(&coordinator, &again).0, "JOB_STATE_SUCCEEDED");
+        setting.is_there(name);
+    }
+    let twice: Vec<_> = setting.once.iter().map(|reads| 2 * reads).collect();
+    assert_eq!(setting.reads(), twice, "and shared again:\n{}", setting.source.story());
+}
