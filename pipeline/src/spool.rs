@@ -21,14 +21,20 @@ use crate::digest::{Algorithm, Digest, Hasher};
 #[derive(Clone, Debug)]
 pub struct SpoolDir {
     path: PathBuf,
+    /// Its own, and those of which it is a part.
+    budgets: Vec<Arc<Budget>>,
+}
+
+#[derive(Debug)]
+struct Budget {
     cap: u64,
-    used: Arc<AtomicU64>,
+    used: AtomicU64,
 }
 
 impl SpoolDir {
     /// Spools in `path`, at most `cap` bytes in all.
     pub fn new(path: impl Into<PathBuf>, cap: u64) -> Self {
-        Self { path: path.into(), cap, used: Arc::default() }
+        Self { path: path.into(), budgets: vec![Budget::new(cap)] }
     }
 
     /// The directory.
@@ -38,7 +44,14 @@ impl SpoolDir {
 
     /// Bytes that temporary files hold now.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.budgets.first().map_or(0, |budget| budget.used.load(Ordering::Relaxed))
+    }
+
+    /// The same directory, of which at most `cap` bytes may be used through what comes back.
+    #[must_use]
+    pub fn limited(&self, cap: u64) -> Self {
+        let budgets = [Budget::new(cap)].into_iter().chain(self.budgets.iter().cloned());
+        Self { path: self.path.clone(), budgets: budgets.collect() }
     }
 
     /// The same cap and count, in another directory.
@@ -58,22 +71,36 @@ impl SpoolDir {
     }
 
     fn reserve(&self, bytes: u64) -> io::Result<()> {
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) <= self.cap {
-            return Ok(());
+        for (at, budget) in self.budgets.iter().enumerate() {
+            let before = budget.used.fetch_add(bytes, Ordering::Relaxed);
+            if before.saturating_add(bytes) > budget.cap {
+                release(&self.budgets[..=at], bytes);
+                return Err(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    format!(
+                        "temporary files would exceed their cap of {} bytes; raise it with --spool-limit",
+                        budget.cap
+                    ),
+                ));
+            }
         }
-        self.release(bytes);
-        Err(io::Error::new(
-            io::ErrorKind::StorageFull,
-            format!(
-                "temporary files would exceed their cap of {} bytes; raise it with --spool-limit",
-                self.cap
-            ),
-        ))
+        Ok(())
     }
 
     fn release(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        release(&self.budgets, bytes);
+    }
+}
+
+impl Budget {
+    fn new(cap: u64) -> Arc<Self> {
+        Arc::new(Self { cap, used: AtomicU64::new(0) })
+    }
+}
+
+fn release(budgets: &[Arc<Budget>], bytes: u64) {
+    for budget in budgets {
+        budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

@@ -20,14 +20,14 @@ use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
 use occy_pipeline::registry;
 use occy_pipeline::source::SOURCES;
-use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::uri::Uri;
 use occy_proto::v1::{self, PipelineSpec};
 
+use crate::client::{Client, Clients};
 use crate::error::ServiceError;
-use crate::schedule::Capabilities;
+use crate::schedule::{Capabilities, Tenant};
 
 /// Bytes of a source, a destination or a filter.
 const TEXT_MAX: usize = 4096;
@@ -45,8 +45,8 @@ pub struct Gate {
     pub roots: Vec<PathBuf>,
     /// How every registry is spoken to.
     pub registry: registry::Options,
-    /// Where temporary files go.
-    pub spools: SpoolDir,
+    /// What each client may have.
+    pub clients: Clients,
     /// No layer may be larger uncompressed.
     pub max_layer_size: u64,
     /// Layers of one image at once, where a spec does not say it.
@@ -69,6 +69,8 @@ pub enum Ends {
 /// A spec that was looked at and found allowed.
 #[derive(Clone, Debug)]
 pub struct Work {
+    /// Whose it is.
+    pub client: Arc<Client>,
     /// Empty: the caller.
     pub source: String,
     /// Empty: the caller.
@@ -82,8 +84,8 @@ pub struct Work {
 }
 
 impl Gate {
-    /// Looks at a spec.
-    pub fn admit(&self, spec: &PipelineSpec, ends: Ends) -> Result<Work, ServiceError> {
+    /// Looks at a spec of a tenant's.
+    pub fn admit(&self, spec: &PipelineSpec, ends: Ends, tenant: &Tenant) -> Result<Work, ServiceError> {
         let (source, destination) = match ends {
             Ends::BothNamed => (Some(true), Some(true)),
             Ends::SourceNamed => (Some(true), Some(false)),
@@ -115,6 +117,7 @@ impl Gate {
             Ok(v1::Family::Oci) => ManifestFormat::Always(Family::Oci),
             Err(_) => return Err(known("manifest_family")),
         };
+        let client = self.clients.get(tenant);
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
         let settings = Settings {
@@ -137,27 +140,28 @@ impl Gate {
             verify: false,
             foreign_layers: false,
             confirm: true,
-            spools: self.spools.clone(),
+            spools: client.spools.clone(),
         };
         Ok(Work {
             source: spec.source.clone(),
             destination: spec.destination.clone(),
-            plan: self.plan(chain, spec.verify_diff_ids),
+            plan: self.plan(chain, spec.verify_diff_ids, &client),
             settings,
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
                 Ok(v1::LayerForm::Stored | v1::LayerForm::Unspecified) => v1::LayerForm::Stored,
                 Err(_) => return Err(known("layer_form")),
             },
+            client,
         })
     }
 
-    /// What is done with every layer that passes these filters.
-    pub fn plan(&self, chain: FilterChain, verify_diff_ids: bool) -> Arc<LayerPlan> {
+    /// What is done with every layer of a client's that passes these filters.
+    pub fn plan(&self, chain: FilterChain, verify_diff_ids: bool, client: &Client) -> Arc<LayerPlan> {
         Arc::new(LayerPlan {
             chain,
             pool: Pool::shared().clone(),
-            spools: self.spools.clone(),
+            spools: client.spools.clone(),
             max_layer_size: self.max_layer_size,
             limits: Limits::default(),
             verify_diff_ids,
@@ -238,13 +242,16 @@ pub fn offered() -> Capabilities {
 
 #[cfg(test)]
 mod tests {
+    use occy_pipeline::spool::SpoolDir;
+
     use super::*;
+    use crate::client::ClientLimits;
 
     fn gate(root: Option<&Path>) -> Gate {
         Gate {
             roots: root.into_iter().map(|root| root.canonicalize().unwrap()).collect(),
             registry: registry::Options::default(),
-            spools: SpoolDir::new("/tmp", 1 << 20),
+            clients: Clients::new(SpoolDir::new("/tmp", 1 << 20), ClientLimits { calls: 1, spool: 1 << 20 }),
             max_layer_size: 1 << 20,
             parallel: 2,
         }
@@ -259,11 +266,11 @@ mod tests {
     }
 
     fn is_forbidden(gate: &Gate, end: &str) -> bool {
-        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed);
-        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed);
+        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into());
+        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into());
         let forbidden = |result| matches!(result, Err(ServiceError::Forbidden { .. }));
         assert_eq!(forbidden(source), forbidden(destination), "{end}");
-        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed))
+        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into()))
     }
 
     #[test]
@@ -301,7 +308,7 @@ mod tests {
             (none, none, Ends::DestinationNamed, false),
             (none, none, Ends::Any, true),
         ] {
-            let result = gate.admit(&spec(source, destination), ends);
+            let result = gate.admit(&spec(source, destination), ends, &"".into());
             assert_eq!(result.is_ok(), good, "{source} {destination} {ends:?}");
         }
     }
@@ -314,7 +321,7 @@ mod tests {
             filters: filters.map(str::to_owned).to_vec(),
             ..spec("registry://x.io/a", "registry://x.io/b")
         };
-        let work = gate(None).admit(&spec, Ends::BothNamed).unwrap();
+        let work = gate(None).admit(&spec, Ends::BothNamed, &"".into()).unwrap();
         assert_eq!(work.needs().len(), 6);
         assert!(work.needs().is_subset(&offered()));
     }

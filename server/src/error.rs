@@ -15,6 +15,7 @@ use occy_proto::v1::JobError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::access::Scope;
 use crate::convert;
 use crate::job::store::StoreError;
 
@@ -47,6 +48,15 @@ pub enum ServiceError {
         /// How its operator could allow it.
         hint: &'static str,
     },
+    /// The caller has not said who it is, where that is needed.
+    #[error("the call is refused: {problem}")]
+    Unauthenticated {
+        /// Why not.
+        problem: &'static str,
+    },
+    /// The caller may not do that.
+    #[error("the token does not have the scope {0}")]
+    ScopeMissing(Scope),
     /// Elements of an image came in an order or shape that they cannot have.
     #[error("the image on the stream cannot be used: {0}")]
     Elements(String),
@@ -148,6 +158,8 @@ impl ServiceError {
             Self::Pipeline(error) => pipeline(error),
             Self::Field { .. } => verdict(Code::InvalidArgument, "INVALID_FIELD"),
             Self::Forbidden { .. } => verdict(Code::PermissionDenied, "NOT_ALLOWED_HERE"),
+            Self::Unauthenticated { .. } => verdict(Code::Unauthenticated, "UNAUTHENTICATED"),
+            Self::ScopeMissing(_) => verdict(Code::PermissionDenied, "SCOPE_MISSING"),
             Self::Elements(_) => verdict(Code::InvalidArgument, "INVALID_ELEMENTS"),
             Self::Truncated => verdict(Code::Aborted, "STREAM_TRUNCATED"),
             Self::NoSuchJob(_) => verdict(Code::NotFound, "NO_SUCH_JOB"),
@@ -170,6 +182,9 @@ impl ServiceError {
         match self {
             Self::Pipeline(error) => error.hint(),
             Self::Forbidden { hint, .. } => Some((*hint).to_owned()),
+            Self::Unauthenticated { .. } => {
+                Some("send a token that its operator has given you as `authorization: Bearer TOKEN`".to_owned())
+            }
             _ => None,
         }
     }

@@ -17,8 +17,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::{Access, Caller, Scope};
 use crate::admit::{Ends, Gate};
 use crate::call::{self, Answer, Elements};
+use crate::client::Client;
 use crate::convert;
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
@@ -41,6 +43,8 @@ const KEY_MAX: usize = 128;
 pub struct Coordinator {
     /// What is allowed.
     pub gate: Arc<Gate>,
+    /// Who may call.
+    pub access: Arc<Access>,
     /// The workers.
     pub fleet: Fleet,
     /// The jobs.
@@ -70,7 +74,8 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::ReadImageRequest>,
     ) -> Result<Response<Self::ReadImageStream>, Status> {
-        let (permit, deadline) = self.begin(&request)?;
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
         let v1::ReadImageRequest { source, filters, platform, layer_form, verify_diff_ids } =
             request.into_inner();
         let spec = v1::PipelineSpec {
@@ -81,9 +86,9 @@ impl PipelineService for Api {
             verify_diff_ids,
             ..v1::PipelineSpec::default()
         };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant)?;
         let fleet = self.0.fleet.clone();
-        let answers = answer(permit, deadline, move |answers| async move {
+        let answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, stream::empty().boxed(), answers).await
         });
         let answers = answers.try_filter_map(async |answer| match answer {
@@ -98,19 +103,20 @@ impl PipelineService for Api {
         request: Request<Streaming<v1::WriteImageRequest>>,
     ) -> Result<Response<v1::WriteImageResponse>, Status> {
         use write_image_request::Part;
-        let (permit, deadline) = self.begin(&request)?;
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Write)?;
         let mut parts = request.into_inner();
         let Some(v1::WriteImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
             return Err(no_spec());
         };
-        let work = self.0.gate.admit(&spec, Ends::DestinationNamed)?;
+        let work = self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant)?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
             None => Ok(v1::ImageElement::default()),
         });
         let (fleet, elements): (_, Elements) = (self.0.fleet.clone(), elements.boxed());
-        let mut answers = answer(permit, deadline, move |answers| async move {
+        let mut answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, elements, answers).await
         });
         let mut filter_outputs = Vec::new();
@@ -138,19 +144,25 @@ impl PipelineService for Api {
         request: Request<Streaming<v1::ProcessImageRequest>>,
     ) -> Result<Response<Self::ProcessImageStream>, Status> {
         use process_image_request::Part;
-        let (permit, deadline) = self.begin(&request)?;
+        let (caller, place, deadline) = self.begin(&request)?;
         let mut parts = request.into_inner();
         let Some(v1::ProcessImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
             return Err(no_spec());
         };
-        let work = self.0.gate.admit(&spec, Ends::Any)?;
+        if spec.destination.is_empty() || !spec.source.is_empty() {
+            caller.may(Scope::Read)?;
+        }
+        if !spec.destination.is_empty() {
+            caller.may(Scope::Write)?;
+        }
+        let work = self.0.gate.admit(&spec, Ends::Any, &caller.tenant)?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
             None => Ok(v1::ImageElement::default()),
         });
         let (fleet, elements): (_, Elements) = (self.0.fleet.clone(), elements.boxed());
-        let answers = answer(permit, deadline, move |answers| async move {
+        let answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, elements, answers).await
         });
         let answers = answers.map_ok(|answer| {
@@ -168,14 +180,15 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::SearchImageRequest>,
     ) -> Result<Response<Self::SearchImageStream>, Status> {
-        let (permit, deadline) = self.begin(&request)?;
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
         let v1::SearchImageRequest { source, pattern, regex, platform } = request.into_inner();
         let search = Search::new(&pattern, regex, false)
             .map_err(|problem| ServiceError::Field { field: "pattern", problem })?;
         let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant)?;
         let coordinator = Arc::clone(&self.0);
-        let pages = answer(permit, deadline, move |hits| async move {
+        let pages = answer(place, deadline, move |hits| async move {
             call::search(work, &coordinator.gate, &coordinator.fleet, search, hits).await
         });
         Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
@@ -185,13 +198,14 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let caller = self.0.access.authorize(&request, Scope::Jobs)?;
         self.refuse_draining()?;
         let v1::SubmitJobRequest { spec, idempotency_key } = request.into_inner();
         if idempotency_key.len() > KEY_MAX {
             let problem = format!("has more than {KEY_MAX} bytes");
             return Err(ServiceError::Field { field: "idempotency_key", problem }.into());
         }
-        let job = self.0.jobs.submit(spec.unwrap_or_default(), idempotency_key).await?;
+        let job = self.0.jobs.submit(&caller.tenant, spec.unwrap_or_default(), idempotency_key).await?;
         Ok(Response::new(v1::SubmitJobResponse { job: Some(job) }))
     }
 
@@ -199,9 +213,8 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
-        let id = request.into_inner().job_id;
-        let job = self.0.jobs.store().get(&id).await.map_err(ServiceError::from)?;
-        let job = job.ok_or(ServiceError::NoSuchJob(id))?;
+        let caller = self.0.access.authorize(&request, Scope::Jobs)?;
+        let job = self.job(&caller, &request.into_inner().job_id).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
@@ -209,6 +222,7 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let caller = self.0.access.authorize(&request, Scope::Jobs)?;
         let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
         let bad = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
         let before = match page_token.as_str() {
@@ -222,8 +236,8 @@ impl PipelineService for Api {
             0 => 50,
             size => size.min(200) as usize,
         };
-        let (mut jobs, mut more) =
-            self.0.jobs.store().list(before, states, count).await.map_err(ServiceError::from)?;
+        let page = self.0.jobs.store().list(caller.sees().cloned(), before, states, count).await;
+        let (mut jobs, mut more) = page.map_err(ServiceError::from)?;
         let mut bytes = 0;
         let fits = jobs.iter().take_while(|job| {
             bytes += job.encoded_len();
@@ -243,10 +257,12 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let (permit, deadline) = self.begin(&request)?;
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Jobs)?;
         let v1::WatchJobRequest { job_id, after_sequence } = request.into_inner();
+        self.job(&caller, &job_id).await?;
         let coordinator = Arc::clone(&self.0);
-        let events = answer(permit, deadline, move |events| async move {
+        let events = answer(place, deadline, move |events| async move {
             let mut draining = coordinator.draining.clone();
             let jobs = &coordinator.jobs;
             tokio::select! {
@@ -262,14 +278,18 @@ impl PipelineService for Api {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        let job = self.0.jobs.cancel(&request.into_inner().job_id).await?;
+        let caller = self.0.access.authorize(&request, Scope::Jobs)?;
+        let id = request.into_inner().job_id;
+        self.job(&caller, &id).await?;
+        let job = self.0.jobs.cancel(&id).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
     async fn list_capabilities(
         &self,
-        _request: Request<v1::ListCapabilitiesRequest>,
+        request: Request<v1::ListCapabilitiesRequest>,
     ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
+        self.0.access.caller(&request)?;
         let end = |scheme: &str, syntax: &str, about: &str| {
             self.0.gate.allows_scheme(scheme).then(|| v1::EndCapability {
                 scheme: scheme.to_owned(),
@@ -305,22 +325,39 @@ impl PipelineService for Api {
 }
 
 impl Api {
-    /// A place among the calls at once, and the caller's deadline.
-    fn begin<T>(
-        &self,
-        request: &Request<T>,
-    ) -> Result<(OwnedSemaphorePermit, Option<Duration>), ServiceError> {
+    /// Who calls, a place among the calls at once, and the caller's deadline.
+    fn begin<T>(&self, request: &Request<T>) -> Result<(Caller, Place, Option<Duration>), ServiceError> {
+        let caller = self.0.access.caller(request)?;
         self.refuse_draining()?;
-        let permit = Arc::clone(&self.0.calls).try_acquire_owned();
-        let limit = self.0.max_calls;
-        let permit = permit.map_err(|_| ServiceError::TooMany { what: "calls", limit })?;
+        let place = |calls: &Arc<Semaphore>, what, limit| {
+            let place = Arc::clone(calls).try_acquire_owned();
+            place.map_err(|_| ServiceError::TooMany { what, limit })
+        };
+        let clients = &self.0.gate.clients;
+        let client = clients.get(&caller.tenant);
+        let own = place(&client.calls, "calls of this client", clients.limits().calls)?;
+        let all = place(&self.0.calls, "calls", self.0.max_calls)?;
         let deadline = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
-        Ok((permit, deadline))
+        Ok((caller, Place { _all: all, _own: own, _client: client }, deadline))
+    }
+
+    /// A job, if there is one that the caller sees.
+    async fn job(&self, caller: &Caller, id: &str) -> Result<v1::Job, ServiceError> {
+        let job = self.0.jobs.store().get(id).await?;
+        let is_seen = |job: &v1::Job| caller.sees().is_none_or(|tenant| **tenant == *job.tenant);
+        job.filter(is_seen).ok_or_else(|| ServiceError::NoSuchJob(id.to_owned()))
     }
 
     fn refuse_draining(&self) -> Result<(), ServiceError> {
         if *self.0.draining.borrow() { Err(ServiceError::Draining) } else { Ok(()) }
     }
+}
+
+/// A place among the calls at once: among everybody's, and among the client's own, which stays the same client meanwhile.
+struct Place {
+    _all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+    _client: Arc<Client>,
 }
 
 /// The value of `grpc-timeout` (gRPC over HTTP/2, "Requests"): up to eight digits and a unit.
@@ -345,19 +382,20 @@ fn no_spec() -> Status {
 
 /// Runs the work of a call on a task of its own, whose answers are the stream. A caller that goes away drops the stream, and
 /// with it the work.
-fn answer<A, W>(
-    permit: OwnedSemaphorePermit,
+fn answer<A, P, W>(
+    place: P,
     deadline: Option<Duration>,
     work: impl FnOnce(mpsc::Sender<A>) -> W,
 ) -> Answered<A>
 where
     A: Send + 'static,
+    P: Send + 'static,
     W: Future<Output = Result<(), ServiceError>> + Send + 'static,
 {
     let (sender, answers) = mpsc::channel(ANSWERS);
     let work = work(sender);
     let task = tokio::spawn(async move {
-        let _permit = permit;
+        let _place = place;
         match deadline {
             None => work.await,
             Some(deadline) => {

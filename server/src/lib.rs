@@ -1,6 +1,6 @@
 //! The coordinator: runs the pipeline for clients over gRPC, as calls and as jobs, on the workers that it has.
 //!
-//! A request comes in at [`grpc`], is looked at in [`admit`], and runs `occy_pipeline::process` with one end or both at the
+//! A request comes in at [`grpc`]; [`access`] says whose it is and [`admit`] whether it may be. It runs `occy_pipeline::process` with one end or both at the
 //! caller ([`call`]), or as a job that outlives the call ([`job`]). Either way each layer waits in the [`fleet`] for a worker,
 //! as [`schedule`] decides, and runs through the [`executor`], or is what another one brought there ([`share`]). [`error`] says what a client is told when something fails, and
 //! [`serve`] starts and stops it all.
@@ -8,8 +8,10 @@
 //! Not here: anything of how images are read, filtered and written, which is `occy-pipeline`'s; and the API itself, whose words
 //! are `proto/occy/v1/*.proto`.
 
+pub mod access;
 pub mod admit;
 pub mod call;
+pub mod client;
 pub mod convert;
 pub mod error;
 pub mod executor;

@@ -16,7 +16,9 @@ use tokio::sync::{Semaphore, watch};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
+use crate::access::Access;
 use crate::admit::{self, Gate};
+use crate::client::{ClientLimits, Clients};
 use crate::fleet::Fleet;
 use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
@@ -37,6 +39,7 @@ pub async fn serve(
     listening: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
     let gate = Arc::new(gate(settings)?);
+    let access = Arc::new(Access::new(settings.tokens_file.as_deref()).await?);
     let fleet = Fleet::embedded(workers(settings), &admit::offered());
     let store = open_store(settings).await?;
     let jobs = Jobs::new(store, Arc::clone(&gate), fleet.clone(), settings.running_jobs.max(1));
@@ -44,8 +47,11 @@ pub async fn serve(
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("failed to listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
-    if !address.ip().is_loopback() && settings.tls_client_ca.is_none() {
-        tracing::warn!(%address, "anybody who reaches this address can use it: clients need no certificate");
+    if !address.ip().is_loopback() && settings.tls_client_ca.is_none() && !access.needs_tokens() {
+        tracing::warn!(%address, "anybody who reaches this address can use it: clients need neither certificate nor token");
+    }
+    if !address.ip().is_loopback() && tls.is_none() && access.needs_tokens() {
+        tracing::warn!(%address, "tokens can be read on their way to this address: connections are not encrypted");
     }
     let resumed = jobs.resume().await?;
     if resumed > 0 {
@@ -54,6 +60,7 @@ pub async fn serve(
     let (draining, is_draining) = watch::channel(false);
     let coordinator = Coordinator {
         gate,
+        access: Arc::clone(&access),
         fleet,
         jobs: jobs.clone(),
         calls: Arc::new(Semaphore::new(settings.max_calls)),
@@ -109,6 +116,7 @@ pub async fn serve(
         result = async { tokio::try_join!(served, drained) } => result.map(|_| ()).context("failed to serve"),
         // A client that does not go is left behind.
         () = cut => Ok(()),
+        never = access.keep_reading() => match never {},
     }
 }
 
@@ -124,9 +132,15 @@ fn gate(settings: &Settings) -> anyhow::Result<Gate> {
     Ok(Gate {
         roots: roots.collect::<Result<_, _>>()?,
         registry: settings.registry(),
-        spools: SpoolDir::new(
-            settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-            settings.spool_limit,
+        clients: Clients::new(
+            SpoolDir::new(
+                settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
+                settings.spool_limit,
+            ),
+            ClientLimits {
+                calls: settings.client_calls.unwrap_or(settings.max_calls),
+                spool: settings.client_spool.unwrap_or(settings.spool_limit),
+            },
         ),
         max_layer_size: settings.max_layer_size,
         parallel: settings.parallel.max(1),
@@ -135,7 +149,11 @@ fn gate(settings: &Settings) -> anyhow::Result<Gate> {
 
 async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     let directory = settings.state_dir.clone();
-    let limits = Limits { active: settings.max_jobs, kept: settings.keep_jobs.max(settings.max_jobs) };
+    let limits = Limits {
+        active: settings.max_jobs,
+        active_each: settings.client_jobs.unwrap_or(settings.max_jobs),
+        kept: settings.keep_jobs.max(settings.max_jobs),
+    };
     let open = move || {
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("failed to create {}", directory.display()))?;

@@ -35,12 +35,25 @@ pub struct Settings {
     /// Accept only clients with a certificate of an authority in this PEM file.
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "OCCYSTRAP_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Let only those in who send a token of this TOML file, which is read again when it changes: [[token]] with name, sha256 (or
+    /// value) and scopes of read, write, jobs, admin, worker.
+    #[arg(long, value_name = "FILE", env = "OCCYSTRAP_TOKENS_FILE")]
+    pub tokens_file: Option<PathBuf>,
     /// Calls at once. More are refused.
     #[arg(long, value_name = "N", default_value_t = 64, env = "OCCYSTRAP_MAX_CALLS")]
     pub max_calls: usize,
     /// Jobs that have not ended. More are refused.
     #[arg(long, value_name = "N", default_value_t = 1000, env = "OCCYSTRAP_MAX_JOBS")]
     pub max_jobs: usize,
+    /// Calls at once of one client, which is known by its token or certificate [default: as --max-calls].
+    #[arg(long, value_name = "N", env = "OCCYSTRAP_CLIENT_CALLS")]
+    pub client_calls: Option<usize>,
+    /// Jobs of one client that have not ended [default: as --max-jobs].
+    #[arg(long, value_name = "N", env = "OCCYSTRAP_CLIENT_JOBS")]
+    pub client_jobs: Option<usize>,
+    /// Bytes of temporary files at once for one client [default: as --spool-limit].
+    #[arg(long, value_name = "SIZE", value_parser = size, env = "OCCYSTRAP_CLIENT_SPOOL")]
+    pub client_spool: Option<u64>,
     /// Jobs that run at once; the others wait for their turn.
     #[arg(long, value_name = "N", default_value_t = 16, env = "OCCYSTRAP_RUNNING_JOBS")]
     pub running_jobs: usize,

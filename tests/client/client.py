@@ -36,6 +36,7 @@ parser.add_argument("--corrupt", action="store_true", help="send another first b
 parser.add_argument("--stop-after", type=int, help="go away after so many messages")
 parser.add_argument("--pause", type=float, default=0, help="wait so many seconds before each message is read")
 parser.add_argument("--wait-first", action="store_true", help="send everything before the first message is read")
+parser.add_argument("--token", help="send it with the call")
 parser.add_argument("--ca", help="speak TLS, and trust this authority")
 parser.add_argument("--certificate")
 parser.add_argument("--key")
@@ -166,7 +167,8 @@ class Image:
 
 
 def main(connection):
-    timeout = {"timeout": options.timeout}
+    metadata = [("authorization", f"Bearer {options.token}")] if options.token else []
+    timeout = {"timeout": options.timeout, "metadata": metadata}
     if options.method == "Health":
         stub = health_pb2_grpc.HealthStub(connection)
         show(message(stub.Check(health_pb2.HealthCheckRequest(**options.request), **timeout)))

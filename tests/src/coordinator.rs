@@ -22,6 +22,15 @@ fn path() -> &'static Path {
     PATH.get_or_init(|| binary::build("occy-server"))
 }
 
+/// The program, with nothing of this environment and the signals that users have: who runs the tests in the background ignores
+/// signals, and what is started from there would too.
+pub fn command() -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,TERM").arg(path());
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
 /// A coordinator. Its process ends with the value, and its state too.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -57,10 +66,7 @@ impl Coordinator {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it is running");
         let log = std::fs::File::options().create(true).append(true).open(self.log_path());
-        // Whoever runs the tests in the background ignores signals, and what is started from there would too.
-        let mut command = Command::new("env");
-        command.arg("--default-signal=HUP,INT,TERM").arg(path());
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let mut command = command();
         command.env("RUST_BACKTRACE", "1").env("HOME", self.directory.path());
         let mut child = command
             .envs(self.variables.iter().map(|(name, value)| (name, value)))

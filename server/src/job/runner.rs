@@ -11,7 +11,6 @@ use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::output::{Attempt, JobOutput, JobWatcher};
@@ -22,7 +21,8 @@ use crate::admit::{Ends, Gate};
 use crate::convert;
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, FleetQueue};
+use crate::schedule::{Capabilities, Tenant};
 
 /// Bytes of what filters print or append that one job may leave.
 const FOUND_MAX: usize = 64 * 1024 * 1024;
@@ -37,7 +37,8 @@ struct Inner {
     live: LiveJobs,
     gate: Arc<Gate>,
     fleet: Fleet,
-    turns: Semaphore,
+    /// Places for jobs that run at once, which are given by the rule by which workers are.
+    turns: Fleet,
     tasks: Mutex<HashMap<String, AbortHandle>>,
     finalizing: Arc<AtomicUsize>,
 }
@@ -50,7 +51,7 @@ impl Jobs {
             live: LiveJobs::default(),
             gate,
             fleet,
-            turns: Semaphore::new(at_once),
+            turns: Fleet::embedded(at_once, &Capabilities::default()),
             tasks: Mutex::default(),
             finalizing: Arc::default(),
         }))
@@ -69,32 +70,41 @@ impl Jobs {
     /// Goes on with the jobs that have not ended.
     pub async fn resume(&self) -> Result<usize, ServiceError> {
         let store = self.0.store.clone();
-        let ids = tokio::task::spawn_blocking(move || store.active());
-        let ids = ids.await.map_err(|error| ServiceError::Panicked(error.to_string()))??;
-        for id in &ids {
+        let jobs = tokio::task::spawn_blocking(move || store.active());
+        let jobs = jobs.await.map_err(|error| ServiceError::Panicked(error.to_string()))??;
+        for (id, tenant) in &jobs {
             // One that was only queued refuses to be queued again, and that is right.
             self.0.store.apply(id, vec![Change::Requeue], None).await?;
-            self.start(id);
+            self.start(id, tenant);
         }
-        Ok(ids.len())
+        Ok(jobs.len())
     }
 
     /// Accepts a job, and runs it when its turn comes.
-    pub async fn submit(&self, spec: PipelineSpec, key: String) -> Result<Job, ServiceError> {
-        let work = self.0.gate.admit(&spec, Ends::BothNamed)?;
+    pub async fn submit(
+        &self,
+        tenant: &Tenant,
+        spec: PipelineSpec,
+        key: String,
+    ) -> Result<Job, ServiceError> {
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, tenant)?;
         // What is written wrongly is said now, to the one who wrote it.
         open::source(&work.source, &work.settings)?;
         open::output(&work.destination, &work.settings)?;
-        match self.0.store.submit(spec, key.clone()).await? {
+        let limits = self.0.store.limits();
+        match self.0.store.submit(tenant, spec, key.clone()).await? {
             Submitted::New(job) => {
-                self.start(&job.id);
+                self.start(&job.id, tenant);
                 Ok(job)
             }
             Submitted::Earlier(job) => Ok(job),
             Submitted::KeyReused => Err(ServiceError::KeyReused(key)),
-            Submitted::Full => Err(ServiceError::TooMany {
-                what: "jobs that have not ended",
-                limit: self.0.store.limits().active,
+            Submitted::Full => {
+                Err(ServiceError::TooMany { what: "jobs that have not ended", limit: limits.active })
+            }
+            Submitted::FullForTenant => Err(ServiceError::TooMany {
+                what: "jobs of this client that have not ended",
+                limit: limits.active_each,
             }),
         }
     }
@@ -142,23 +152,25 @@ impl Jobs {
         }
     }
 
-    fn start(&self, id: &str) {
+    fn start(&self, id: &str, tenant: &Tenant) {
         let live = self.0.live.insert(id);
+        // Here, and not in the task: jobs stand in the order in which they came.
+        let turn = self.0.turns.queue(tenant, &Capabilities::default(), false);
         let (jobs, owned) = (self.clone(), id.to_owned());
         // Under the lock, so that the task cannot end before it is known.
         let mut tasks = self.0.tasks();
-        let task = tokio::spawn(async move { jobs.run(owned, live).await });
+        let task = tokio::spawn(async move { jobs.run(owned, live, turn).await });
         tasks.insert(id.to_owned(), task.abort_handle());
     }
 
-    async fn run(&self, id: String, live: LiveJob) {
+    async fn run(&self, id: String, live: LiveJob, turn: FleetQueue) {
         let attempt = Attempt {
             id: id.clone(),
             store: self.0.store.clone(),
             live: self.0.live.clone(),
             finalizing: Arc::clone(&self.0.finalizing),
         };
-        let result = AssertUnwindSafe(self.attempt(&attempt, &live)).catch_unwind().await;
+        let result = AssertUnwindSafe(self.attempt(&attempt, &live, &turn)).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
         if let Err(error) = result
             && !matches!(error, ServiceError::JobEnded)
@@ -175,13 +187,19 @@ impl Jobs {
         self.0.live.remove(&id);
     }
 
-    async fn attempt(&self, attempt: &Attempt, live: &LiveJob) -> Result<(), ServiceError> {
-        let _turn = self.0.turns.acquire().await.map_err(|_| ServiceError::Draining)?;
+    async fn attempt(
+        &self,
+        attempt: &Attempt,
+        live: &LiveJob,
+        turn: &FleetQueue,
+    ) -> Result<(), ServiceError> {
+        let _turn = turn.lease(None).await;
         attempt.apply(vec![Change::Begin], None).await?;
         let job = self.0.store.get(&attempt.id).await?.ok_or(ServiceError::JobEnded)?;
         debug_assert_eq!(job.state(), JobState::Running);
         // Once more: what is allowed may have changed since it was submitted.
-        let work = self.0.gate.admit(&job.spec.unwrap_or_default(), Ends::BothNamed)?;
+        let spec = job.spec.unwrap_or_default();
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, &job.tenant.into())?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");
@@ -189,7 +207,7 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue = self.0.fleet.queue(&"".into(), &work.needs(), true);
+        let queue = self.0.fleet.queue(&work.client.tenant, &work.needs(), true);
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;

@@ -3,8 +3,8 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `jobs` | id | the `Job` of the API |
-//! | `active` | id of a job that has not ended | its canonical spec's own key, if it was submitted with one |
-//! | `keys` | idempotency key | id |
+//! | `active` | id of a job that has not ended | its tenant |
+//! | `keys` | tenant, idempotency key | id |
 //! | `events` | id, sequence | the `JobEvent` of the API |
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
 //!
@@ -20,10 +20,11 @@ use prost_types::Timestamp;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::state::{self, Change, Refused};
+use crate::schedule::Tenant;
 
 const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
 const ACTIVE: TableDefinition<'_, &str, &str> = TableDefinition::new("active");
-const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
+const KEYS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("keys");
 const EVENTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("events");
 const LAYERS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("layers");
 
@@ -42,6 +43,8 @@ pub struct Store {
 pub struct Limits {
     /// Jobs that have not ended. More are not accepted.
     pub active: usize,
+    /// Of these, one tenant's.
+    pub active_each: usize,
     /// Jobs in all. Beyond it the oldest that have ended are forgotten.
     pub kept: usize,
 }
@@ -65,6 +68,8 @@ pub enum Submitted {
     KeyReused,
     /// There are as many jobs as there may be.
     Full,
+    /// The tenant has as many jobs as it may have.
+    FullForTenant,
 }
 
 /// What came of changes.
@@ -108,18 +113,24 @@ impl Store {
         self.limits
     }
 
-    /// Accepts a job.
-    pub async fn submit(&self, spec: PipelineSpec, key: String) -> Result<Submitted, StoreError> {
-        self.blocking(move |store| store.submit_now(spec, &key)).await
+    /// Accepts a job of a tenant's.
+    pub async fn submit(
+        &self,
+        tenant: &str,
+        spec: PipelineSpec,
+        key: String,
+    ) -> Result<Submitted, StoreError> {
+        let tenant = tenant.to_owned();
+        self.blocking(move |store| store.submit_now(tenant, spec, &key)).await
     }
 
-    fn submit_now(&self, spec: PipelineSpec, key: &str) -> Result<Submitted, StoreError> {
+    fn submit_now(&self, tenant: String, spec: PipelineSpec, key: &str) -> Result<Submitted, StoreError> {
         let write = self.database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
             let mut active = write.open_table(ACTIVE).during("write")?;
             let mut keys = write.open_table(KEYS).during("write")?;
-            let earlier = match keys.get(key).during("read")? {
+            let earlier = match keys.get((&*tenant, key)).during("read")? {
                 Some(id) if !key.is_empty() => {
                     jobs.get(id.value()).during("read")?.map(|job| decode::<Job>(job.value()))
                 }
@@ -133,19 +144,27 @@ impl Store {
                 }
                 None => {}
             }
+            let mut own = 0;
+            for entry in active.iter().during("read")? {
+                own += usize::from(entry.during("read")?.1.value() == tenant);
+            }
+            if own >= self.limits.active_each {
+                return Ok(Submitted::FullForTenant);
+            }
             let now = Some(now());
             let job = Job {
                 id: uuid::Uuid::now_v7().to_string(),
                 state: JobState::Queued.into(),
+                tenant,
                 spec: Some(spec),
                 create_time: now,
                 update_time: now,
                 ..Job::default()
             };
             jobs.insert(&*job.id, &*job.encode_to_vec()).during("write")?;
-            active.insert(&*job.id, key).during("write")?;
+            active.insert(&*job.id, &*job.tenant).during("write")?;
             if !key.is_empty() {
-                keys.insert(key, &*job.id).during("write")?;
+                keys.insert((&*job.tenant, key), &*job.id).during("write")?;
             }
             job
         };
@@ -242,9 +261,10 @@ impl Store {
         .await
     }
 
-    /// The jobs before `before`, the newest first, at most so many, without their layers; and whether there are more.
+    /// The jobs of `tenant`, or of all, before `before`, the newest first, at most so many, without their layers; and whether there are more.
     pub async fn list(
         &self,
+        tenant: Option<Tenant>,
         before: Option<String>,
         states: Vec<JobState>,
         count: usize,
@@ -260,7 +280,8 @@ impl Store {
             for entry in range.during("read")?.rev() {
                 let (_, job) = entry.during("read")?;
                 let job: Job = decode(job.value());
-                if !states.is_empty() && !states.contains(&job.state()) {
+                let is_wanted = states.is_empty() || states.contains(&job.state());
+                if !is_wanted || tenant.as_ref().is_some_and(|tenant| **tenant != *job.tenant) {
                     continue;
                 }
                 if page.len() == count {
@@ -273,12 +294,15 @@ impl Store {
         .await
     }
 
-    /// The ids of all jobs that have not ended, the oldest first. Blocks.
-    pub fn active(&self) -> Result<Vec<String>, StoreError> {
+    /// The ids of all jobs that have not ended, the oldest first, and whose they are. Blocks.
+    pub fn active(&self) -> Result<Vec<(String, Tenant)>, StoreError> {
         let read = self.database.begin_read().during("read")?;
         let active = read.open_table(ACTIVE).during("read")?;
-        let ids = active.iter().during("read")?.map(|entry| Ok(entry.during("read")?.0.value().to_owned()));
-        ids.collect()
+        let jobs = active.iter().during("read")?.map(|entry| {
+            let (id, tenant) = entry.during("read")?;
+            Ok((id.value().to_owned(), tenant.value().into()))
+        });
+        jobs.collect()
     }
 
     /// The first events after a sequence.
@@ -334,14 +358,14 @@ fn now() -> Timestamp {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { active: 3, kept: 4 };
+    const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
 
     fn spec(source: &str) -> PipelineSpec {
         PipelineSpec { source: source.to_owned(), ..PipelineSpec::default() }
     }
 
     async fn submit(store: &Store, source: &str, key: &str) -> Job {
-        match store.submit(spec(source), key.to_owned()).await.unwrap() {
+        match store.submit("", spec(source), key.to_owned()).await.unwrap() {
             Submitted::New(job) => job,
             other => panic!("{other:?}"),
         }
@@ -352,11 +376,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("jobs"), LIMITS).unwrap();
         let job = submit(&store, "a", "key").await;
-        let again = store.submit(spec("a"), "key".to_owned()).await.unwrap();
+        let again = store.submit("", spec("a"), "key".to_owned()).await.unwrap();
         assert!(matches!(again, Submitted::Earlier(earlier) if earlier == job));
-        assert!(matches!(store.submit(spec("b"), "key".to_owned()).await.unwrap(), Submitted::KeyReused));
+        assert!(matches!(store.submit("", spec("b"), "key".to_owned()).await.unwrap(), Submitted::KeyReused));
         assert_ne!(submit(&store, "a", "").await.id, submit(&store, "a", "").await.id);
-        assert!(matches!(store.submit(spec("a"), String::new()).await.unwrap(), Submitted::Full));
+        assert!(matches!(store.submit("", spec("a"), String::new()).await.unwrap(), Submitted::Full));
+    }
+
+    #[tokio::test]
+    async fn tenants_have_keys_and_limits_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { active_each: 1, ..LIMITS };
+        let store = Store::open(&directory.path().join("jobs"), limits).unwrap();
+        let submit =
+            async |tenant: &str, source: &str| store.submit(tenant, spec(source), "key".to_owned()).await;
+        let Submitted::New(job) = submit("one", "a").await.unwrap() else { panic!("it is new") };
+        assert_eq!(job.tenant, "one");
+        assert!(matches!(submit("two", "b").await.unwrap(), Submitted::New(_)));
+        assert!(matches!(submit("two", "b").await.unwrap(), Submitted::Earlier(_)));
+        let more = store.submit("one", spec("a"), String::new()).await.unwrap();
+        assert!(matches!(more, Submitted::FullForTenant));
+        let (jobs, _) = store.list(Some("one".into()), None, Vec::new(), 10).await.unwrap();
+        assert_eq!(jobs, [job]);
     }
 
     #[tokio::test]
@@ -373,7 +414,7 @@ mod tests {
             job.id
         };
         let store = Store::open(&path, LIMITS).unwrap();
-        assert_eq!(store.active().unwrap(), std::slice::from_ref(&id));
+        assert_eq!(store.active().unwrap(), [(id.clone(), "".into())]);
         let job = store.get(&id).await.unwrap().unwrap();
         assert_eq!((job.state(), job.last_sequence), (JobState::Running, 2));
         assert_eq!(store.written(&id, "layer").await.unwrap().as_deref(), Some("record"));
@@ -400,13 +441,13 @@ mod tests {
             store.apply(&job.id, vec![Change::Cancel], None).await.unwrap();
             ended.push(job.id);
         }
-        let (jobs, more) = store.list(None, Vec::new(), 10).await.unwrap();
+        let (jobs, more) = store.list(None, None, Vec::new(), 10).await.unwrap();
         let ids: Vec<_> = jobs.iter().map(|job| &job.id).collect();
         assert_eq!(ids, [&ended[5], &ended[4], &ended[3], &running.id]);
         assert!(!more);
         assert!(store.events(&ended[0], 0).await.unwrap().is_empty());
         submit(&store, "another", "key 0").await;
-        let (page, more) = store.list(Some(ended[5].clone()), vec![JobState::Cancelled], 1).await.unwrap();
+        let (page, more) = store.list(None, Some(ended[5].clone()), vec![JobState::Cancelled], 1).await.unwrap();
         assert_eq!((page[0].id.clone(), more), (ended[4].clone(), false));
     }
 }

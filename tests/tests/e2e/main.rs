@@ -24,6 +24,7 @@ mod push;
 mod rewriting;
 mod schema1;
 mod search;
+mod service_access;
 mod service_calls;
 mod service_faults;
 mod service_jobs;
