@@ -18,6 +18,7 @@ use occy_pipeline::open::Settings;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
+use occy_pipeline::reference::Reference;
 use occy_pipeline::registry;
 use occy_pipeline::source::SOURCES;
 use occy_pipeline::tar::Limits;
@@ -26,6 +27,7 @@ use occy_pipeline::uri::Uri;
 use occy_proto::v1::{self, PipelineSpec};
 
 use crate::client::{Client, Clients};
+use crate::credentials::Logins;
 use crate::error::ServiceError;
 use crate::schedule::{Capabilities, Tenant};
 
@@ -37,6 +39,9 @@ const FILTERS_MAX: usize = 64;
 const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
 const PATHS: [&str; 4] = ["tar", "dir", "oci", "oci-layout"];
+
+/// What only a worker can do that is in this process: log in with what a client has brought.
+const CREDENTIALS: &str = "credentials";
 
 /// What the operator allows.
 #[derive(Debug)]
@@ -84,8 +89,14 @@ pub struct Work {
 }
 
 impl Gate {
-    /// Looks at a spec of a tenant's.
-    pub fn admit(&self, spec: &PipelineSpec, ends: Ends, tenant: &Tenant) -> Result<Work, ServiceError> {
+    /// Looks at a spec of a tenant's, who may have brought credentials.
+    pub fn admit(
+        &self,
+        spec: &PipelineSpec,
+        ends: Ends,
+        tenant: &Tenant,
+        logins: &Logins,
+    ) -> Result<Work, ServiceError> {
         let (source, destination) = match ends {
             Ends::BothNamed => (Some(true), Some(true)),
             Ends::SourceNamed => (Some(true), Some(false)),
@@ -132,8 +143,8 @@ impl Gate {
             },
             compression,
             format,
-            source_registry: self.registry.clone(),
-            destination_registry: self.registry.clone(),
+            source_registry: self.registry(&spec.source, logins),
+            destination_registry: self.registry(&spec.destination, logins),
             // docker:// is not for strangers, so nobody asks for these.
             engine: engine::Options::default(),
             force: false,
@@ -166,6 +177,14 @@ impl Gate {
             limits: Limits::default(),
             verify_diff_ids,
         })
+    }
+
+    /// How the registry of a source or destination is spoken to. Each is opened for itself, so that its credentials go nowhere else.
+    fn registry(&self, end: &str, logins: &Logins) -> registry::Options {
+        let uri = Uri::parse(end).ok().filter(|uri| uri.scheme == "registry");
+        let reference = uri.and_then(|uri| uri.rest.parse::<Reference>().ok());
+        let credentials = reference.and_then(|reference| logins.for_host(reference.host()));
+        registry::Options { credentials, ..self.registry.clone() }
     }
 
     fn check_end(&self, field: &'static str, text: &str, named: Option<bool>) -> Result<(), ServiceError> {
@@ -228,7 +247,10 @@ impl Work {
         let end =
             |role: &str, text: &str| text.split_once("://").map(|(scheme, _)| format!("{role}:{scheme}"));
         let ends = [end("source", &self.source), end("output", &self.destination)];
-        Arc::new(filters.chain(ends.into_iter().flatten()).collect())
+        let registries = [&self.settings.source_registry, &self.settings.destination_registry];
+        let has_credentials = registries.iter().any(|registry| registry.credentials.is_some());
+        let credentials = has_credentials.then(|| CREDENTIALS.to_owned());
+        Arc::new(filters.chain(ends.into_iter().flatten()).chain(credentials).collect())
     }
 }
 
@@ -237,7 +259,8 @@ pub fn offered() -> Capabilities {
     let filters = FILTERS.iter().map(|filter| format!("filter:{}", filter.name));
     let sources = SOURCES.iter().map(|source| format!("source:{}", source.scheme));
     let outputs = OUTPUTS.iter().map(|output| format!("output:{}", output.scheme));
-    Arc::new(filters.chain(sources).chain(outputs).collect::<BTreeSet<_>>())
+    let credentials = [CREDENTIALS.to_owned()];
+    Arc::new(filters.chain(sources).chain(outputs).chain(credentials).collect::<BTreeSet<_>>())
 }
 
 #[cfg(test)]
@@ -266,11 +289,11 @@ mod tests {
     }
 
     fn is_forbidden(gate: &Gate, end: &str) -> bool {
-        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into());
-        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into());
+        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default());
+        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into(), &Logins::default());
         let forbidden = |result| matches!(result, Err(ServiceError::Forbidden { .. }));
         assert_eq!(forbidden(source), forbidden(destination), "{end}");
-        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into()))
+        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default()))
     }
 
     #[test]
@@ -308,7 +331,7 @@ mod tests {
             (none, none, Ends::DestinationNamed, false),
             (none, none, Ends::Any, true),
         ] {
-            let result = gate.admit(&spec(source, destination), ends, &"".into());
+            let result = gate.admit(&spec(source, destination), ends, &"".into(), &Logins::default());
             assert_eq!(result.is_ok(), good, "{source} {destination} {ends:?}");
         }
     }
@@ -321,7 +344,7 @@ mod tests {
             filters: filters.map(str::to_owned).to_vec(),
             ..spec("registry://x.io/a", "registry://x.io/b")
         };
-        let work = gate(None).admit(&spec, Ends::BothNamed, &"".into()).unwrap();
+        let work = gate(None).admit(&spec, Ends::BothNamed, &"".into(), &Logins::default()).unwrap();
         assert_eq!(work.needs().len(), 6);
         assert!(work.needs().is_subset(&offered()));
     }

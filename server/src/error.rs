@@ -17,6 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::access::Scope;
 use crate::convert;
+use crate::credentials::SealError;
 use crate::job::store::StoreError;
 
 /// The domain of every `google.rpc.ErrorInfo` of ours.
@@ -54,6 +55,12 @@ pub enum ServiceError {
         /// Why not.
         problem: &'static str,
     },
+    /// A job brings credentials, and nothing can seal them.
+    #[error("this coordinator keeps no credentials")]
+    NoSecretKey,
+    /// They cannot be sealed, or opened again.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The caller may not do that.
     #[error("the token does not have the scope {0}")]
     ScopeMissing(Scope),
@@ -159,6 +166,9 @@ impl ServiceError {
             Self::Field { .. } => verdict(Code::InvalidArgument, "INVALID_FIELD"),
             Self::Forbidden { .. } => verdict(Code::PermissionDenied, "NOT_ALLOWED_HERE"),
             Self::Unauthenticated { .. } => verdict(Code::Unauthenticated, "UNAUTHENTICATED"),
+            Self::NoSecretKey => verdict(Code::FailedPrecondition, "NO_SECRET_KEY"),
+            Self::Seal(SealError::KeyGone(_)) => verdict(Code::FailedPrecondition, "SECRET_KEY_GONE"),
+            Self::Seal(_) => verdict(Code::Internal, "SEAL"),
             Self::ScopeMissing(_) => verdict(Code::PermissionDenied, "SCOPE_MISSING"),
             Self::Elements(_) => verdict(Code::InvalidArgument, "INVALID_ELEMENTS"),
             Self::Truncated => verdict(Code::Aborted, "STREAM_TRUNCATED"),
@@ -182,6 +192,9 @@ impl ServiceError {
         match self {
             Self::Pipeline(error) => error.hint(),
             Self::Forbidden { hint, .. } => Some((*hint).to_owned()),
+            Self::NoSecretKey => {
+                Some("its operator can give it a key to seal them with: --secret-key-file".to_owned())
+            }
             Self::Unauthenticated { .. } => {
                 Some("send a token that its operator has given you as `authorization: Bearer TOKEN`".to_owned())
             }

@@ -22,6 +22,7 @@ use crate::admit::{Ends, Gate};
 use crate::call::{self, Answer, Elements};
 use crate::client::Client;
 use crate::convert;
+use crate::credentials::Logins;
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
 use crate::job::runner::Jobs;
@@ -76,7 +77,7 @@ impl PipelineService for Api {
     ) -> Result<Response<Self::ReadImageStream>, Status> {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
-        let v1::ReadImageRequest { source, filters, platform, layer_form, verify_diff_ids } =
+        let v1::ReadImageRequest { source, filters, platform, layer_form, verify_diff_ids, credentials } =
             request.into_inner();
         let spec = v1::PipelineSpec {
             source,
@@ -86,7 +87,7 @@ impl PipelineService for Api {
             verify_diff_ids,
             ..v1::PipelineSpec::default()
         };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant)?;
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
         let fleet = self.0.fleet.clone();
         let answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, stream::empty().boxed(), answers).await
@@ -106,10 +107,12 @@ impl PipelineService for Api {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Write)?;
         let mut parts = request.into_inner();
-        let Some(v1::WriteImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
+        let Some(v1::WriteImageRequest { part: Some(Part::Spec(spec)), credentials }) =
+            parts.message().await?
+        else {
             return Err(no_spec());
         };
-        let work = self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant)?;
+        let work = self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant, &Logins::of(credentials)?)?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
@@ -146,7 +149,9 @@ impl PipelineService for Api {
         use process_image_request::Part;
         let (caller, place, deadline) = self.begin(&request)?;
         let mut parts = request.into_inner();
-        let Some(v1::ProcessImageRequest { part: Some(Part::Spec(spec)) }) = parts.message().await? else {
+        let Some(v1::ProcessImageRequest { part: Some(Part::Spec(spec)), credentials }) =
+            parts.message().await?
+        else {
             return Err(no_spec());
         };
         if spec.destination.is_empty() || !spec.source.is_empty() {
@@ -155,7 +160,7 @@ impl PipelineService for Api {
         if !spec.destination.is_empty() {
             caller.may(Scope::Write)?;
         }
-        let work = self.0.gate.admit(&spec, Ends::Any, &caller.tenant)?;
+        let work = self.0.gate.admit(&spec, Ends::Any, &caller.tenant, &Logins::of(credentials)?)?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
@@ -182,11 +187,11 @@ impl PipelineService for Api {
     ) -> Result<Response<Self::SearchImageStream>, Status> {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
-        let v1::SearchImageRequest { source, pattern, regex, platform } = request.into_inner();
+        let v1::SearchImageRequest { source, pattern, regex, platform, credentials } = request.into_inner();
         let search = Search::new(&pattern, regex, false)
             .map_err(|problem| ServiceError::Field { field: "pattern", problem })?;
         let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant)?;
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
         let coordinator = Arc::clone(&self.0);
         let pages = answer(place, deadline, move |hits| async move {
             call::search(work, &coordinator.gate, &coordinator.fleet, search, hits).await
@@ -200,12 +205,13 @@ impl PipelineService for Api {
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let caller = self.0.access.authorize(&request, Scope::Jobs)?;
         self.refuse_draining()?;
-        let v1::SubmitJobRequest { spec, idempotency_key } = request.into_inner();
+        let v1::SubmitJobRequest { spec, idempotency_key, credentials } = request.into_inner();
         if idempotency_key.len() > KEY_MAX {
             let problem = format!("has more than {KEY_MAX} bytes");
             return Err(ServiceError::Field { field: "idempotency_key", problem }.into());
         }
-        let job = self.0.jobs.submit(&caller.tenant, spec.unwrap_or_default(), idempotency_key).await?;
+        let (spec, logins) = (spec.unwrap_or_default(), Logins::of(credentials)?);
+        let job = self.0.jobs.submit(&caller.tenant, spec, &logins, idempotency_key).await?;
         Ok(Response::new(v1::SubmitJobResponse { job: Some(job) }))
     }
 

@@ -13,6 +13,7 @@ pub mod admit;
 pub mod call;
 pub mod client;
 pub mod convert;
+pub mod credentials;
 pub mod error;
 pub mod executor;
 pub mod fleet;

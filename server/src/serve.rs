@@ -19,6 +19,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use crate::access::Access;
 use crate::admit::{self, Gate};
 use crate::client::{ClientLimits, Clients};
+use crate::credentials::SecretKeys;
 use crate::fleet::Fleet;
 use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
@@ -42,7 +43,8 @@ pub async fn serve(
     let access = Arc::new(Access::new(settings.tokens_file.as_deref()).await?);
     let fleet = Fleet::embedded(workers(settings), &admit::offered());
     let store = open_store(settings).await?;
-    let jobs = Jobs::new(store, Arc::clone(&gate), fleet.clone(), settings.running_jobs.max(1));
+    let keys = settings.secret_key_file.as_deref().map(SecretKeys::read).transpose()?;
+    let jobs = Jobs::new(store, Arc::clone(&gate), keys, fleet.clone(), settings.running_jobs.max(1));
     let tls = tls(settings).await?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("failed to listen on {}", settings.listen))?;

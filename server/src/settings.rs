@@ -23,6 +23,10 @@ pub struct Settings {
     /// Where the jobs are kept. One coordinator at a time.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/occystrap", env = "OCCYSTRAP_STATE_DIR")]
     pub state_dir: PathBuf,
+    /// Seal the credentials that jobs bring with the first key of this file, and open them with any of it: a line each, 32 bytes in
+    /// base64. Without it such jobs are refused.
+    #[arg(long, value_name = "FILE", env = "OCCYSTRAP_SECRET_KEY_FILE")]
+    pub secret_key_file: Option<PathBuf>,
     /// Workers in this process, each of which works on one layer at a time [default: one for each core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "OCCYSTRAP_EMBEDDED_WORKERS")]
     pub embedded_workers: Option<u16>,

@@ -36,6 +36,7 @@ parser.add_argument("--corrupt", action="store_true", help="send another first b
 parser.add_argument("--stop-after", type=int, help="go away after so many messages")
 parser.add_argument("--pause", type=float, default=0, help="wait so many seconds before each message is read")
 parser.add_argument("--wait-first", action="store_true", help="send everything before the first message is read")
+parser.add_argument("--credentials", type=json.loads, default={}, help="a list in an object, sent beside the spec")
 parser.add_argument("--token", help="send it with the call")
 parser.add_argument("--ca", help="speak TLS, and trust this authority")
 parser.add_argument("--certificate")
@@ -83,7 +84,7 @@ def saved():
 
 
 def requests(kind):
-    yield kind(spec=json_format.ParseDict(options.request, pipeline_pb2.PipelineSpec()))
+    yield json_format.ParseDict({"spec": options.request, **options.credentials}, kind())
     if not options.elements:
         return
     corrupt = options.corrupt

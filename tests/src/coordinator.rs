@@ -91,6 +91,11 @@ impl Coordinator {
         &self.address
     }
 
+    /// Where its state and its log are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// A call in preparation.
     pub fn call(&self, method: &str, request: &serde_json::Value) -> Call {
         Call::new(&self.address, method, request)

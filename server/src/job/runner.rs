@@ -15,10 +15,11 @@ use tokio::task::AbortHandle;
 
 use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
-use super::store::{Applied, Store, Submitted};
+use super::store::{Applied, Store, Submission, Submitted};
 use super::watch::{LiveJob, LiveJobs};
 use crate::admit::{Ends, Gate};
 use crate::convert;
+use crate::credentials::{Logins, SecretKeys};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
 use crate::fleet::{Fleet, FleetQueue};
@@ -36,6 +37,8 @@ struct Inner {
     store: Store,
     live: LiveJobs,
     gate: Arc<Gate>,
+    /// What credentials of jobs are sealed with. None: there are none.
+    keys: Option<SecretKeys>,
     fleet: Fleet,
     /// Places for jobs that run at once, which are given by the rule by which workers are.
     turns: Fleet,
@@ -45,11 +48,18 @@ struct Inner {
 
 impl Jobs {
     /// Runs at most `at_once` jobs at once.
-    pub fn new(store: Store, gate: Arc<Gate>, fleet: Fleet, at_once: usize) -> Self {
+    pub fn new(
+        store: Store,
+        gate: Arc<Gate>,
+        keys: Option<SecretKeys>,
+        fleet: Fleet,
+        at_once: usize,
+    ) -> Self {
         Self(Arc::new(Inner {
             store,
             live: LiveJobs::default(),
             gate,
+            keys,
             fleet,
             turns: Fleet::embedded(at_once, &Capabilities::default()),
             tasks: Mutex::default(),
@@ -85,14 +95,22 @@ impl Jobs {
         &self,
         tenant: &Tenant,
         spec: PipelineSpec,
+        logins: &Logins,
         key: String,
     ) -> Result<Job, ServiceError> {
-        let work = self.0.gate.admit(&spec, Ends::BothNamed, tenant)?;
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, tenant, logins)?;
         // What is written wrongly is said now, to the one who wrote it.
         open::source(&work.source, &work.settings)?;
         open::output(&work.destination, &work.settings)?;
+        let id = uuid::Uuid::now_v7().to_string();
+        let sealed = match &self.0.keys {
+            _ if logins.is_empty() => None,
+            Some(keys) => Some(keys.seal(&id, logins)?),
+            None => return Err(ServiceError::NoSecretKey),
+        };
         let limits = self.0.store.limits();
-        match self.0.store.submit(tenant, spec, key.clone()).await? {
+        let submission = Submission { id, tenant: Arc::clone(tenant), spec, key: key.clone(), sealed };
+        match self.0.store.submit(submission).await? {
             Submitted::New(job) => {
                 self.start(&job.id, tenant);
                 Ok(job)
@@ -187,6 +205,15 @@ impl Jobs {
         self.0.live.remove(&id);
     }
 
+    /// The credentials that a job has brought.
+    async fn logins(&self, id: &str) -> Result<Logins, ServiceError> {
+        match (self.0.store.sealed(id).await?, &self.0.keys) {
+            (None, _) => Ok(Logins::default()),
+            (Some(sealed), Some(keys)) => Ok(keys.open(id, &sealed)?),
+            (Some(_), None) => Err(ServiceError::NoSecretKey),
+        }
+    }
+
     async fn attempt(
         &self,
         attempt: &Attempt,
@@ -199,7 +226,8 @@ impl Jobs {
         debug_assert_eq!(job.state(), JobState::Running);
         // Once more: what is allowed may have changed since it was submitted.
         let spec = job.spec.unwrap_or_default();
-        let work = self.0.gate.admit(&spec, Ends::BothNamed, &job.tenant.into())?;
+        let logins = self.logins(&attempt.id).await?;
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, &job.tenant.into(), &logins)?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");

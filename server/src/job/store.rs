@@ -6,6 +6,7 @@
 //! | `active` | id of a job that has not ended | its tenant |
 //! | `keys` | tenant, idempotency key | id |
 //! | `events` | id, sequence | the `JobEvent` of the API |
+//! | `credentials` | id of a job that has not ended | its credentials, sealed |
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
 //!
 //! Ids are UUIDs of version 7: their order is that of their time.
@@ -25,6 +26,7 @@ use crate::schedule::Tenant;
 const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
 const ACTIVE: TableDefinition<'_, &str, &str> = TableDefinition::new("active");
 const KEYS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("keys");
+const CREDENTIALS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("credentials");
 const EVENTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("events");
 const LAYERS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("layers");
 
@@ -55,6 +57,21 @@ pub struct Limits {
 pub struct StoreError {
     what: &'static str,
     cause: Box<redb::Error>,
+}
+
+/// A job that is to be accepted.
+#[derive(Debug)]
+pub struct Submission {
+    /// Its id, if it is new.
+    pub id: String,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// What is to be done.
+    pub spec: PipelineSpec,
+    /// Under which its tenant finds it again. Empty: under none.
+    pub key: String,
+    /// Its credentials, sealed.
+    pub sealed: Option<Vec<u8>>,
 }
 
 /// What came of a submission.
@@ -102,6 +119,7 @@ impl Store {
         write.open_table(JOBS).during("open")?;
         write.open_table(ACTIVE).during("open")?;
         write.open_table(KEYS).during("open")?;
+        write.open_table(CREDENTIALS).during("open")?;
         write.open_table(EVENTS).during("open")?;
         write.open_table(LAYERS).during("open")?;
         write.commit().during("open")?;
@@ -113,24 +131,19 @@ impl Store {
         self.limits
     }
 
-    /// Accepts a job of a tenant's.
-    pub async fn submit(
-        &self,
-        tenant: &str,
-        spec: PipelineSpec,
-        key: String,
-    ) -> Result<Submitted, StoreError> {
-        let tenant = tenant.to_owned();
-        self.blocking(move |store| store.submit_now(tenant, spec, &key)).await
+    /// Accepts a job.
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, StoreError> {
+        self.blocking(move |store| store.submit_now(submission)).await
     }
 
-    fn submit_now(&self, tenant: String, spec: PipelineSpec, key: &str) -> Result<Submitted, StoreError> {
+    fn submit_now(&self, submission: Submission) -> Result<Submitted, StoreError> {
+        let Submission { id, tenant, spec, key, sealed } = submission;
         let write = self.database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
             let mut active = write.open_table(ACTIVE).during("write")?;
             let mut keys = write.open_table(KEYS).during("write")?;
-            let earlier = match keys.get((&*tenant, key)).during("read")? {
+            let earlier = match keys.get((&*tenant, &*key)).during("read")? {
                 Some(id) if !key.is_empty() => {
                     jobs.get(id.value()).during("read")?.map(|job| decode::<Job>(job.value()))
                 }
@@ -146,25 +159,29 @@ impl Store {
             }
             let mut own = 0;
             for entry in active.iter().during("read")? {
-                own += usize::from(entry.during("read")?.1.value() == tenant);
+                own += usize::from(entry.during("read")?.1.value() == &*tenant);
             }
             if own >= self.limits.active_each {
                 return Ok(Submitted::FullForTenant);
             }
             let now = Some(now());
             let job = Job {
-                id: uuid::Uuid::now_v7().to_string(),
+                id,
                 state: JobState::Queued.into(),
-                tenant,
+                tenant: tenant.to_string(),
                 spec: Some(spec),
                 create_time: now,
                 update_time: now,
                 ..Job::default()
             };
             jobs.insert(&*job.id, &*job.encode_to_vec()).during("write")?;
-            active.insert(&*job.id, &*job.tenant).during("write")?;
+            active.insert(&*job.id, &*tenant).during("write")?;
+            if let Some(sealed) = sealed {
+                let mut credentials = write.open_table(CREDENTIALS).during("write")?;
+                credentials.insert(&*job.id, &*sealed).during("write")?;
+            }
             if !key.is_empty() {
-                keys.insert((&*job.tenant, key), &*job.id).during("write")?;
+                keys.insert((&*tenant, &*key), &*job.id).during("write")?;
             }
             job
         };
@@ -241,6 +258,7 @@ impl Store {
             }
             if state::is_final(job.state()) {
                 write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
+                write.open_table(CREDENTIALS).during("write")?.remove(id).during("write")?;
                 // An idle end of the range: no name of a layer sorts behind it.
                 layers.retain_in((id, "")..=(id, "\u{10ffff}"), |_, _| false).during("write")?;
             }
@@ -328,6 +346,17 @@ impl Store {
         .await
     }
 
+    /// A job's credentials, sealed.
+    pub async fn sealed(&self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let id = id.to_owned();
+        self.blocking(move |store| {
+            let read = store.database.begin_read().during("read")?;
+            let credentials = read.open_table(CREDENTIALS).during("read")?;
+            Ok(credentials.get(&*id).during("read")?.map(|sealed| sealed.value().to_owned()))
+        })
+        .await
+    }
+
     /// The file is read and synced where that keeps nobody waiting.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -360,12 +389,22 @@ mod tests {
 
     const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
 
+    fn submission(tenant: &str, source: &str, key: &str) -> Submission {
+        Submission {
+            id: uuid::Uuid::now_v7().to_string(),
+            tenant: tenant.into(),
+            spec: spec(source),
+            key: key.to_owned(),
+            sealed: Some(b"sealed".to_vec()),
+        }
+    }
+
     fn spec(source: &str) -> PipelineSpec {
         PipelineSpec { source: source.to_owned(), ..PipelineSpec::default() }
     }
 
     async fn submit(store: &Store, source: &str, key: &str) -> Job {
-        match store.submit("", spec(source), key.to_owned()).await.unwrap() {
+        match store.submit(submission("", source, key)).await.unwrap() {
             Submitted::New(job) => job,
             other => panic!("{other:?}"),
         }
@@ -376,11 +415,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("jobs"), LIMITS).unwrap();
         let job = submit(&store, "a", "key").await;
-        let again = store.submit("", spec("a"), "key".to_owned()).await.unwrap();
+        let again = store.submit(submission("", "a", "key")).await.unwrap();
         assert!(matches!(again, Submitted::Earlier(earlier) if earlier == job));
-        assert!(matches!(store.submit("", spec("b"), "key".to_owned()).await.unwrap(), Submitted::KeyReused));
+        assert!(matches!(store.submit(submission("", "b", "key")).await.unwrap(), Submitted::KeyReused));
         assert_ne!(submit(&store, "a", "").await.id, submit(&store, "a", "").await.id);
-        assert!(matches!(store.submit("", spec("a"), String::new()).await.unwrap(), Submitted::Full));
+        assert!(matches!(store.submit(submission("", "a", "")).await.unwrap(), Submitted::Full));
     }
 
     #[tokio::test]
@@ -389,12 +428,12 @@ mod tests {
         let limits = Limits { active_each: 1, ..LIMITS };
         let store = Store::open(&directory.path().join("jobs"), limits).unwrap();
         let submit =
-            async |tenant: &str, source: &str| store.submit(tenant, spec(source), "key".to_owned()).await;
+            async |tenant: &str, source: &str| store.submit(submission(tenant, source, "key")).await;
         let Submitted::New(job) = submit("one", "a").await.unwrap() else { panic!("it is new") };
         assert_eq!(job.tenant, "one");
         assert!(matches!(submit("two", "b").await.unwrap(), Submitted::New(_)));
         assert!(matches!(submit("two", "b").await.unwrap(), Submitted::Earlier(_)));
-        let more = store.submit("one", spec("a"), String::new()).await.unwrap();
+        let more = store.submit(submission("one", "a", "")).await.unwrap();
         assert!(matches!(more, Submitted::FullForTenant));
         let (jobs, _) = store.list(Some("one".into()), None, Vec::new(), 10).await.unwrap();
         assert_eq!(jobs, [job]);
@@ -425,7 +464,9 @@ mod tests {
             "none of a change that was refused"
         );
         assert_eq!(sequences(store.events(&id, 1).await.unwrap()), [2]);
+        assert_eq!(store.sealed(&id).await.unwrap().as_deref(), Some(&b"sealed"[..]));
         store.apply(&id, vec![Change::Cancel], None).await.unwrap();
+        assert_eq!(store.sealed(&id).await.unwrap(), None);
         assert!(store.active().unwrap().is_empty());
         assert_eq!(store.written(&id, "layer").await.unwrap(), None);
     }

@@ -26,6 +26,7 @@ mod schema1;
 mod search;
 mod service_access;
 mod service_calls;
+mod service_credentials;
 mod service_faults;
 mod service_jobs;
 mod service_rules;
