@@ -22,7 +22,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 pub struct SpoolDir {
     path: PathBuf,
     /// Its own, and those of which it is a part.
-    budgets: Vec<Arc<Budget>>,
+    budgets: Arc<[Arc<Budget>]>,
 }
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Budget {
 impl SpoolDir {
     /// Spools in `path`, at most `cap` bytes in all.
     pub fn new(path: impl Into<PathBuf>, cap: u64) -> Self {
-        Self { path: path.into(), budgets: vec![Budget::new(cap)] }
+        Self { path: path.into(), budgets: [Budget::new(cap)].into() }
     }
 
     /// The directory.

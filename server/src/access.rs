@@ -185,7 +185,8 @@ impl Access {
         let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|header| header.split_once(' '));
         let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let (_, token) = token.ok_or(ServiceError::Unauthenticated { problem: "it comes without a token" })?;
+        let (_, token) =
+            token.ok_or(ServiceError::Unauthenticated { problem: "it comes without a token" })?;
         let tokens = Arc::clone(&file.tokens.read().unwrap_or_else(PoisonError::into_inner));
         let caller = find(&tokens, token.trim()).cloned();
         caller.ok_or(ServiceError::Unauthenticated { problem: "its token is not known" })

@@ -289,11 +289,18 @@ mod tests {
     }
 
     fn is_forbidden(gate: &Gate, end: &str) -> bool {
-        let source = gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default());
-        let destination = gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into(), &Logins::default());
+        let source =
+            gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default());
+        let destination =
+            gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into(), &Logins::default());
         let forbidden = |result| matches!(result, Err(ServiceError::Forbidden { .. }));
         assert_eq!(forbidden(source), forbidden(destination), "{end}");
-        forbidden(gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default()))
+        forbidden(gate.admit(
+            &spec(end, "registry://x.io/a"),
+            Ends::BothNamed,
+            &"".into(),
+            &Logins::default(),
+        ))
     }
 
     #[test]

@@ -195,9 +195,9 @@ impl ServiceError {
             Self::NoSecretKey => {
                 Some("its operator can give it a key to seal them with: --secret-key-file".to_owned())
             }
-            Self::Unauthenticated { .. } => {
-                Some("send a token that its operator has given you as `authorization: Bearer TOKEN`".to_owned())
-            }
+            Self::Unauthenticated { .. } => Some(
+                "send a token that its operator has given you as `authorization: Bearer TOKEN`".to_owned(),
+            ),
             _ => None,
         }
     }

@@ -112,7 +112,8 @@ impl PipelineService for Api {
         else {
             return Err(no_spec());
         };
-        let work = self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work =
+            self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant, &Logins::of(credentials)?)?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),

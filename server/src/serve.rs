@@ -135,10 +135,7 @@ fn gate(settings: &Settings) -> anyhow::Result<Gate> {
         roots: roots.collect::<Result<_, _>>()?,
         registry: settings.registry(),
         clients: Clients::new(
-            SpoolDir::new(
-                settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-                settings.spool_limit,
-            ),
+            SpoolDir::new(settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir), settings.spool_limit),
             ClientLimits {
                 calls: settings.client_calls.unwrap_or(settings.max_calls),
                 spool: settings.client_spool.unwrap_or(settings.spool_limit),

@@ -200,7 +200,8 @@ impl SharedLayers {
 impl State {
     /// One who wanted the layer does not any more.
     fn give_up(&mut self, key: &Key, id: u64) {
-        let Some(shared) = self.layers.get_mut(key).and_then(|layers| layers.iter_mut().find(|at| at.id == id))
+        let Some(shared) =
+            self.layers.get_mut(key).and_then(|layers| layers.iter_mut().find(|at| at.id == id))
         else {
             return;
         };
@@ -363,7 +364,11 @@ mod tests {
         }
 
         async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
-            assert_eq!(layer.descriptor.as_ref().map(|descriptor| descriptor.size), Some(7), "what was written");
+            assert_eq!(
+                layer.descriptor.as_ref().map(|descriptor| descriptor.size),
+                Some(7),
+                "what was written"
+            );
             assert_eq!(layer.origin.as_ref().map(Repository::name), Some("first"), "where it was written");
             Ok(self.has_layers.load(Ordering::Relaxed))
         }
@@ -391,7 +396,7 @@ mod tests {
         let output =
             Arc::new(Asked { repository: repository(destination), has_layers: AtomicBool::new(true) });
         let progress = Progress::default();
-        progress.begin([(String::new(), None)]);
+        progress.begin(std::iter::once((String::new(), None)));
         let plan = LayerPlan {
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),

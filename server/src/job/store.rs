@@ -427,8 +427,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let limits = Limits { active_each: 1, ..LIMITS };
         let store = Store::open(&directory.path().join("jobs"), limits).unwrap();
-        let submit =
-            async |tenant: &str, source: &str| store.submit(submission(tenant, source, "key")).await;
+        let submit = async |tenant: &str, source: &str| store.submit(submission(tenant, source, "key")).await;
         let Submitted::New(job) = submit("one", "a").await.unwrap() else { panic!("it is new") };
         assert_eq!(job.tenant, "one");
         assert!(matches!(submit("two", "b").await.unwrap(), Submitted::New(_)));
@@ -488,7 +487,8 @@ mod tests {
         assert!(!more);
         assert!(store.events(&ended[0], 0).await.unwrap().is_empty());
         submit(&store, "another", "key 0").await;
-        let (page, more) = store.list(None, Some(ended[5].clone()), vec![JobState::Cancelled], 1).await.unwrap();
+        let (page, more) =
+            store.list(None, Some(ended[5].clone()), vec![JobState::Cancelled], 1).await.unwrap();
         assert_eq!((page[0].id.clone(), more), (ended[4].clone(), false));
     }
 }

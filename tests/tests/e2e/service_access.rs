@@ -275,7 +275,8 @@ fn a_file_that_cannot_be_used_is_told_of_at_the_start() {
     let file = directory.path().join("tokens.toml");
     write(&file, "[[token]]\nname = \"x\"\nvalue = \"short\"\nscopes = [\"read\"]\n");
     let mut server = occy_tests::coordinator::command();
-    let output = server.args(["--state-dir", &text(directory.path()), "--tokens-file", &text(&file)]).output();
+    let output =
+        server.args(["--state-dir", &text(directory.path()), "--tokens-file", &text(&file)]).output();
     let output = output.expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("token 1 has a value of less than 16 bytes"), "{said}");

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use occy_tests::certificates::text;
 use occy_tests::coordinator::Coordinator;
-use occy_tests::layer::Layer;
 use occy_tests::image::Image;
+use occy_tests::layer::Layer;
 use occy_tests::proxy::{Barrier, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::token::basic_header;
