@@ -137,7 +137,6 @@ fn a_blob_that_the_registry_loses_before_the_end_fails_the_job_and_leaves_the_ta
     let digest = |part: &Value| part["digest"].as_str().expect("a digest").to_owned();
     let (config, layer) = (digest(&expected.document["config"]), digest(&expected.document["layers"][1]));
     let proxy = FaultProxy::before(to.host());
-    let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let on = |digest: &str| format!("/v2/app/blobs/{digest}");
     let old = to.push(&Image::docker(vec![Layer::noise(1, 100)]), "app", "1");
     let old = (old, to.digest("app", "1"));
@@ -159,6 +158,8 @@ fn a_blob_that_the_registry_loses_before_the_end_fails_the_job_and_leaves_the_ta
         [(0, &config, lose, &layer), (0, &layer, shrink, &layer), (1, &config, status(404), &config)]
     {
         proxy.fault_after(skip, 1, "HEAD", &on(at), fault);
+        // One that knows of no earlier job, and asks for no layer before the end.
+        let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
         let id = submit(&coordinator, &spec);
         coordinator.ask("WatchJob", &id).all();
         assert_eq!(proxy.pending(), 0, "{}", proxy.story());
@@ -169,6 +170,7 @@ fn a_blob_that_the_registry_loses_before_the_end_fails_the_job_and_leaves_the_ta
         assert_eq!(to.digest("app", "1"), old.1);
         proxy.heal();
     }
+    let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let again = submit(&coordinator, &spec);
     coordinator.ask("WatchJob", &again).all();
     assert_eq!(to.pull("app", "1").digest, expected.digest);
