@@ -148,6 +148,7 @@ impl Gate {
             force: false,
             verify: false,
             foreign_layers: spec.foreign_layers,
+            confirm: true,
             spools: self.spools.clone(),
         };
         let max_layer_size = match spec.max_layer_size {
