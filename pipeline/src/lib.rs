@@ -34,3 +34,4 @@ pub mod task;
 mod thread;
 pub mod unpack;
 pub mod uri;
+pub mod wire;

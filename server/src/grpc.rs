@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use occy_pipeline::filter::FILTERS;
-use occy_pipeline::filter::search::Search;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::source::SOURCES;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::pipeline_service_server::PipelineService;
 use occy_proto::v1::{self, process_image_request, process_image_response, write_image_request};
 use prost::Message;
@@ -19,9 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{Access, Caller, Scope};
 use crate::admit::{Ends, Gate};
-use crate::call::{self, Answer, Elements};
+use crate::call::{self, Answer, Elements, look};
 use crate::client::Client;
-use crate::convert;
 use crate::credentials::Logins;
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
@@ -69,6 +68,8 @@ impl PipelineService for Api {
     type ReadImageStream = Answered<v1::ReadImageResponse>;
     type ProcessImageStream = Answered<v1::ProcessImageResponse>;
     type SearchImageStream = Answered<v1::SearchImageResponse>;
+    type InspectImageStream = Answered<v1::InspectImageResponse>;
+    type CheckImageStream = Answered<v1::CheckImageResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
 
     async fn read_image(
@@ -94,7 +95,7 @@ impl PipelineService for Api {
         });
         let answers = answers.try_filter_map(async |answer| match answer {
             Answer::Element(element) => Ok(Some(v1::ReadImageResponse { element: Some(element) })),
-            Answer::Found(_) | Answer::Result(_) => Ok(None),
+            Answer::Found(_) | Answer::Layer(_) | Answer::Progress(_) | Answer::Result(_) => Ok(None),
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -137,7 +138,7 @@ impl PipelineService for Api {
                     filter_outputs.push(output);
                 }
                 Answer::Result(came) => result = Some(came),
-                Answer::Element(_) => {}
+                Answer::Element(_) | Answer::Layer(_) | Answer::Progress(_) => {}
             }
         }
         Ok(Response::new(v1::WriteImageResponse { result, filter_outputs }))
@@ -175,6 +176,8 @@ impl PipelineService for Api {
             let part = match answer {
                 Answer::Element(element) => process_image_response::Part::Element(element),
                 Answer::Found(output) => process_image_response::Part::FilterOutput(output),
+                Answer::Layer(layer) => process_image_response::Part::Layer(layer),
+                Answer::Progress(progress) => process_image_response::Part::Progress(progress),
                 Answer::Result(result) => process_image_response::Part::Result(result),
             };
             v1::ProcessImageResponse { part: Some(part) }
@@ -189,15 +192,47 @@ impl PipelineService for Api {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
         let v1::SearchImageRequest { source, pattern, regex, platform, credentials } = request.into_inner();
-        let search = Search::new(&pattern, regex, false)
-            .map_err(|problem| ServiceError::Field { field: "pattern", problem })?;
+        let search = v1::SearchSpec { pattern, regex, script_friendly: false };
+        let spec = v1::PipelineSpec { source, platform, search: Some(search), ..v1::PipelineSpec::default() };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let fleet = self.0.fleet.clone();
+        let pages =
+            answer(place, deadline, move |hits| async move { call::search(work, &fleet, hits).await });
+        Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<v1::InspectImageRequest>,
+    ) -> Result<Response<Self::InspectImageStream>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        let v1::InspectImageRequest { source, platform, credentials } = request.into_inner();
         let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
         let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
-        let coordinator = Arc::clone(&self.0);
-        let pages = answer(place, deadline, move |hits| async move {
-            call::search(work, &coordinator.gate, &coordinator.fleet, search, hits).await
-        });
-        Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
+        let parts = answer(place, deadline, move |parts| look::inspect(work, parts));
+        Ok(Response::new(parts.map_ok(|part| v1::InspectImageResponse { part: Some(part) }).boxed()))
+    }
+
+    async fn check_image(
+        &self,
+        request: Request<v1::CheckImageRequest>,
+    ) -> Result<Response<Self::CheckImageStream>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        let v1::CheckImageRequest { source, platform, fast, parallel, max_layer_size, credentials } =
+            request.into_inner();
+        let spec = v1::PipelineSpec {
+            source,
+            platform,
+            parallel,
+            max_layer_size,
+            verify_diff_ids: true,
+            ..v1::PipelineSpec::default()
+        };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let parts = answer(place, deadline, move |parts| look::check(work, fast, parts));
+        Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
     }
 
     async fn submit_job(

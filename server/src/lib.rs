@@ -12,7 +12,6 @@ pub mod access;
 pub mod admit;
 pub mod call;
 pub mod client;
-pub mod convert;
 pub mod credentials;
 pub mod error;
 pub mod executor;
