@@ -33,7 +33,7 @@ use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
 use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::atomic::{UnnamedFile, remove_abandoned, write_durably};
+use crate::atomic::{UnnamedFile, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::compression::Format;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -360,7 +360,7 @@ struct LayerFile {
 
 impl LayerFile {
     fn create(directory: &Path) -> Result<Self, Error> {
-        let file = UnnamedFile::create_in(directory, LAYER).map_err(fail("create a layer in", directory))?;
+        let file = new_layer(directory)?;
         Ok(Self { file, directory: directory.to_owned() })
     }
 
@@ -399,6 +399,10 @@ impl LayerFile {
     }
 }
 
+fn new_layer(directory: &Path) -> Result<UnnamedFile, OutputError> {
+    UnnamedFile::create_in(directory, LAYER).map_err(fail("create a layer in", directory))
+}
+
 /// Prepares a directory that images share. One that is not empty has to look like ours, unless it is forced.
 fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     std::fs::create_dir_all(path).map_err(fail("create", path))?;
@@ -407,7 +411,8 @@ fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     if !is_empty && !is_ours() && !force {
         return Err(OutputError::Taken { path: path.to_owned() });
     }
-    remove_abandoned(path, LAYER.as_ref());
+    // One that cannot be written to is told of now, and what killed runs left goes.
+    drop(new_layer(path)?);
     // From here on others see that it is ours.
     let lock = path.join(LOCK);
     File::options().create(true).append(true).open(&lock).map_err(fail("create", &lock))?;

@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Map, Value};
 
 use super::empty_index;
-use crate::atomic::{UnnamedFile, write_durably};
+use crate::atomic::{self, UnnamedFile, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
@@ -43,7 +43,8 @@ impl Directory {
         }
         let blobs = path.join("blobs");
         std::fs::create_dir_all(&blobs).map_err(fail("create", &blobs))?;
-        // One that cannot be read later would make all the work be in vain.
+        // What cannot be written or read later would make all the work be in vain.
+        directory.new_blob()?;
         directory.index()?;
         Ok(directory)
     }
@@ -52,12 +53,16 @@ impl Directory {
     fn refuse_others(&self) -> Result<(), OutputError> {
         for entry in std::fs::read_dir(&self.path).map_err(fail("read", &self.path))? {
             let name = entry.map_err(fail("read", &self.path))?.file_name();
-            let is_ours = name == "blobs" || name.to_string_lossy().ends_with(".occystrap-partial");
+            let is_ours = name == "blobs" || name.to_string_lossy().ends_with(atomic::PARTIAL);
             if !is_ours {
                 return Err(self.not_a_layout(&format!("it is not empty and has no {MARKER}")));
             }
         }
         Ok(())
+    }
+
+    fn new_blob(&self) -> Result<UnnamedFile, OutputError> {
+        UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))
     }
 
     pub(super) fn has(&self, digest: &Digest, size: u64) -> bool {
@@ -74,8 +79,7 @@ impl Directory {
     }
 
     pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
-        let file =
-            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
+        let file = self.new_blob()?;
         let mut size = 0;
         loop {
             match stream.blocking_next()? {
@@ -97,8 +101,7 @@ impl Directory {
         if self.has(digest, bytes.len() as u64) {
             return Ok(());
         }
-        let file =
-            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
+        let file = self.new_blob()?;
         file.file().write_all_at(bytes, 0).map_err(fail("write a blob to", &self.path))?;
         self.publish(file, &BlobSummary { digest: digest.clone(), size: bytes.len() as u64 })
     }
