@@ -67,7 +67,8 @@ Destinations:
       ?compression=, ?format=           as for a registry
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
       ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
-      ?expand=true                      also unpacked into one tree of files: PATH/manifest, PATH/manifest-IMAGE-TAG
+      ?expand=true                      also unpacked into one tree of files: PATH/manifest; where images share PATH, beside
+                                        the manifest that catalog.json names, and called as that is without .json
       ?force=true&verify=true           as --force, as --verify
   oci://PATH                            a runtime bundle for `runc run`: config.json and rootfs
       ?rootless=true                    for the user who makes it, without any right of root

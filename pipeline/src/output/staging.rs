@@ -232,9 +232,10 @@ fn lock_abandoned(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes a directory of ours. One that stays is the user's to remove, so he hears of it.
-fn remove(path: &Path) {
-    match tree::remove(path) {
+/// Removes a directory or file of ours. What stays is the user's to remove, so he hears of it.
+pub(super) fn remove(path: &Path) {
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    match if is_directory { tree::remove(path) } else { std::fs::remove_file(path) } {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("failed to remove {}: {error}", path.display());
         }
@@ -349,7 +350,11 @@ mod tests {
         std::os::unix::fs::symlink("nothing", &link).unwrap();
         let long = dir.path().join("new").join("x".repeat(256));
         for path in [&*link, Path::new("/proc"), &*long] {
-            assert!(matches!(StagedDir::create(path, true), Err(OutputError::Io { .. })), "{}", path.display());
+            assert!(
+                matches!(StagedDir::create(path, true), Err(OutputError::Io { .. })),
+                "{}",
+                path.display()
+            );
         }
     }
 

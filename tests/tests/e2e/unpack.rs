@@ -9,7 +9,7 @@ use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, noise};
 use occy_tests::occyctl::{Ended, kills, moment, occyctl};
 use occy_tests::registry::Registry;
-use occy_tests::tools::{Packing, read, run, write};
+use occy_tests::tools::{Packing, hex, read, run, write};
 use serde_json::{Value, json};
 
 use crate::scratch;
@@ -648,6 +648,50 @@ fn a_killed_run_leaves_a_shared_directory_consistent() {
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
         let left: Vec<_> = names.filter(|name| name.contains("partial")).collect();
         assert!(left.is_empty(), "kill {kill}: {left:?}");
+    }
+}
+
+#[test]
+fn a_killed_update_of_a_shared_image_leaves_its_manifest_and_its_tree_the_old_or_the_new_ones() {
+    let images = ["one", "two"].map(|name| {
+        let files = (0..200).map(|file| Member::file(&format!("d/{name}-{file}"), "data"));
+        let members = [root(), Member::dir("d")].into_iter().chain(files);
+        Image::docker(vec![Layer::of(&members.collect::<Vec<_>>())])
+    });
+    let registry = Registry::start();
+    let directory = scratch();
+    let out = directory.path().join("out");
+    let uri = format!("dir://{}?unique_names=true&expand=true", text(&out));
+    let process = |image: &Image| occyctl(["process", &registry.push(image, "app", "1"), &uri]);
+    process(&images[1]).ok();
+    let start = Instant::now();
+    process(&images[0]).ok();
+    let whole = start.elapsed();
+    // Which image the catalog leads to; its tree has to be the same one's.
+    let found = || {
+        let catalog = json_of(&read(out.join("catalog.json")));
+        let name = catalog[format!("{}/app", registry.host())]["1"].as_str().expect("an entry").to_owned();
+        let config = json_of(&read(out.join(&name)))[0]["Config"].clone();
+        let is_its = |image: &&Image| config == format!("{}.json", hex(&image.config_digest()));
+        let image = images.iter().position(|image| is_its(&image)).expect("it is one of the two");
+        let tree = judge::tree(&out.join(name.trim_end_matches(".json")));
+        for file in 0..200 {
+            assert!(!tree[format!("d/{}-{file}", ["one", "two"][image])].is_null(), "{name}");
+        }
+        image
+    };
+    for (kill, next) in (0..kills()).zip([1, 0].into_iter().cycle()) {
+        let mut child = process(&images[next]).start();
+        std::thread::sleep(moment(whole, kill));
+        drop(child.kill());
+        child.wait().expect("a child can be waited for");
+        found();
+        process(&images[next]).ok();
+        assert_eq!(found(), next);
+        let entries = std::fs::read_dir(&out).expect("a directory");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+        let left: Vec<_> = names.filter(|name| name.contains("manifest-")).collect();
+        assert_eq!(left.len(), 2, "kill {kill}: {left:?}");
     }
 }
 

@@ -3,10 +3,11 @@
 //!
 //! - Plain, the directory is built beside its place and renamed into it, whole.
 //! - With `expand=true` the layers are also merged into one tree of files ([`unpack`](crate::unpack)): `manifest/` beside
-//!   `manifest.json`, and in a shared directory the image's own `manifest-IMAGE-TAG/`.
+//!   `manifest.json`, and in a shared directory, beside the image's own manifest, a tree of the same name without `.json`:
+//!   `manifest-IMAGE-TAG-VERSION/`.
 //! - With `unique_names=true` it is shared by any number of images and of processes: layers are named by what they hold and
 //!   stored once, each image has a manifest of its own ([`catalog`]), and a layer that is there is not fetched again
-//!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
+//!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, tree, manifest and, last, the
 //!   catalog's line. What a killed run leaves is a layer that nobody refers to, which the next image may need, and which is
 //!   safe to remove when no manifest names it.
 //!
@@ -116,7 +117,8 @@ impl Place {
         let (root, staged) = match &store {
             Store::Staged(staged) => (staged.path().join("manifest"), None),
             Store::Shared(directory) => {
-                let manifest = Catalog::lock(directory)?.manifest_name(image, tag);
+                // Under which name of the image's it is put there, its config will tell.
+                let manifest = Catalog::lock(directory)?.manifest_name(image, tag, None);
                 let staged = StagedDir::create(&directory.join(manifest), true)?;
                 (staged.path().to_owned(), Some(staged))
             }
@@ -337,15 +339,16 @@ impl Names {
         };
         write(&self.config_name(), &self.config)?;
         let catalog = Catalog::lock(directory)?;
-        let stem = catalog.manifest_name(&self.image, &self.tag);
+        let version = tree.is_some().then(|| Digest::sha256(&self.config));
+        let stem = catalog.manifest_name(&self.image, &self.tag, version.as_ref());
         let name = format!("{stem}.json");
         let mut manifest = self.manifest();
         manifest[0]["ImageName"] = self.image.as_str().into();
-        write(&name, &to_json(&manifest))?;
         if let Some(tree) = tree {
             tree.destined(directory.join(stem)).publish_tree()?;
         }
-        catalog.add(&self.image, &self.tag, name)
+        write(&name, &to_json(&manifest))?;
+        catalog.publish(&self.image, &self.tag, name)
     }
 }
 
