@@ -170,8 +170,8 @@ pub(crate) struct Process {
     /// Decompress and check also layers that could be copied as they are.
     #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
     pub(crate) verify_diff_ids: bool,
-    /// Copy the bytes of foreign (non-distributable) layers too, where the source's registry has them. By default they stay
-    /// where their manifest says.
+    /// Copy the bytes of foreign (non-distributable) layers too, from the source's registry or from where their manifest
+    /// says. By default a registry or layout gets no more than that they are there.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
     pub(crate) foreign_layers: bool,
     /// Copy an index whole, bit for bit: the images of all its platforms, their attestations, and the index itself.

@@ -120,7 +120,7 @@ pub enum Error {
         /// The media type of its config.
         media_type: String,
     },
-    /// A layer whose bytes are not in the registry, and which would have to be read.
+    /// A foreign layer that would be stored in another form, although nobody but its owner is to hand it out.
     #[error(
         "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
     )]

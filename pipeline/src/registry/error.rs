@@ -40,6 +40,8 @@ pub enum Operation {
     PutManifest(String),
     /// To deliver a blob.
     GetBlob(Digest),
+    /// To say where a foreign layer is; the host that this is.
+    GetForeign(Digest, String),
     /// To say whether it has a blob.
     HeadBlob(Digest),
     /// To share a blob from another of its repositories.
@@ -233,6 +235,8 @@ impl RegistryError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            // It is another host that answered, and it is sent no credentials.
+            Self::Status { request, .. } if matches!(request.operation, Operation::GetForeign(..)) => None,
             Self::Status { request, status: 401 | 403, credentials: Some(problem), .. } => {
                 Some(format!("no credentials were sent to {}: {problem}", request.host))
             }
@@ -316,6 +320,7 @@ impl fmt::Display for Operation {
             Self::HeadManifest(reference) => write!(f, "check manifest {reference}"),
             Self::PutManifest(reference) => write!(f, "put manifest {reference}"),
             Self::GetBlob(digest) => write!(f, "get blob {digest}"),
+            Self::GetForeign(digest, host) => write!(f, "get foreign layer {digest} from {host}"),
             Self::HeadBlob(digest) => write!(f, "check blob {digest}"),
             Self::MountBlob(digest) => write!(f, "mount blob {digest}"),
             Self::UploadBlob(Some(digest)) => write!(f, "upload blob {digest}"),
