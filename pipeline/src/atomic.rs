@@ -139,6 +139,16 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Waits until nobody else holds a file's lock, and takes it, for as long as the file is open.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(Errno::INTR) => {}
+            locked => return Ok(locked?),
+        }
+    }
+}
+
 /// The directory that `path` stands in.
 pub fn parent(path: &Path) -> PathBuf {
     match path.parent() {
@@ -255,10 +265,11 @@ fn copy_chunks(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn names(dir: &Path) -> Vec<String> {
+    /// What is in a directory.
+    pub(crate) fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();

@@ -19,11 +19,11 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::tar::TarOutput;
-use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, OutputError, OutputKind, Receipt};
 use crate::blob::{ByteCount, CHUNK, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, StoredLayer};
 use crate::engine::{Engine, EngineError, Options, Store};
 use crate::error::Error;
 use crate::reference::Reference;
@@ -160,14 +160,6 @@ impl ImageOutput for DockerOutput {
         };
         *self.loading() = Some(Loading { engine, request, pipe: writer, complete });
         Ok(())
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("an Engine takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn write_layer(

@@ -246,14 +246,8 @@ pub(super) fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomic::tests::names;
     use crate::unpack::tests::without_capabilities;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn a_directory_appears_only_when_it_is_published() {

@@ -13,10 +13,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
-use crate::atomic::{parent, write_durably};
+use crate::atomic::{self, parent, write_durably};
 use crate::digest::Digest;
 use crate::output::OutputError;
 use crate::output::staging::{fail, remove};
@@ -43,12 +42,7 @@ impl Catalog {
     pub(super) fn lock(directory: &Path) -> Result<Self, OutputError> {
         let path = directory.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path).map_err(fail("open", &path))?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => break result.map_err(|errno| fail("lock", &path)(errno.into()))?,
-            }
-        }
+        atomic::lock(&lock).map_err(fail("lock", &path))?;
         let path = directory.join(CATALOG);
         let images = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -159,10 +153,8 @@ mod tests {
     }
 
     fn manifests_and_trees(directory: &Path) -> Vec<String> {
-        let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        let mut names = atomic::tests::names(directory);
         names.retain(|name| name.starts_with("manifest-"));
-        names.sort();
         names
     }
 

@@ -25,6 +25,7 @@ pub mod catalog;
 mod index;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,16 +34,16 @@ use self::catalog::{CATALOG, Catalog, LOCK, to_json};
 use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
-use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
 use crate::atomic::{UnnamedFile, write_durably};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
 use crate::tar::Limits;
-use crate::thread;
+use crate::thread::{self, blocking};
 use crate::unpack;
 
 /// This output's line in the table.
@@ -225,14 +226,6 @@ impl super::ImageOutput for DirOutput {
         .await
     }
 
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("a directory takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
-    }
-
     async fn write_layer(
         &self,
         index: usize,
@@ -368,19 +361,11 @@ impl LayerFile {
     }
 
     fn fill(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
-        let mut size = 0;
-        loop {
-            match stream.blocking_next()? {
-                LayerPiece::Data(bytes) => {
-                    let written = self.file.file().write_all_at(&bytes, size);
-                    written.map_err(fail("write a layer to", &self.directory))?;
-                    size += bytes.len() as u64;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => return Ok(summary),
-            }
-        }
+        let mut file = self.file.file();
+        stream.blocking_store(progress, |bytes| {
+            file.write_all(bytes).map_err(fail("write a layer to", &self.directory))?;
+            Ok(())
+        })
     }
 
     /// Names the file by what it holds; if it is to be durable, only once it is on the disk.
@@ -446,9 +431,4 @@ fn hash(file: &File, size: u64) -> std::io::Result<Digest> {
         }
     }
     Ok(hasher.finish())
-}
-
-/// Runs what waits for the disk where that holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("writing a directory does not panic")
 }

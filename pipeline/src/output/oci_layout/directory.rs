@@ -5,16 +5,15 @@
 //! dies. What a killed run leaves is blobs that nothing names, which the next run may need.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::{Map, Value};
 
 use super::empty_index;
 use crate::atomic::{self, UnnamedFile, write_durably};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
@@ -80,21 +79,13 @@ impl Directory {
 
     pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
         let file = self.new_blob()?;
-        let mut size = 0;
-        loop {
-            match stream.blocking_next()? {
-                LayerPiece::Data(bytes) => {
-                    file.file().write_all_at(&bytes, size).map_err(fail("write a blob to", &self.path))?;
-                    size += bytes.len() as u64;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => {
-                    self.publish(file, &summary)?;
-                    return Ok(summary);
-                }
-            }
-        }
+        let mut written = file.file();
+        let summary = stream.blocking_store::<Error>(progress, |bytes| {
+            written.write_all(bytes).map_err(fail("write a blob to", &self.path))?;
+            Ok(())
+        })?;
+        self.publish(file, &summary)?;
+        Ok(summary)
     }
 
     pub(super) fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
@@ -119,12 +110,7 @@ impl Directory {
     /// Adds an image that is there to `index.json`, in the place of one that had its name: its name in full, or `by_tag` alone.
     pub(super) fn name(&self, entry: &Map<String, Value>, by_tag: bool) -> Result<(), OutputError> {
         let lock = File::open(&self.path).map_err(fail("open", &self.path))?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => break result.map_err(|errno| fail("lock", &self.path)(errno.into()))?,
-            }
-        }
+        atomic::lock(&lock).map_err(fail("lock", &self.path))?;
         let marker = self.path.join(MARKER);
         if !marker.exists() {
             write_durably(&marker, MARKER_CONTENT.as_bytes()).map_err(fail("write", &marker))?;
