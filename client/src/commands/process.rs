@@ -11,7 +11,7 @@ use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{IndexPlan, process_index};
 use occy_pipeline::manifest::Descriptor;
 use occy_pipeline::open;
-use occy_pipeline::output::{ImageOutput, LayerForm};
+use occy_pipeline::output::{ImageOutput, OUTPUTS};
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::ImageSource;
@@ -42,9 +42,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     let output = open::output(&options.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
     let files = Files::open(&chain)?;
-    if options.compression.is_some() && output.end.form() == LayerForm::Tar {
-        tracing::warn!("--compression means nothing to {}: it gets plain layers", options.destination);
-    }
+    warn_of_idle(options);
     let plan = plan(global, &settings, chain, options.verify_diff_ids);
     if options.all
         && let Some(index) = source.end.index().await?
@@ -62,6 +60,22 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     tell(&outcome, &plan.chain, global, stdout_is_taken).map_err(Untold)?;
     files.keep();
     Ok(Exit::Done)
+}
+
+/// Tells of options that mean nothing to the destination.
+fn warn_of_idle(options: &Process) {
+    let scheme = options.destination.split("://").next().unwrap_or_default();
+    let Some(kind) = OUTPUTS.iter().find(|kind| kind.scheme == scheme) else { return };
+    for (option, is_given) in [
+        ("compression", options.compression.is_some()),
+        ("format", options.format.is_some()),
+        ("force", options.force),
+        ("verify", options.verify),
+    ] {
+        if is_given && !kind.options.contains(&option) {
+            tracing::warn!("--{option} means nothing to {scheme}://");
+        }
+    }
 }
 
 /// Prints what came of an image. What cannot be told does not keep the rest from being told.

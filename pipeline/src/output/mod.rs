@@ -171,9 +171,6 @@ pub enum OutputError {
         /// Why not.
         reason: String,
     },
-    /// Docker schema2 has no media type for zstd.
-    #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
-    ZstdInDocker,
     /// A destination that names a digest gets exactly that manifest or nothing.
     #[error("the destination asks for {expected}, and the image is {actual}")]
     ByDigest {

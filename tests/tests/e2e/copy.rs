@@ -212,7 +212,8 @@ fn foreign_layers_are_fetched_from_their_addresses_where_their_bytes_are_needed(
         format!("oci://{}", at("bundle")),
         registry.uri("copy:1"),
     ] {
-        let found = [&["process", &source, &destination, "-f", "search:pattern=*.conf"][..], &allowed].concat();
+        let found =
+            [&["process", &source, &destination, "-f", "search:pattern=*.conf"][..], &allowed].concat();
         assert!(occyctl(found).ok().text().contains("etc/app.conf"), "{destination}");
     }
     assert_eq!(occy_tests::saved::read_saved(std::path::Path::new(&at("out.tar"))).config, image.config);
@@ -283,7 +284,7 @@ fn zstd_makes_a_docker_image_oci() {
     }
     let docker = to.uri("app:2");
     let command = ["process", &source, &docker, "--compression", "zstd", "--format", "docker"];
-    occyctl(command).fails(1).says(&["zstd"]);
+    occyctl(command).fails(2).says(&["zstd"]);
     assert!(!to.has("app", "2"));
 }
 

@@ -79,7 +79,7 @@ struct Layout {
 #[derive(Debug)]
 enum Place {
     Directory(Directory),
-    Archive(Archive),
+    Archive(Box<Archive>),
 }
 
 impl LayoutOutput {
@@ -161,7 +161,7 @@ impl Place {
                 Err(_) => path.extension().is_some_and(|extension| extension == "tar"),
             };
         match is_tar {
-            true => Archive::create(path, &layout.spools).map(Self::Archive),
+            true => Archive::create(path, &layout.spools).map(|archive| Self::Archive(archive.into())),
             false => Directory::open(path, layout.options.verify).map(Self::Directory),
         }
     }
@@ -195,12 +195,8 @@ impl ImageOutput for LayoutOutput {
         LayerForm::Stored { compression: self.layout.options.compression }
     }
 
-    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
-        let options = &self.layout.options;
-        let docker = options.format == ManifestFormat::Always(Family::Docker);
-        if docker && options.compression.is_some_and(|compression| compression.format() == Format::Zstd) {
-            return Err(OutputError::ZstdInDocker.into());
-        }
+    async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+        FinalManifest::foresee(image, self.layout.options.format, self.layout.options.compression)?;
         Ok(self.open().await?)
     }
 
