@@ -94,6 +94,7 @@ pub(crate) fn settings(
         force: false,
         verify: false,
         foreign_layers: false,
+        confirm: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
 }

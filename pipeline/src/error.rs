@@ -221,7 +221,7 @@ impl Error {
             Self::Output(error) => match error {
                 OutputError::Io { .. } => Blame::Machine,
                 OutputError::User(_) => Blame::Image,
-                OutputError::Spoiled => Blame::Network,
+                OutputError::Spoiled | OutputError::BlobLost { .. } => Blame::Network,
                 OutputError::NotAnImage { .. }
                 | OutputError::NoTag { .. }
                 | OutputError::Taken { .. }

@@ -50,6 +50,8 @@ pub struct Settings {
     pub verify: bool,
     /// Copy foreign layers as others, to a destination that keeps blobs.
     pub foreign_layers: bool,
+    /// Ask a destination's registry for every blob before the image becomes visible: for who has its layers stored by others.
+    pub confirm: bool,
     /// Where temporary files go.
     pub spools: SpoolDir,
 }
@@ -117,7 +119,8 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let compression = uri.parsed("compression")?.or(settings.compression);
             let format = uri.parsed("format")?.unwrap_or(settings.format);
             let output = RegistryOutput::new(&client, reference(&uri)?, compression, format);
-            Arc::new(output.with_foreign_layers(settings.foreign_layers))
+            let output = output.with_foreign_layers(settings.foreign_layers);
+            Arc::new(output.with_confirmation(settings.confirm))
         }
         "docker" => {
             let engine = settings.engine.at(uri.option("socket"));
@@ -209,6 +212,7 @@ mod tests {
             force: false,
             verify: false,
             foreign_layers: false,
+            confirm: false,
             spools: SpoolDir::new("/tmp", 0),
         }
     }

@@ -136,6 +136,7 @@ impl Gate {
             force: false,
             verify: false,
             foreign_layers: false,
+            confirm: true,
             spools: self.spools.clone(),
         };
         Ok(Work {

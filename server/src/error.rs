@@ -9,6 +9,7 @@ use std::time::Duration;
 use occy_pipeline::blob::BlobError;
 use occy_pipeline::error::{Blame, Error};
 use occy_pipeline::layer::LayerError;
+use occy_pipeline::output::OutputError;
 use occy_pipeline::registry::RegistryError;
 use occy_proto::v1::JobError;
 use tonic::{Code, Status};
@@ -241,6 +242,7 @@ fn pipeline(error: &Error) -> Verdict {
         return Verdict { code: Code::ResourceExhausted, reason: "STORAGE_FULL", retryable: true };
     }
     match (error.blame(), innermost(error)) {
+        (_, Error::Output(OutputError::BlobLost { .. })) => verdict(Code::Unavailable, "BLOB_LOST"),
         (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
         (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => verdict(Code::FailedPrecondition, "REGISTRY"),
         (
@@ -272,7 +274,7 @@ fn is_storage_full(error: &Error) -> bool {
     let io = match innermost(error) {
         Error::Blob(BlobError::Io { source, .. }) => source,
         Error::LayerContent(LayerError::Spool(source)) => source,
-        Error::Output(occy_pipeline::output::OutputError::Io { source, .. }) => source,
+        Error::Output(OutputError::Io { source, .. }) => source,
         _ => return false,
     };
     matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

@@ -3,13 +3,12 @@
 //! What goes where is [`crate::schedule`]'s decision; here are the lock, the waiting and the giving back. The workers of this
 //! fleet live in this process: a lease is the right to run one layer in it.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use crate::schedule::{self, Capabilities, Queue, WaitingLayer};
+use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
 
 /// The workers. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
@@ -21,17 +20,16 @@ struct Shared {
     running: watch::Sender<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    workers: Vec<schedule::Worker>,
-    names: Vec<String>,
-    queues: BTreeMap<u64, Queue>,
-    /// Whether a queue's layers can be done by a later coordinator too.
-    durable: HashMap<u64, bool>,
+    schedule: Schedule,
+    /// Their names.
+    workers: BTreeMap<u64, Arc<str>>,
+    /// The queues whose layers can be done by a later coordinator too.
+    durable: HashSet<u64>,
     waiters: HashMap<u64, oneshot::Sender<Lease>>,
     running: usize,
     draining: bool,
-    next: u64,
 }
 
 /// A worker, as others see it.
@@ -51,42 +49,45 @@ const SLOTS: usize = 1;
 impl Fleet {
     /// So many workers in this process, each with one slot, all of which offer the same.
     pub fn embedded(workers: usize, offers: &Capabilities) -> Self {
-        let state = State {
-            workers: vec![schedule::Worker { offers: Arc::clone(offers), free: SLOTS }; workers],
-            names: (1..=workers).map(|number| format!("embedded-{number}")).collect(),
-            queues: BTreeMap::new(),
-            durable: HashMap::new(),
-            waiters: HashMap::new(),
-            running: 0,
-            draining: false,
-            next: 0,
-        };
+        let mut state = State::default();
+        for number in 1..=workers {
+            let id = state.schedule.add_worker(offers, SLOTS);
+            state.workers.insert(id, format!("embedded-{number}").into());
+        }
         Self(Arc::new(Shared { state: Mutex::new(state), running: watch::Sender::new(0) }))
     }
 
-    /// A queue for the layers of one job, or of one call. `durable` says that a later coordinator can do what this one does not:
-    /// while the fleet drains, such layers wait.
-    pub fn queue(&self, needs: Capabilities, durable: bool) -> FleetQueue {
+    /// A queue for the layers of one job, or of one call, of a tenant's. `durable` says that a later coordinator can do what this
+    /// one does not: while the fleet drains, such layers wait.
+    pub fn queue(&self, tenant: &Tenant, needs: &Capabilities, durable: bool) -> FleetQueue {
         let mut state = self.lock();
-        let id = state.ticket();
-        let queue = Queue { id, turn: id, needs, running: 0, waiting: std::collections::BTreeSet::new() };
-        state.queues.insert(id, queue);
-        state.durable.insert(id, durable);
+        let id = state.schedule.add_queue(tenant, needs);
+        if durable {
+            state.durable.insert(id);
+            if state.draining {
+                state.schedule.hold(id);
+            }
+        }
         FleetQueue { fleet: self.clone(), id }
     }
 
     /// The workers.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let state = self.lock();
-        let workers = state.names.iter().zip(&state.workers);
-        workers
-            .map(|(name, worker)| WorkerStatus { name: name.clone(), slots: SLOTS, free: worker.free })
-            .collect()
+        let worker = |(&id, name): (&u64, &Arc<str>)| WorkerStatus {
+            name: name.to_string(),
+            slots: SLOTS,
+            free: state.schedule.free_slots(id),
+        };
+        state.workers.iter().map(worker).collect()
     }
 
     /// Begins no layer of a durable job any more.
     pub fn drain(&self) {
-        self.lock().draining = true;
+        let mut state = self.lock();
+        let State { schedule, durable, draining, .. } = &mut *state;
+        *draining = true;
+        durable.iter().for_each(|queue| schedule.hold(*queue));
     }
 
     /// How many layers are running, whenever that changes.
@@ -112,29 +113,12 @@ impl Fleet {
 }
 
 impl State {
-    fn ticket(&mut self) -> u64 {
-        self.next += 1;
-        self.next
-    }
-
     fn assign(&mut self, fleet: &Fleet) -> Vec<Lease> {
-        let Self { queues, durable, draining, .. } = self;
-        let open = queues.values().filter(|queue| !(*draining && durable[&queue.id]));
         let mut returned = Vec::new();
-        for assignment in schedule::assign(open, &self.workers) {
-            let queue = self.queues.get_mut(&assignment.queue).expect("it was just chosen");
-            queue.waiting.retain(|layer| layer.ticket != assignment.ticket);
-            queue.running += 1;
-            self.next += 1;
-            queue.turn = self.next;
-            self.workers[assignment.worker].free -= 1;
+        while let Some(assignment) = self.schedule.begin_next() {
             self.running += 1;
-            let lease = Lease {
-                fleet: fleet.clone(),
-                queue: assignment.queue,
-                worker: assignment.worker,
-                name: self.names[assignment.worker].clone(),
-            };
+            let name = Arc::clone(&self.workers[&assignment.worker]);
+            let lease = Lease { fleet: fleet.clone(), assignment, name };
             let waiter =
                 self.waiters.remove(&assignment.ticket).expect("who waits has a place to hear of it");
             // The lease must not be dropped here, under the lock that it needs.
@@ -161,9 +145,8 @@ impl FleetQueue {
         let (sender, receiver) = oneshot::channel();
         let layer = {
             let mut state = self.fleet.lock();
-            let layer = WaitingLayer { size: Reverse(size.unwrap_or(0)), ticket: state.ticket() };
+            let layer = state.schedule.push(self.id, size.unwrap_or(0));
             state.waiters.insert(layer.ticket, sender);
-            state.queues.get_mut(&self.id).expect("it is there until it is dropped").waiting.insert(layer);
             layer
         };
         let _place = Place { queue: self, layer };
@@ -175,7 +158,7 @@ impl FleetQueue {
 impl Drop for FleetQueue {
     fn drop(&mut self) {
         let mut state = self.fleet.lock();
-        state.queues.remove(&self.id);
+        state.schedule.remove_queue(self.id);
         state.durable.remove(&self.id);
     }
 }
@@ -190,9 +173,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.fleet.lock();
         let waiter = state.waiters.remove(&self.layer.ticket);
-        if let Some(queue) = state.queues.get_mut(&self.queue.id) {
-            queue.waiting.remove(&self.layer);
-        }
+        state.schedule.withdraw(self.queue.id, self.layer);
         drop(state);
         drop(waiter);
     }
@@ -202,9 +183,8 @@ impl Drop for Place<'_> {
 #[derive(Debug)]
 pub struct Lease {
     fleet: Fleet,
-    queue: u64,
-    worker: usize,
-    name: String,
+    assignment: Assignment,
+    name: Arc<str>,
 }
 
 impl Lease {
@@ -217,11 +197,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.fleet.lock();
-        state.workers[self.worker].free += 1;
+        state.schedule.end(self.assignment);
         state.running -= 1;
-        if let Some(queue) = state.queues.get_mut(&self.queue) {
-            queue.running -= 1;
-        }
         drop(state);
         self.fleet.dispatch();
     }
@@ -241,10 +218,14 @@ mod tests {
         Fleet::embedded(workers, &Capabilities::default())
     }
 
+    fn queue(fleet: &Fleet, is_durable: bool) -> FleetQueue {
+        fleet.queue(&"anybody".into(), &Capabilities::default(), is_durable)
+    }
+
     #[tokio::test]
     async fn a_slot_is_given_back_by_dropping_its_lease() {
         let fleet = fleet(1);
-        let queue = fleet.queue(Capabilities::default(), false);
+        let queue = queue(&fleet, false);
         let first = queue.lease(Some(1)).await;
         assert!(timeout(SOON, queue.lease(Some(1))).await.is_err(), "there is one slot");
         drop(first);
@@ -255,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_keeps_no_slot() {
         let fleet = fleet(1);
-        let queue = fleet.queue(Capabilities::default(), false);
+        let queue = queue(&fleet, false);
         let first = queue.lease(None).await;
         for _ in 0..3 {
             assert!(timeout(SOON, queue.lease(None)).await.is_err());
@@ -269,15 +250,14 @@ mod tests {
     async fn what_nobody_offers_waits() {
         let fleet = fleet(1);
         let needs = Arc::new(["filter:unknown".to_owned()].into());
-        let queue = fleet.queue(needs, false);
+        let queue = fleet.queue(&"anybody".into(), &needs, false);
         assert!(timeout(SOON, queue.lease(None)).await.is_err());
     }
 
     #[tokio::test]
     async fn a_draining_fleet_begins_only_what_cannot_be_done_later() {
         let fleet = fleet(2);
-        let (job, call) =
-            (fleet.queue(Capabilities::default(), true), fleet.queue(Capabilities::default(), false));
+        let (job, call) = (queue(&fleet, true), queue(&fleet, false));
         fleet.drain();
         assert!(timeout(SOON, job.lease(None)).await.is_err());
         let _lease = call.lease(None).await;

@@ -171,6 +171,21 @@ pub enum OutputError {
         /// Why not.
         reason: String,
     },
+    /// A blob that the destination took is not there, or is another one.
+    #[error(
+        "{destination} has lost blob {digest} of {size} bytes{}",
+        .found.map(|found| format!(": the one there has {found}")).unwrap_or_default()
+    )]
+    BlobLost {
+        /// The destination.
+        destination: String,
+        /// The blob.
+        digest: crate::digest::Digest,
+        /// How many bytes were written.
+        size: u64,
+        /// How many it has now. None: it is not there.
+        found: Option<u64>,
+    },
     /// A destination that names a digest gets exactly that manifest or nothing.
     #[error("the destination asks for {expected}, and the image is {actual}")]
     ByDigest {

@@ -3,7 +3,10 @@
 //! Blobs go up in any order, several at a time, and stay invisible: the tag is the last thing that is written, after all
 //! of them, so whoever pulls it gets the old image or the whole new one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt};
 
 use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
@@ -24,6 +27,9 @@ pub const KIND: OutputKind = OutputKind {
     options: &["compression", "format", "max_workers"],
 };
 
+/// Blobs that are asked for at once.
+const CONFIRMED_AT_ONCE: usize = 8;
+
 /// An image that is being pushed.
 #[derive(Debug)]
 pub struct RegistryOutput {
@@ -32,6 +38,7 @@ pub struct RegistryOutput {
     compression: Option<Compression>,
     format: ManifestFormat,
     foreign_layers: bool,
+    confirm: bool,
 }
 
 impl RegistryOutput {
@@ -48,6 +55,7 @@ impl RegistryOutput {
             compression,
             format,
             foreign_layers: false,
+            confirm: false,
         }
     }
 
@@ -55,6 +63,12 @@ impl RegistryOutput {
     #[must_use]
     pub fn with_foreign_layers(self, wanted: bool) -> Self {
         Self { foreign_layers: wanted, ..self }
+    }
+
+    /// Asks the registry for every blob before the manifest is put, if `wanted`.
+    #[must_use]
+    pub fn with_confirmation(self, wanted: bool) -> Self {
+        Self { confirm: wanted, ..self }
     }
 
     /// Whether the destination has a layer, or can be given it from another of its repositories.
@@ -88,6 +102,35 @@ impl RegistryOutput {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the destination has every blob of an image, as it was written. What layers become may have been said by others than
+    /// this process, and a registry may have lost what it took.
+    async fn confirm_blobs(&self, finished: &FinishedImage<'_>, config: &Digest) -> Result<(), Error> {
+        let layers = finished.layers.iter().filter_map(|written| {
+            let layer = &finished.image.layers[written.index];
+            match (&written.stored, &layer.descriptor) {
+                (StoredLayer::Written { digest, size, .. }, _) => Some((digest.clone(), *size)),
+                (StoredLayer::Original, Some(_)) if layer.is_foreign() && !self.foreign_layers => None,
+                (StoredLayer::Original, Some(descriptor)) => {
+                    Some((descriptor.digest.clone(), descriptor.size))
+                }
+                (StoredLayer::Original, None) => None,
+            }
+        });
+        let mut blobs: Vec<_> = layers.chain([(config.clone(), finished.config.len() as u64)]).collect();
+        let mut asked = HashSet::new();
+        blobs.retain(|blob| asked.insert(blob.clone()));
+        let confirmed = blobs.into_iter().map(|(digest, size)| async move {
+            let found = match self.repository.find_blob(&digest).await? {
+                None => None,
+                Some(Some(found)) if found != size => Some(found),
+                Some(_) => return Ok(()),
+            };
+            let destination = self.reference.to_string();
+            Err(Error::from(OutputError::BlobLost { destination, digest, size, found }))
+        });
+        futures_util::stream::iter(confirmed).buffered(CONFIRMED_AT_ONCE).try_collect().await
     }
 
     /// Makes a manifest visible, all of whose blobs are there.
@@ -155,6 +198,9 @@ impl ImageOutput for RegistryOutput {
             let blob = MemoryBlob::new(config.clone());
             let size = config.len() as u64;
             self.repository.upload_blob(&blob, &config_digest, size, None, &ByteCount::default()).await?;
+        }
+        if self.confirm {
+            self.confirm_blobs(&finished, &config_digest).await?;
         }
         self.put(FinalManifest { bytes, media_type, digest }).await
     }

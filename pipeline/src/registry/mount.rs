@@ -24,11 +24,16 @@ impl Repository {
     /// The size of a blob, if the repository has it. A registry that does not say the size is taken not to have it: what follows
     /// is an upload that was not needed, and not a blob of unknown size.
     pub async fn blob_head(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
+        Ok(self.find_blob(digest).await?.flatten())
+    }
+
+    /// Whether the repository has a blob, and its size, if the registry says that too.
+    pub async fn find_blob(&self, digest: &Digest) -> Result<Option<Option<u64>>, RegistryError> {
         let operation = Operation::HeadBlob(digest.clone());
         let call = self.call(Method::HEAD, &format!("blobs/{digest}"), operation).await?;
         let response = self.host.send(&call).await?;
         match response.status() {
-            StatusCode::OK => Ok(content_length(response.headers())),
+            StatusCode::OK => Ok(Some(content_length(response.headers()))),
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.host.failure(response, &call.request).await),
         }

@@ -78,7 +78,7 @@ pub async fn run(
         opened = source.end;
         (opened.as_ref(), source.max_workers)
     };
-    let queue = fleet.queue(work.needs(), false);
+    let queue = fleet.queue(&"".into(), &work.needs(), false);
     let is_callers = work.destination.is_empty();
     let (output, executor): (Arc<dyn ImageOutput>, _) = if is_callers {
         let output = Arc::new(ClientOutput::new(answers.clone(), work.form));
@@ -117,7 +117,7 @@ pub async fn search(
     let work = Work { plan, ..work };
     let source = open::source(&work.source, &work.settings)?;
     let at_once = source.max_workers.unwrap_or(work.settings.parallel);
-    let queue = fleet.queue(work.needs(), false);
+    let queue = fleet.queue(&"".into(), &work.needs(), false);
     let executor = FleetExecutor::new(queue, at_once, Arc::new(HitWatcher { hits }));
     process(source.end.as_ref(), work.plan, Arc::new(NoOutput), executor, &Progress::default()).await?;
     Ok(())

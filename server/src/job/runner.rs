@@ -189,7 +189,8 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let executor = FleetExecutor::new(self.0.fleet.queue(work.needs(), true), at_once, Arc::new(watcher));
+        let queue = self.0.fleet.queue(&"".into(), &work.needs(), true);
+        let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;
         let mut changes: Vec<_> =

@@ -6,11 +6,12 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use occy_tests::coordinator::Coordinator;
+use occy_tests::http::Request;
 use occy_tests::image::Image;
 use occy_tests::judge;
 use occy_tests::layer::Layer;
 use occy_tests::occyctl::occyctl;
-use occy_tests::proxy::{Fault, FaultProxy};
+use occy_tests::proxy::{Fault, FaultProxy, change, status};
 use occy_tests::registry::Registry;
 use serde_json::{Value, json};
 
@@ -156,6 +157,53 @@ fn a_job_that_fails_says_why_and_leaves_the_tag_as_it_was() {
     assert_eq!((&error["code"], &error["reason"]), (&json!(5), &json!("NOT_IN_REGISTRY")), "{error}");
     assert_eq!((&job(&coordinator, &id)["error"], &error["retryable"]), (error, &json!(false)));
     assert_eq!(to.digest("app", "1"), small().digest());
+}
+
+#[test]
+fn a_blob_that_the_registry_loses_before_the_end_fails_the_job_and_leaves_the_tag_as_it_was() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = from.push(&small(), "app", "1");
+    let filter = "normalize-timestamps";
+    occyctl(["process", &source, &to.uri("local:1"), "-f", filter]).ok();
+    let expected = to.pull("local", "1");
+    let digest = |part: &Value| part["digest"].as_str().expect("a digest").to_owned();
+    let (config, layer) = (digest(&expected.document["config"]), digest(&expected.document["layers"][1]));
+    let proxy = FaultProxy::before(to.host());
+    let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
+    let on = |digest: &str| format!("/v2/app/blobs/{digest}");
+    let old = to.push(&Image::docker(vec![Layer::noise(1, 100)]), "app", "1");
+    let old = (old, to.digest("app", "1"));
+    let spec = json!({
+        "source": source,
+        "destination": old.0.replace(to.host(), &proxy.host()),
+        "filters": [filter],
+    });
+    // The config is asked for when all layers are there, and once more when it is.
+    let lose: Fault = {
+        let path = on(&layer);
+        Arc::new(move |request, upstream| {
+            assert_eq!(upstream(&Request::new("DELETE", &path)).status, 202);
+            upstream(request)
+        })
+    };
+    let shrink = change(|response| response.replace("Content-Length", "7"));
+    for (skip, at, fault, lost) in
+        [(0, &config, lose, &layer), (0, &layer, shrink, &layer), (1, &config, status(404), &config)]
+    {
+        proxy.fault_after(skip, 1, "HEAD", &on(at), fault);
+        let id = submit(&coordinator, &spec);
+        coordinator.ask("WatchJob", &id).all();
+        assert_eq!(proxy.pending(), 0, "{}", proxy.story());
+        let error = &job(&coordinator, &id)["error"];
+        assert_eq!((&error["code"], &error["reason"]), (&json!(14), &json!("BLOB_LOST")), "{error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(lost.as_str())), "{error}");
+        assert_eq!(error["retryable"], true);
+        assert_eq!(to.digest("app", "1"), old.1);
+        proxy.heal();
+    }
+    let again = submit(&coordinator, &spec);
+    coordinator.ask("WatchJob", &again).all();
+    assert_eq!(to.pull("app", "1").digest, expected.digest);
 }
 
 #[test]
