@@ -192,9 +192,11 @@ impl SavedImages<'_> {
             }
             region => self.document_bytes(&self.found(self.named_by, self.document, region)?)?,
         };
-        let mut images: Vec<SavedImage> = serde_json::from_slice(&bytes).map_err(|error| {
-            self.not_saved(format!("its {} is no list of images: {error}", self.document))
-        })?;
+        let bad = |error: serde_json::Error| match self.is_layout() {
+            true => self.not_saved(format!("its {} is no list of images: {error}", self.document)),
+            false => self.bad(format!("no list of images: {error}")),
+        };
+        let mut images: Vec<SavedImage> = serde_json::from_slice(&bytes).map_err(bad)?;
         if images.is_empty() {
             return Err(self.not_saved(format!("its {} lists no image", self.document)).into());
         }
@@ -237,9 +239,12 @@ impl SavedImages<'_> {
         Ok(Image { name, aliases, manifest, family, config, layers })
     }
 
+    fn is_layout(&self) -> bool {
+        self.members.get(MARKER).is_ok()
+    }
+
     fn not_saved(&self, reason: String) -> SavedImageError {
-        let is_layout = self.members.get(MARKER).is_ok();
-        SavedImageError::NotSaved { path: self.path.clone(), reason, is_layout }
+        SavedImageError::NotSaved { path: self.path.clone(), reason, is_layout: self.is_layout() }
     }
 
     fn bad(&self, reason: String) -> SavedImageError {

@@ -361,7 +361,7 @@ fn a_format_that_cannot_name_a_layer_is_refused_before_anything_is_sent() {
     let source = from.push(&Image::oci(layers), "app", "1");
     let proxy = FaultProxy::before(to.host());
     let target = format!("registry://{}/app:1?format=docker", proxy.host());
-    occyctl(["process", &source, &target]).fails(1).says(&["zstd"]);
+    occyctl(["process", &source, &target]).fails(2).says(&["zstd"]);
     assert_eq!(proxy.count("POST", "*"), 0, "{}", proxy.story());
     occyctl(["process", &source, &target, "--compression", "gzip"]).ok();
 }

@@ -264,7 +264,7 @@ fn a_directory_that_lies_is_refused_and_says_where() {
             vec!["diff_id mismatch"],
         ),
         ("another's config", manifest(&|m| m[0]["Config"] = layer.as_str().into()), vec!["config of"]),
-        ("no list", ("manifest.json", "{}".into()), vec!["manifest.json is no list of images: "]),
+        ("no list", ("manifest.json", "{}".into()), vec!["manifest.json: "]),
         (
             "two images",
             manifest(&|m| {

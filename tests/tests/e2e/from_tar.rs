@@ -160,16 +160,20 @@ fn what_is_a_layout_and_no_saved_image_is_told_with_the_way_to_read_it() {
     for (manifest, says) in [
         (None, "it has no manifest.json"),
         (Some("[]"), "its manifest.json lists no image"),
-        (Some("nothing"), "its manifest.json is no list of images"),
+        (Some("nothing"), "no list of images"),
     ] {
         let manifest = manifest.map(|text| Member::file("manifest.json", text));
         let members: Vec<_> = manifest.into_iter().chain([Member::file("other", "x")]).collect();
         write(&path, tar(&members));
-        let ended =
-            occyctl(["info", &tar_uri(&path)]).fails(1).says(&[&text(&path), "not a saved image", says]);
+        let ended = occyctl(["info", &tar_uri(&path)]).fails(1).says(&[&text(&path), "manifest.json", says]);
         assert!(!ended.stderr.contains("oci-layout"), "{}", ended.stderr);
         write(&path, tar(&[&members[..], std::slice::from_ref(&marker)].concat()));
-        occyctl(["info", &tar_uri(&path)]).fails(1).says(&[says, "hint: ", "oci-layout://"]);
+        occyctl(["info", &tar_uri(&path)]).fails(1).says(&[
+            "not a saved image",
+            says,
+            "hint: ",
+            "oci-layout://",
+        ]);
     }
 }
 
