@@ -2,8 +2,10 @@
 
 mod check;
 mod info;
-mod process;
+pub(crate) mod job;
+pub(crate) mod process;
 mod search;
+mod workers;
 
 use std::io::Write;
 
@@ -21,6 +23,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Search(options) => search::run(options, global).await,
         Command::Info(options) => info::run(options, global).await,
         Command::Check(options) => check::run(options, global).await,
+        Command::Job(command) => job::run(command, global).await,
+        Command::Workers => workers::run(global).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "occyctl", &mut script);

@@ -10,7 +10,7 @@ use crate::say;
 
 /// The command line with what the environment adds. Ends the program where they make no sense, or ask for help.
 pub(crate) fn parse() -> Cli {
-    let command = Cli::command().mut_args(read).mut_subcommands(|command| command.mut_args(read));
+    let command = read_all(Cli::command());
     let error = match command.clone().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => return cli,
         Err(error) => error,
@@ -21,6 +21,10 @@ pub(crate) fn parse() -> Cli {
         say(&format!("note: the value is that of {variable} in the environment"));
     }
     std::process::exit(error.exit_code())
+}
+
+fn read_all(command: Command) -> Command {
+    command.mut_args(read).mut_subcommands(read_all)
 }
 
 fn read(argument: Arg) -> Arg {
@@ -42,9 +46,7 @@ fn read(argument: Arg) -> Arg {
 fn variable(command: &Command, error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
     let name = shown.split([' ', '=', '[']).next()?.strip_prefix("--")?;
-    let mut arguments =
-        command.get_arguments().chain(command.get_subcommands().flat_map(Command::get_arguments));
-    let argument = arguments.find(|argument| argument.get_long() == Some(name))?;
+    let argument = find(command, name)?;
     let (long, short) = (name, argument.get_short());
     let is_given = std::env::args().skip(1).any(|given| {
         let long =
@@ -53,4 +55,10 @@ fn variable(command: &Command, error: &clap::Error) -> Option<String> {
     });
     let variable = argument.get_env().filter(|variable| std::env::var_os(variable).is_some())?;
     (!is_given).then(|| variable.to_string_lossy().into_owned())
+}
+
+/// The option of that name, of the command or of one below it.
+fn find<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    let own = command.get_arguments().find(|argument| argument.get_long() == Some(name));
+    own.or_else(|| command.get_subcommands().find_map(|command| find(command, name)))
 }

@@ -1,11 +1,12 @@
-//! `occyctl`: the command line. It parses, runs the pipeline in this process, and prints: results to standard output,
-//! everything else to standard error.
+//! `occyctl`: the command line. It parses, runs the pipeline in this process or has a coordinator run it ([`remote`]), and prints:
+//! results to standard output, everything else to standard error.
 
 mod commands;
 mod display;
 mod environment;
 mod manual;
 mod options;
+mod remote;
 mod settings;
 
 use std::io::Write;
@@ -20,6 +21,7 @@ use occy_pipeline::tar::path::printable;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::display::Aside;
+use crate::remote::error::RemoteError;
 
 /// What is not whole is removed by whoever wrote it, for as long; after that by us.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -125,9 +127,10 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 fn report(error: &anyhow::Error) -> Exit {
-    match error.downcast_ref::<Error>() {
-        // Its own words hold those of its causes, and of images and registries: none may command the terminal.
-        Some(error) => say(&format!("error: {}", printable(error.to_string().as_bytes()))),
+    // Words of images, registries and coordinators may not command the terminal. Such errors hold those of their causes.
+    let foreign = error.downcast_ref::<Error>().map(ToString::to_string);
+    match foreign.or_else(|| error.downcast_ref::<RemoteError>().map(ToString::to_string)) {
+        Some(text) => say(&format!("error: {}", printable(text.as_bytes()))),
         None => say(&format!("error: {error:#}")),
     }
     if error.is::<settings::Misused>() {
@@ -136,14 +139,22 @@ fn report(error: &anyhow::Error) -> Exit {
     if error.is::<Untold>() {
         return Exit::Untold;
     }
-    let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
-    if let Some(hint) = error.hint() {
-        say(&format!("hint: {}", printable(hint.as_bytes())));
+    if let Some(remote) = error.downcast_ref::<RemoteError>() {
+        hint(remote.hint());
+        return if remote.is_misuse() { Exit::Usage } else { Exit::Failed };
     }
+    let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
+    hint(error.hint());
     match error {
         Error::Uri(_) | Error::Reference(_) | Error::Filter(_) | Error::Build(BuildError::Zstd(_)) => {
             Exit::Usage
         }
         _ => Exit::Failed,
+    }
+}
+
+fn hint(hint: Option<String>) {
+    if let Some(hint) = hint {
+        say(&format!("hint: {}", printable(hint.as_bytes())));
     }
 }

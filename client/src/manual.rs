@@ -15,16 +15,17 @@ pub(crate) fn page(command: &mut Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     page.text([roman(format!("{name} - {about}"))]);
     page.control("SH", ["SYNOPSIS"]);
-    for command in commands(command) {
-        page.text([bold(format!("{name} {}", command.get_name())), roman(arguments(command))]);
+    let commands = commands(&name, command);
+    for (name, command) in &commands {
+        page.text([bold(name), roman(arguments(command))]);
         page.control("br", []);
     }
     page.control("SH", ["DESCRIPTION"]);
     paragraphs(&mut page, command);
     page.control("SH", ["COMMANDS"]);
     let global = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-    for command in commands(command) {
-        page.control("SS", [&*format!("{name} {}", command.get_name())]);
+    for (name, command) in &commands {
+        page.control("SS", [&**name]);
         paragraphs(&mut page, command);
         let own = command.get_arguments().filter(|argument| !argument.is_global_set());
         own.for_each(|argument| option(&mut page, argument));
@@ -75,8 +76,17 @@ fn sections(paragraph: &str) -> Vec<Section> {
     }
 }
 
-fn commands(command: &Command) -> impl Iterator<Item = &Command> {
-    command.get_subcommands().filter(|command| command.get_name() != "help")
+/// Every command that can be run, with its full name.
+fn commands<'a>(name: &str, command: &'a Command) -> Vec<(String, &'a Command)> {
+    let below = command.get_subcommands().filter(|command| command.get_name() != "help");
+    let below = below.flat_map(|command| {
+        let name = format!("{name} {}", command.get_name());
+        match command.has_subcommands() {
+            true => commands(&name, command),
+            false => vec![(name, command)],
+        }
+    });
+    below.collect()
 }
 
 /// ` SOURCE DESTINATION [OPTIONS]`.
@@ -148,7 +158,8 @@ mod tests {
     fn the_page_has_every_command_option_and_variable() {
         let mut command = Cli::command();
         let page = super::page(&mut command).replace("\\-", "-");
-        let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        let commands = super::commands("occyctl", &command);
+        let arguments = commands.iter().flat_map(|(_, command)| command.get_arguments());
         for argument in arguments.chain(command.get_arguments()) {
             let long = argument.get_long().map(|long| format!("--{long}"));
             let variable = argument.get_env().map(|variable| variable.to_string_lossy().into_owned());
@@ -156,9 +167,10 @@ mod tests {
                 assert!(page.contains(&word), "{word}");
             }
         }
-        for command in super::commands(&command) {
-            assert!(page.contains(&format!("occyctl {}", command.get_name())));
+        for (name, _) in &commands {
+            assert!(page.contains(name), "{name}");
         }
+        assert!(page.contains("occyctl job submit"));
     }
 
     #[test]

@@ -28,6 +28,11 @@ Examples:
     occyctl process registry://docker.io/library/busybox:latest \
         docker://busybox:latest?socket=/run/podman/podman.sock
 
+  Let a coordinator do the work, for a file of this machine, or as a job that goes on when this machine is switched off:
+    occyctl process tar://app.tar registry://localhost:5000/app:1 -f normalize-timestamps --coordinator http://localhost:7700
+    occyctl job submit registry://docker.io/library/busybox:1.36 registry://localhost:5000/busybox:1.36 --watch \
+        --coordinator http://localhost:7700
+
   Find files, look at an image, check every byte of it:
     occyctl search registry://localhost:5000/app:1 '*.conf'
     occyctl info tar://app.tar
@@ -85,6 +90,11 @@ Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...
 
 A * in a GLOB matches / too: 'etc/*.conf' matches etc/a/b.conf.
 
+Coordinator, whose workers filter and compress where --coordinator names one (a running `occy-server`):
+  registry://...   is read and written by the coordinator, with its settings and credentials: no byte of it passes here
+  all others       are on this machine, and their images are streamed to the coordinator and back
+  An image that is only looked at (info, check) and is on this machine is looked at here. `job` runs without anybody waiting.
+
 Exit status:
   0    done
   1    failed: the destination is as it was before
@@ -131,6 +141,14 @@ Examples:
 
 Exit status is 3 when something is wrong with the image.")]
     Check(Check),
+    /// Have a coordinator work through images on its own: submit jobs, and see what becomes of them.
+    #[command(subcommand)]
+    Job(Job),
+    /// List the workers of a coordinator.
+    #[command(after_long_help = "\
+Example:
+  occyctl workers --coordinator http://localhost:7700")]
+    Workers,
     /// Print a completion script for a shell.
     #[command(after_long_help = "\
 Examples:
@@ -147,8 +165,9 @@ Example:
     Man,
 }
 
+/// What is done with an image, by this process or by a coordinator.
 #[derive(Debug, Args)]
-pub(crate) struct Process {
+pub(crate) struct Work {
     /// Where the image comes from.
     pub(crate) source: String,
     /// Where it goes.
@@ -163,12 +182,6 @@ pub(crate) struct Process {
     /// The manifest that a registry gets: keep (the source's format), docker (schema2) or oci.
     #[arg(long, value_name = "FORMAT", env = "OCCYSTRAP_FORMAT")]
     pub(crate) format: Option<ManifestFormat>,
-    /// Replace a destination that is a directory and not empty. It is lost only when the new one is complete.
-    #[arg(long, env = "OCCYSTRAP_FORCE")]
-    pub(crate) force: bool,
-    /// Read the layers that a shared directory has already, and fetch those again that are damaged.
-    #[arg(long, env = "OCCYSTRAP_VERIFY")]
-    pub(crate) verify: bool,
     /// Decompress and check also layers that could be copied as they are.
     #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
     pub(crate) verify_diff_ids: bool,
@@ -176,6 +189,18 @@ pub(crate) struct Process {
     /// says. By default a registry or layout gets no more than that they are there.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
     pub(crate) foreign_layers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Process {
+    #[command(flatten)]
+    pub(crate) work: Work,
+    /// Replace a destination that is a directory and not empty. It is lost only when the new one is complete.
+    #[arg(long, env = "OCCYSTRAP_FORCE")]
+    pub(crate) force: bool,
+    /// Read the layers that a shared directory has already, and fetch those again that are damaged.
+    #[arg(long, env = "OCCYSTRAP_VERIFY")]
+    pub(crate) verify: bool,
     /// Copy an index whole, bit for bit: the images of all its platforms, their attestations, and the index itself.
     #[arg(long, env = "OCCYSTRAP_ALL", conflicts_with_all = ["compression", "format"])]
     pub(crate) all: bool,
@@ -208,6 +233,83 @@ pub(crate) struct Check {
     /// Only look whether manifest and config agree and every blob is there in its size; read no layer.
     #[arg(long)]
     pub(crate) fast: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// Submit a job: it then runs to its end, whatever becomes of this machine and of the coordinator's process.
+    #[command(after_long_help = "\
+Paths are the coordinator's own, where its operator allows them.
+
+Examples:
+  occyctl job submit registry://docker.io/library/busybox:1.36 registry://localhost:5000/busybox:1.36
+  occyctl job submit registry://localhost:5000/app:1 registry://localhost:5000/clean:1 -f exclude:pattern=*.log --watch")]
+    Submit(SubmitJob),
+    /// Show a job: its state, its layers, and what came of it.
+    Get(JobId),
+    /// List jobs, the newest first.
+    List(ListJobs),
+    /// Follow a job to its end, and print what its filters found. Ctrl-C stops the watching alone.
+    #[command(after_long_help = "\
+A coordinator that is started again meanwhile is asked for what was missed. With --output-format json, each event is a line.
+
+Exit status is that of `process`: 0 when the image is at its destination, 1 when the job failed or was cancelled.")]
+    Watch(WatchJob),
+    /// Cancel a job; its destination stays as it is.
+    Cancel(JobId),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitJob {
+    #[command(flatten)]
+    pub(crate) work: Work,
+    /// A name for this submission: another one with the same name and the same options is the same job.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+    /// Follow the job to its end.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobId {
+    /// The job, as `job submit` and `job list` call it.
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListJobs {
+    /// Only jobs in this state; repeat it for several.
+    #[arg(long = "state", value_enum, value_name = "STATE")]
+    pub(crate) states: Vec<JobState>,
+    /// Jobs at most.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchJob {
+    /// The job, as `job submit` and `job list` call it.
+    pub(crate) id: String,
+    /// Begin behind the event with this number.
+    #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
+    pub(crate) after: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JobState {
+    /// Accepted, and not begun.
+    Queued,
+    /// Its layers are on their way.
+    Running,
+    /// All layers are there; the image is made visible.
+    Finalizing,
+    /// The image is at its destination.
+    Succeeded,
+    /// It is not.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -297,7 +399,7 @@ pub(crate) struct Global {
     )]
     pub(crate) allow_network: Vec<String>,
     /// How often a request that failed for a passing reason is sent again.
-    #[arg(long, value_name = "N", default_value_t = 4, global = true, env = "OCCYSTRAP_RETRIES")]
+    #[arg(long, value_name = "N", default_value_t = Self::RETRIES, global = true, env = "OCCYSTRAP_RETRIES")]
     pub(crate) retries: u32,
     /// Where temporary files go. They have no names, and are gone when the process is [default: $TMPDIR, then /tmp].
     #[arg(long, value_name = "DIR", global = true, env = "OCCYSTRAP_TEMP_DIR")]
@@ -309,6 +411,21 @@ pub(crate) struct Global {
     /// A layer that is larger uncompressed is refused.
     #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::parse, global = true, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
     pub(crate) max_layer_size: u64,
+    /// Have this coordinator do the work: http://HOST:PORT, or https://HOST:PORT.
+    #[arg(long, value_name = "URL", global = true, env = "OCCYSTRAP_COORDINATOR")]
+    pub(crate) coordinator: Option<String>,
+    /// Trust a coordinator whose certificate comes from an authority in this PEM file [default: the system's authorities].
+    #[arg(long, value_name = "FILE", global = true, env = "OCCYSTRAP_TLS_CA")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Show the coordinator the client certificate in this PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_key", global = true, env = "OCCYSTRAP_TLS_CERT")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", global = true, env = "OCCYSTRAP_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Send the coordinator the token in this file. It is sent over TLS, or to this machine, and nowhere else.
+    #[arg(long, value_name = "FILE", global = true, env = "OCCYSTRAP_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// How results are printed.
     #[arg(long, value_enum, default_value_t = OutputFormat::Text, global = true, env = "OCCYSTRAP_OUTPUT_FORMAT")]
     pub(crate) output_format: OutputFormat,
@@ -321,6 +438,11 @@ pub(crate) struct Global {
     /// Say more: -v what is retried and skipped, -vv each request, -vvv all there is.
     #[arg(short, long, action = clap::ArgAction::Count, global = true, env = "OCCYSTRAP_VERBOSE")]
     pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// How often a request is sent again where nobody says it.
+    pub(crate) const RETRIES: u32 = 4;
 }
 
 fn parallel(text: &str) -> Result<usize, String> {

@@ -277,6 +277,11 @@ impl ByteCount {
         self.0.store(0, Ordering::Relaxed);
     }
 
+    /// Says how many there are, where somebody else counts.
+    pub fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
     /// Bytes so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

@@ -2,9 +2,11 @@
 //!
 //! [`process`](crate::process::process) hands each distinct layer to an [`Executor`] and places what comes back by its index.
 //! Here is the executor that works in this process; a coordinator has others, which wait for a worker first, or which know
-//! what an earlier attempt at the same job has done.
+//! what an earlier attempt at the same job has done, and a coordinator's client has one to which layers come as they are to be.
 
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::element::{Layer, WrittenLayer};
 use crate::error::Error;
@@ -42,6 +44,16 @@ impl LayerTask {
 pub trait Executor: Send + Sync {
     /// How many layers of one image are handed over at once.
     fn at_once(&self) -> usize;
+
+    /// Whether layers have to be handed over by index, whatever order their output would like.
+    fn by_index(&self) -> bool {
+        false
+    }
+
+    /// Called when all layers are done: the final config, from an executor whose layers pass their filters elsewhere.
+    async fn final_config(&self) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
 
     /// Brings a layer to its destination. A caller that drops the future wants the work to stop.
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error>;

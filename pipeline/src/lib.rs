@@ -35,3 +35,4 @@ pub mod task;
 mod thread;
 pub mod unpack;
 pub mod uri;
+pub mod wire;

@@ -72,11 +72,14 @@ pub async fn process(
     let distinct = distinct_layers(&image.layers);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
     output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
-    let coming = Coming::new(source, order(&image, written, output.as_ref()));
+    let coming = Coming::new(source, order(&image, written, output.as_ref(), executor.as_ref()));
     let done = run_layers(&image, coming, &plan, &output, &executor, progress).await?;
     source.settle(&mut image).await?;
     let layers = place(&image, &distinct, &done, progress);
-    let config = final_config(&image, &plan, &layers)?;
+    let config = match executor.final_config().await? {
+        Some(config) => config,
+        None => final_config(&image, &plan, &layers)?,
+    };
     let finished =
         FinishedImage { image: &image, chain: &plan.chain, config: config.clone(), layers: &layers };
     let receipt = output.finalize(finished).await?;
@@ -122,8 +125,13 @@ async fn expected(
 }
 
 /// The order in which layers are begun, where it is ours to choose.
-fn order(image: &Image, mut written: Vec<usize>, output: &dyn ImageOutput) -> Vec<usize> {
-    if output.takes_any_order() {
+fn order(
+    image: &Image,
+    mut written: Vec<usize>,
+    output: &dyn ImageOutput,
+    executor: &dyn Executor,
+) -> Vec<usize> {
+    if output.takes_any_order() && !executor.by_index() {
         // Where places do not matter, the largest first: the small ones then fill the gaps at the end.
         written.sort_by_key(|&index| std::cmp::Reverse(image.layers[index].blob.size()));
     }

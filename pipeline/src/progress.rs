@@ -1,7 +1,7 @@
 //! What a display may ask while an image is processed. Nothing here prints.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::blob::ByteCount;
 
@@ -19,6 +19,7 @@ pub struct LayerProgress {
     /// Bytes read so far, of the stored form.
     pub bytes: ByteCount,
     state: AtomicU8,
+    worker: Mutex<Option<Arc<str>>>,
 }
 
 /// Where a layer is.
@@ -47,6 +48,7 @@ impl Progress {
             total,
             bytes: ByteCount::default(),
             state: AtomicU8::new(LayerState::Waiting as u8),
+            worker: Mutex::default(),
         });
         // A second begin would be a second image on one display; the first stays.
         let _ = self.0.set(layers.collect());
@@ -59,6 +61,16 @@ impl LayerProgress {
         const STATES: [LayerState; 4] =
             [LayerState::Waiting, LayerState::Running, LayerState::Done, LayerState::Reused];
         STATES[usize::from(self.state.load(Ordering::Relaxed))]
+    }
+
+    /// The worker that has it, or had it last, where that is not this process.
+    pub fn worker(&self) -> Option<Arc<str>> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which worker has it.
+    pub fn set_worker(&self, worker: &str) {
+        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker.into());
     }
 
     /// Says where it is now.

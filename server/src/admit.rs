@@ -12,7 +12,8 @@ use std::sync::Arc;
 use occy_pipeline::codec::Pool;
 use occy_pipeline::engine;
 use occy_pipeline::error::Error;
-use occy_pipeline::filter::{FILTERS, FilterChain};
+use occy_pipeline::filter::search::Search;
+use occy_pipeline::filter::{FILTERS, Filter, FilterChain, OutputFormat};
 use occy_pipeline::manifest::Family;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::OUTPUTS;
@@ -79,6 +80,8 @@ pub struct Work {
     pub settings: Settings,
     /// What the caller gets, where it is the destination.
     pub form: v1::LayerForm,
+    /// How what filters find is printed.
+    pub findings: OutputFormat,
 }
 
 impl Gate {
@@ -97,6 +100,10 @@ impl Gate {
             return Err(ServiceError::Field { field: "filters", problem });
         }
         let chain = FilterChain::parse(&spec.filters).map_err(Error::from)?;
+        let chain = match &spec.search {
+            None => chain,
+            Some(search) => with_search(&chain, search)?,
+        };
         let compression = match spec.compression.as_str() {
             "" => None,
             text => Some(text.parse().map_err(|error: occy_pipeline::compression::InvalidCompression| {
@@ -114,6 +121,11 @@ impl Gate {
             Ok(v1::Family::Docker) => ManifestFormat::Always(Family::Docker),
             Ok(v1::Family::Oci) => ManifestFormat::Always(Family::Oci),
             Err(_) => return Err(known("manifest_family")),
+        };
+        let findings = match v1::FindingsFormat::try_from(spec.findings) {
+            Ok(v1::FindingsFormat::Text | v1::FindingsFormat::Unspecified) => OutputFormat::Text,
+            Ok(v1::FindingsFormat::Json) => OutputFormat::Json,
+            Err(_) => return Err(known("findings")),
         };
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
@@ -135,17 +147,27 @@ impl Gate {
             engine: engine::Options::default(),
             force: false,
             verify: false,
-            foreign_layers: false,
+            foreign_layers: spec.foreign_layers,
             confirm: true,
             spools: self.spools.clone(),
+        };
+        let max_layer_size = match spec.max_layer_size {
+            0 => self.max_layer_size,
+            size => size.min(self.max_layer_size),
         };
         Ok(Work {
             source: spec.source.clone(),
             destination: spec.destination.clone(),
-            plan: self.plan(chain, spec.verify_diff_ids),
+            plan: self.plan(chain, spec.verify_diff_ids, max_layer_size),
             settings,
+            findings,
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
+                Ok(v1::LayerForm::None) if ends == Ends::Any => v1::LayerForm::None,
+                Ok(v1::LayerForm::None) => {
+                    let problem = "can be none in ProcessImage only".to_owned();
+                    return Err(ServiceError::Field { field: "layer_form", problem });
+                }
                 Ok(v1::LayerForm::Stored | v1::LayerForm::Unspecified) => v1::LayerForm::Stored,
                 Err(_) => return Err(known("layer_form")),
             },
@@ -153,12 +175,12 @@ impl Gate {
     }
 
     /// What is done with every layer that passes these filters.
-    pub fn plan(&self, chain: FilterChain, verify_diff_ids: bool) -> Arc<LayerPlan> {
+    fn plan(&self, chain: FilterChain, verify_diff_ids: bool, max_layer_size: u64) -> Arc<LayerPlan> {
         Arc::new(LayerPlan {
             chain,
             pool: Pool::shared().clone(),
             spools: self.spools.clone(),
-            max_layer_size: self.max_layer_size,
+            max_layer_size,
             limits: Limits::default(),
             verify_diff_ids,
         })
@@ -226,6 +248,18 @@ impl Work {
         let ends = [end("source", &self.source), end("output", &self.destination)];
         Arc::new(filters.chain(ends.into_iter().flatten()).collect())
     }
+}
+
+fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterChain, ServiceError> {
+    let v1::SearchSpec { pattern, regex, script_friendly } = search;
+    if pattern.len() > TEXT_MAX {
+        let problem = format!("has a pattern of more than {TEXT_MAX} bytes");
+        return Err(ServiceError::Field { field: "search", problem });
+    }
+    let search = Search::new(pattern, *regex, *script_friendly)
+        .map_err(|problem| ServiceError::Field { field: "search", problem })?;
+    let own: Arc<dyn Filter> = Arc::new(search);
+    Ok(FilterChain::new(chain.filters().iter().cloned().chain([own]).collect()))
 }
 
 /// What a worker of this program offers.

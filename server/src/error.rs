@@ -11,11 +11,11 @@ use occy_pipeline::error::{Blame, Error};
 use occy_pipeline::layer::LayerError;
 use occy_pipeline::output::OutputError;
 use occy_pipeline::registry::RegistryError;
+use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::JobError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::convert;
 use crate::job::store::StoreError;
 
 /// The domain of every `google.rpc.ErrorInfo` of ours.
@@ -122,10 +122,24 @@ impl From<Error> for ServiceError {
         match error {
             Error::Host(inner) => match inner.downcast::<Self>() {
                 Ok(own) => *own,
-                Err(inner) => Self::Pipeline(Error::Host(inner)),
+                Err(inner) => match inner.downcast::<WireError>() {
+                    Ok(error) => Self::from(*error),
+                    Err(inner) => Self::Pipeline(Error::Host(inner)),
+                },
             },
             Error::Layer { source, .. } if matches!(*source, Error::Host(_)) => Self::from(*source),
             error => Self::Pipeline(error),
+        }
+    }
+}
+
+impl From<WireError> for ServiceError {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Elements(problem) => Self::Elements(problem),
+            WireError::TooLarge { what, limit } => Self::TooLarge { what, limit },
+            // It has one other cause: whoever read is gone.
+            _ => Self::CallerGone,
         }
     }
 }
@@ -249,6 +263,9 @@ fn pipeline(error: &Error) -> Verdict {
             Blame::Caller,
             Error::NotAnImage { .. } | Error::Foreign(_) | Error::Build(_) | Error::Output(_),
         ) => verdict(Code::FailedPrecondition, "NOT_POSSIBLE"),
+        (Blame::Caller, Error::Uri(_) | Error::Reference(_) | Error::Filter(_)) => {
+            verdict(Code::InvalidArgument, "MALFORMED")
+        }
         (Blame::Caller, _) => verdict(Code::InvalidArgument, "INVALID"),
         (Blame::Image, _) => verdict(Code::FailedPrecondition, "IMAGE_BROKEN"),
         (Blame::Network, _) => verdict(Code::Unavailable, "NETWORK"),

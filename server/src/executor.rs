@@ -22,17 +22,6 @@ pub trait LayerWatcher: Send + Sync {
     async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError>;
 }
 
-/// Nobody needs to hear of the layers.
-#[derive(Clone, Copy, Debug)]
-pub struct Unwatched;
-
-#[async_trait::async_trait]
-impl LayerWatcher for Unwatched {
-    async fn done(&self, _layer: &Layer, _written: &WrittenLayer) -> Result<(), ServiceError> {
-        Ok(())
-    }
-}
-
 /// Runs the layers of one image on the workers of a fleet.
 pub struct FleetExecutor {
     queue: FleetQueue,

@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use occy_pipeline::filter::FILTERS;
-use occy_pipeline::filter::search::Search;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::source::SOURCES;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::pipeline_service_server::PipelineService;
 use occy_proto::v1::{self, process_image_request, process_image_response, write_image_request};
 use prost::Message;
@@ -18,8 +18,7 @@ use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::admit::{Ends, Gate};
-use crate::call::{self, Answer, Elements};
-use crate::convert;
+use crate::call::{self, Answer, Elements, look};
 use crate::error::ServiceError;
 use crate::fleet::Fleet;
 use crate::job::runner::Jobs;
@@ -64,6 +63,8 @@ impl PipelineService for Api {
     type ReadImageStream = Answered<v1::ReadImageResponse>;
     type ProcessImageStream = Answered<v1::ProcessImageResponse>;
     type SearchImageStream = Answered<v1::SearchImageResponse>;
+    type InspectImageStream = Answered<v1::InspectImageResponse>;
+    type CheckImageStream = Answered<v1::CheckImageResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
 
     async fn read_image(
@@ -88,7 +89,7 @@ impl PipelineService for Api {
         });
         let answers = answers.try_filter_map(async |answer| match answer {
             Answer::Element(element) => Ok(Some(v1::ReadImageResponse { element: Some(element) })),
-            Answer::Found(_) | Answer::Result(_) => Ok(None),
+            Answer::Found(_) | Answer::Layer(_) | Answer::Progress(_) | Answer::Result(_) => Ok(None),
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -127,7 +128,7 @@ impl PipelineService for Api {
                     filter_outputs.push(output);
                 }
                 Answer::Result(came) => result = Some(came),
-                Answer::Element(_) => {}
+                Answer::Element(_) | Answer::Layer(_) | Answer::Progress(_) => {}
             }
         }
         Ok(Response::new(v1::WriteImageResponse { result, filter_outputs }))
@@ -157,6 +158,8 @@ impl PipelineService for Api {
             let part = match answer {
                 Answer::Element(element) => process_image_response::Part::Element(element),
                 Answer::Found(output) => process_image_response::Part::FilterOutput(output),
+                Answer::Layer(layer) => process_image_response::Part::Layer(layer),
+                Answer::Progress(progress) => process_image_response::Part::Progress(progress),
                 Answer::Result(result) => process_image_response::Part::Result(result),
             };
             v1::ProcessImageResponse { part: Some(part) }
@@ -170,15 +173,44 @@ impl PipelineService for Api {
     ) -> Result<Response<Self::SearchImageStream>, Status> {
         let (permit, deadline) = self.begin(&request)?;
         let v1::SearchImageRequest { source, pattern, regex, platform } = request.into_inner();
-        let search = Search::new(&pattern, regex, false)
-            .map_err(|problem| ServiceError::Field { field: "pattern", problem })?;
+        let search = v1::SearchSpec { pattern, regex, script_friendly: false };
+        let spec = v1::PipelineSpec { source, platform, search: Some(search), ..v1::PipelineSpec::default() };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let fleet = self.0.fleet.clone();
+        let pages =
+            answer(permit, deadline, move |hits| async move { call::search(work, &fleet, hits).await });
+        Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<v1::InspectImageRequest>,
+    ) -> Result<Response<Self::InspectImageStream>, Status> {
+        let (permit, deadline) = self.begin(&request)?;
+        let v1::InspectImageRequest { source, platform } = request.into_inner();
         let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
         let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
-        let coordinator = Arc::clone(&self.0);
-        let pages = answer(permit, deadline, move |hits| async move {
-            call::search(work, &coordinator.gate, &coordinator.fleet, search, hits).await
-        });
-        Ok(Response::new(pages.map_ok(|hits| v1::SearchImageResponse { hits }).boxed()))
+        let parts = answer(permit, deadline, move |parts| look::inspect(work, parts));
+        Ok(Response::new(parts.map_ok(|part| v1::InspectImageResponse { part: Some(part) }).boxed()))
+    }
+
+    async fn check_image(
+        &self,
+        request: Request<v1::CheckImageRequest>,
+    ) -> Result<Response<Self::CheckImageStream>, Status> {
+        let (permit, deadline) = self.begin(&request)?;
+        let v1::CheckImageRequest { source, platform, fast, parallel, max_layer_size } = request.into_inner();
+        let spec = v1::PipelineSpec {
+            source,
+            platform,
+            parallel,
+            max_layer_size,
+            verify_diff_ids: true,
+            ..v1::PipelineSpec::default()
+        };
+        let work = self.0.gate.admit(&spec, Ends::SourceNamed)?;
+        let parts = answer(permit, deadline, move |parts| look::check(work, fast, parts));
+        Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
     }
 
     async fn submit_job(

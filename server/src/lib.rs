@@ -10,7 +10,6 @@
 
 pub mod admit;
 pub mod call;
-pub mod convert;
 pub mod error;
 pub mod executor;
 pub mod fleet;

@@ -99,11 +99,14 @@ def requests(kind):
 class Image:
     """The elements of one image, in the order in which they must come."""
 
-    ORDER = ["start", "manifest", "config_file", "layer", "final_config_file", "filter_output", "end"]
+    ORDER = [
+        "start", "manifest", "config_file", "draft_config_file", "source_layer", "layer", "final_config_file",
+        "filter_output", "end",
+    ]
 
     def __init__(self):
         self.stage, self.kinds = 0, []
-        self.documents, self.whole = {}, set()
+        self.documents, self.whole, self.described = {}, set(), []
         self.layers, self.open, self.found = [], None, []
         self.file = open(options.save, "wb") if options.save else None
 
@@ -121,11 +124,14 @@ class Image:
         self.kinds.append(kind)
         if kind == "start":
             self.start = message(value)
-        elif kind in ("manifest", "config_file", "final_config_file"):
+        elif kind in ("manifest", "config_file", "draft_config_file", "final_config_file"):
             assert kind not in self.whole and len(value.data) <= 256 * 1024
             self.documents[kind] = self.documents.get(kind, b"") + value.data
             if value.last:
                 self.whole.add(kind)
+        elif kind == "source_layer":
+            assert value.index == len(self.described), "layers are described by index"
+            self.described.append(message(value))
         elif kind == "layer_start":
             if self.open is None or value.index != self.open["index"]:
                 assert self.open is None and value.index == len(self.layers), "layers come by index"
@@ -144,12 +150,14 @@ class Image:
             else:
                 earlier = self.layers[self.open["same_as"]]
                 assert (value.digest, value.size) == (earlier["digest"], int(earlier["size"]))
+            described = self.described[value.index]
+            assert not end["kept"] or (value.digest, value.size) == (described["digest"], int(described["size"]))
             self.layers.append({**end, "same_as": self.open["same_as"]})
             self.open = None
         elif kind == "filter_output":
             self.found.append(message(value))
         elif kind == "end":
-            assert value.layer_count == len(self.layers) == self.start["layer_count"]
+            assert value.layer_count == len(self.layers) == len(self.described) == self.start["layer_count"]
             assert self.whole == set(self.documents), "a document has no end"
 
     def show(self):

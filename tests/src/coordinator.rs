@@ -55,6 +55,16 @@ impl Coordinator {
 
     /// Starts it on the state of the one before, on another port.
     pub fn restart(&mut self) {
+        self.start_on("127.0.0.1:0");
+    }
+
+    /// Starts it on the state of the one before, where that was.
+    pub fn restart_there(&mut self) {
+        let address = self.address.clone();
+        self.start_on(&address);
+    }
+
+    fn start_on(&mut self, address: &str) {
         assert!(self.child.is_none(), "it is running");
         let log = std::fs::File::options().create(true).append(true).open(self.log_path());
         // Whoever runs the tests in the background ignores signals, and what is started from there would too.
@@ -64,7 +74,7 @@ impl Coordinator {
         command.env("RUST_BACKTRACE", "1").env("HOME", self.directory.path());
         let mut child = command
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
-            .args(["--listen", "127.0.0.1:0", "--state-dir"])
+            .args(["--listen", address, "--state-dir"])
             .arg(self.directory.path().join("state"))
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -83,6 +93,11 @@ impl Coordinator {
     /// Where clients connect.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// For `occyctl --coordinator`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// A call in preparation.
@@ -127,11 +142,7 @@ impl Coordinator {
 
     /// The most memory that it has had at once, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let id = self.child.as_ref().expect("it is running").id();
-        let status = String::from_utf8(read(format!("/proc/{id}/status"))).expect("text");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
-        kib * 1024
+        peak_memory(self.child.as_ref().expect("it is running").id()).expect("a peak")
     }
 
     /// What it has logged.
@@ -142,6 +153,14 @@ impl Coordinator {
     fn log_path(&self) -> PathBuf {
         self.directory.path().join("log")
     }
+}
+
+/// The most memory that a process has had at once, in bytes; None for one that has ended.
+pub fn peak_memory(id: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    Some(kib * 1024)
 }
 
 impl Drop for Coordinator {

@@ -1,6 +1,6 @@
 //! The binary under test: built once, run in a clean environment, never longer than a minute.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::binary;
+use crate::coordinator::Coordinator;
 use crate::image::json_of;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -38,10 +39,56 @@ pub struct Run {
     command: Command,
     input: Vec<u8>,
     what: String,
+    /// Whether a coordinator of the kit's is to do it.
+    is_shared: bool,
 }
 
-/// Prepares to run `occyctl` with the arguments. No setting of the user's, of docker or of a proxy reaches it.
+/// Prepares to run `occyctl` with the arguments: in its own process, or, where `OCCY_TEST_COORDINATOR` is set and they are of a
+/// command that a coordinator can do, by a coordinator that starts for this test. What only one's own process can do (what speaks
+/// to registries in one's own way, indexes as a whole) stays there.
 pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
+    let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+    let is_shared = arguments.first().is_some_and(|command| {
+        ["process", "search", "info", "check"].iter().any(|shared| command == *shared)
+    });
+    let is_own = |argument: &OsString| {
+        let name = argument.to_string_lossy();
+        OWN.iter().any(|own| name.strip_prefix("--").is_some_and(|name| name.starts_with(own)))
+    };
+    let run = locally(&arguments);
+    match std::env::var_os("OCCY_TEST_COORDINATOR") {
+        Some(_) if is_shared && !arguments.iter().any(is_own) => {
+            let url = COORDINATOR.with(Coordinator::url);
+            Run { is_shared: true, ..run.env("OCCYSTRAP_COORDINATOR", url) }
+        }
+        _ => run,
+    }
+}
+
+/// Options, and variables in capitals, that a coordinator has no use for.
+const OWN: [&str; 12] = [
+    "all",
+    "username",
+    "password",
+    "source-",
+    "destination-",
+    "docker-config",
+    "insecure",
+    "ca-cert",
+    "client-",
+    "allow-network",
+    "retries",
+    "temp-dir",
+];
+
+thread_local! {
+    /// One for each test, which has a thread of its own; it ends with it.
+    static COORDINATOR: Coordinator = Coordinator::start(&[]);
+}
+
+/// Prepares to run `occyctl` with the arguments, in its own process unless they say otherwise. No setting of the user's, of
+/// docker or of a proxy reaches it.
+pub fn locally<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     // Whoever runs the tests in the background ignores signals, and what is started from there would too.
     let mut command = Command::new("env");
     command.arg("--default-signal=HUP,INT,TERM").arg(path()).args(arguments);
@@ -53,13 +100,20 @@ pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     }
     command.env("HOME", "/nonexistent").env("RUST_BACKTRACE", "1");
     let what = format!("{command:?}").split("occyctl").skip(1).collect::<Vec<_>>().join("occyctl");
-    Run { command, input: Vec::new(), what: format!("occyctl {what}") }
+    Run { command, input: Vec::new(), what: format!("occyctl {what}"), is_shared: false }
 }
 
 impl Run {
     /// With a variable in its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        let option = name.trim_start_matches("OCCYSTRAP_").to_lowercase().replace('_', "-");
+        let is_own = OWN.iter().any(|own| option.starts_with(own))
+            || name == "DOCKER_CONFIG"
+            || name.ends_with("_PROXY");
+        if self.is_shared && is_own {
+            self.command.env_remove("OCCYSTRAP_COORDINATOR");
+        }
         self.command.env(name, value);
         self
     }
@@ -80,8 +134,13 @@ impl Run {
     }
 
     /// Starts it, for a test that means to kill it. Its output goes nowhere.
-    pub fn start(mut self) -> Child {
-        self.command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("occyctl starts")
+    pub fn start(self) -> Child {
+        self.start_writing(Stdio::null())
+    }
+
+    /// Starts it with that standard output, for a test that reads it in its own way.
+    pub fn start_writing(mut self, stdout: Stdio) -> Child {
+        self.command.stdout(stdout).stderr(Stdio::null()).spawn().expect("occyctl starts")
     }
 
     /// Runs it to its end.

@@ -6,28 +6,36 @@ use occy_pipeline::check::{self, CheckReport, Severity};
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
+use occy_pipeline::tar::path::printable;
 
 use super::{print_bytes, print_json};
 use crate::Exit;
 use crate::display::Display;
 use crate::options::{Check, Global, OutputFormat};
+use crate::remote::{is_registry, look};
 use crate::settings::{plan, settings};
-use occy_pipeline::tar::path::printable;
 
 pub(crate) async fn run(options: &Check, global: &Global) -> anyhow::Result<Exit> {
-    let settings = settings(global, &options.source, None)?;
-    let source = open::source(&options.source, &settings)?;
-    let parallel = source.max_workers.unwrap_or(settings.parallel);
-    let plan = plan(global, &settings, FilterChain::default(), true);
-    let progress = Progress::default();
-    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
-    let report = check::check(source.end.as_ref(), plan, options.fast, parallel, &progress).await?;
-    drop(display);
+    // An image that is here is read here: to send it away would prove nothing more.
+    let report = match &global.coordinator {
+        Some(_) if is_registry(&options.source) => look::check(options, global).await?,
+        _ => here(options, global).await?,
+    };
     match global.output_format {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Text => print_bytes(text(&report, options)?.as_bytes())?,
     };
     Ok(if report.is_sound() { Exit::Done } else { Exit::Unsound })
+}
+
+async fn here(options: &Check, global: &Global) -> anyhow::Result<CheckReport> {
+    let settings = settings(global, &options.source, None)?;
+    let source = open::source(&options.source, &settings)?;
+    let parallel = source.max_workers.unwrap_or(settings.parallel);
+    let plan = plan(global, &settings, FilterChain::default(), true);
+    let progress = Progress::default();
+    let _display = Display::start(global, progress.clone(), &options.source, &settings.spools);
+    Ok(check::check(source.end.as_ref(), plan, options.fast, parallel, &progress).await?)
 }
 
 fn text(report: &CheckReport, options: &Check) -> Result<String, std::fmt::Error> {

@@ -13,17 +13,15 @@ use super::{print_bytes, print_json};
 use crate::Exit;
 use crate::display::Display;
 use crate::options::{Global, Info, OutputFormat};
+use crate::remote::{is_registry, look};
 use crate::settings::settings;
 
 pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit> {
-    let settings = settings(global, &options.source, None)?;
-    let source = open::source(&options.source, &settings)?;
-    let display = Display::start(global, Progress::default(), &options.source, &settings.spools);
-    let mut image = source.end.image().await?;
-    // An engine tells the config only behind the layers of its export.
-    source.end.settle(&mut image).await?;
-    let index = source.end.index().await?;
-    drop(display);
+    // An image that is here is looked at here: no coordinator could say anything else of it.
+    let (image, index) = match &global.coordinator {
+        Some(_) if is_registry(&options.source) => look::inspect(&options.source, global).await?,
+        _ => here(options, global).await?,
+    };
     match global.output_format {
         OutputFormat::Json => {
             let mut document = document(&image);
@@ -38,6 +36,16 @@ pub(crate) async fn run(options: &Info, global: &Global) -> anyhow::Result<Exit>
             print_bytes(text.as_bytes())
         }
     }
+}
+
+async fn here(options: &Info, global: &Global) -> anyhow::Result<(Image, Option<SourceIndex>)> {
+    let settings = settings(global, &options.source, None)?;
+    let source = open::source(&options.source, &settings)?;
+    let _display = Display::start(global, Progress::default(), &options.source, &settings.spools);
+    let mut image = source.end.image().await?;
+    // An engine tells the config only behind the layers of its export.
+    source.end.settle(&mut image).await?;
+    Ok((image, source.end.index().await?))
 }
 
 /// The index that the image was chosen from.

@@ -6,69 +6,71 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use occy_pipeline::element::StoredLayer;
+use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LocalExecutor};
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{IndexPlan, process_index};
 use occy_pipeline::manifest::Descriptor;
-use occy_pipeline::open;
-use occy_pipeline::output::{ImageOutput, OUTPUTS};
-use occy_pipeline::process::{Outcome, process};
+use occy_pipeline::open::{self, Settings};
+use occy_pipeline::output::{ImageOutput, OUTPUTS, Receipt};
+use occy_pipeline::process::{Outcome, Summary, process};
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::task::LayerPlan;
+use occy_pipeline::wire::convert;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::display::Display;
 use crate::options::{Global, OutputFormat, Process};
+use crate::remote::call::{self, Sent};
+use crate::remote::connect::Coordinator;
+use crate::remote::{findings, is_registry, spec};
 use crate::settings::{Misused, plan, settings};
 use crate::{Exit, Untold, say};
 
 pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Exit> {
-    let mut settings = settings(global, &options.source, Some(&options.destination))?;
-    settings.compression = options.compression;
-    settings.format = options.format.unwrap_or_default();
-    settings.force = options.force;
-    settings.verify = options.verify;
-    settings.foreign_layers = options.foreign_layers;
-    let chain = FilterChain::parse(&options.filters).map_err(occy_pipeline::error::Error::from)?;
-    if options.destination.ends_with("://-") && std::io::stdout().is_terminal() {
-        let reason =
-            format!("{} is a terminal here, which a tar would spoil: redirect it", options.destination);
+    let work = &options.work;
+    let is_stdout = work.destination.ends_with("://-");
+    if is_stdout && std::io::stdout().is_terminal() {
+        let reason = format!("{} is a terminal here, which a tar would spoil: redirect it", work.destination);
         return Err(Misused(reason).into());
     }
-    let source = open::source(&options.source, &settings)?;
-    let output = open::output(&options.destination, &settings)?;
-    let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
-    let files = Files::open(&chain)?;
     warn_of_idle(options);
-    let plan = plan(global, &settings, chain, options.verify_diff_ids);
-    if options.all
-        && let Some(index) = source.end.index().await?
-    {
-        let executor = LocalExecutor::new(parallel);
-        return copy_all(source.end.as_ref(), &index, plan, executor, output.end.as_ref(), global).await;
-    }
-    let progress = Progress::default();
-    let display = Display::start(global, progress.clone(), &options.source, &settings.spools);
-    let executor = LocalExecutor::new(parallel);
-    let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
-    drop(display);
+    let told = match &global.coordinator {
+        Some(_) => with_coordinator(options, global).await?,
+        None => match here(options, global).await? {
+            Some(told) => told,
+            // An index was copied whole, and has told of itself.
+            None => return Ok(Exit::Done),
+        },
+    };
     // The destination itself is standard output: what else there is to say goes to standard error.
-    let stdout_is_taken = options.destination.ends_with("://-");
-    tell(&outcome, &plan.chain, global, stdout_is_taken).map_err(Untold)?;
-    files.keep();
+    told.tell(global, is_stdout).map_err(Untold)?;
+    told.files.keep();
     Ok(Exit::Done)
+}
+
+fn opened(options: &Process, global: &Global) -> anyhow::Result<Settings> {
+    let work = &options.work;
+    let mut settings = settings(global, &work.source, Some(&work.destination))?;
+    settings.compression = work.compression;
+    settings.format = work.format.unwrap_or_default();
+    settings.force = options.force;
+    settings.verify = options.verify;
+    settings.foreign_layers = work.foreign_layers;
+    Ok(settings)
 }
 
 /// Tells of options that mean nothing to the destination.
 fn warn_of_idle(options: &Process) {
-    let scheme = options.destination.split("://").next().unwrap_or_default();
+    let scheme = options.work.destination.split("://").next().unwrap_or_default();
     let Some(kind) = OUTPUTS.iter().find(|kind| kind.scheme == scheme) else { return };
     for (option, is_given) in [
-        ("compression", options.compression.is_some()),
-        ("format", options.format.is_some()),
+        ("compression", options.work.compression.is_some()),
+        ("format", options.work.format.is_some()),
         ("force", options.force),
         ("verify", options.verify),
     ] {
@@ -78,31 +80,141 @@ fn warn_of_idle(options: &Process) {
     }
 }
 
-/// Prints what came of an image. What cannot be told does not keep the rest from being told.
-fn tell(
-    outcome: &Outcome,
-    chain: &FilterChain,
-    global: &Global,
-    stdout_is_taken: bool,
-) -> anyhow::Result<()> {
-    let mut told = Ok(());
-    for rendering in outcome.renderings(chain, rendered(global)) {
-        told = told.and(deliver(&rendering, stdout_is_taken));
+/// In this process. None for an index that was copied whole.
+async fn here(options: &Process, global: &Global) -> anyhow::Result<Option<Told>> {
+    let work = &options.work;
+    let settings = opened(options, global)?;
+    let chain = FilterChain::parse(&work.filters).map_err(Error::from)?;
+    let source = open::source(&work.source, &settings)?;
+    let output = open::output(&work.destination, &settings)?;
+    let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
+    let files = Files::open(&chain)?;
+    let plan = plan(global, &settings, chain, work.verify_diff_ids);
+    let executor = LocalExecutor::new(parallel);
+    if options.all
+        && let Some(index) = source.end.index().await?
+    {
+        copy_all(source.end.as_ref(), &index, plan, executor, output.end.as_ref(), global).await?;
+        return Ok(None);
     }
-    match global.output_format {
-        OutputFormat::Json if stdout_is_taken => say(&document(outcome).to_string()),
-        OutputFormat::Json => told = told.and(print_json(&document(outcome)).map(drop)),
-        OutputFormat::Text if !global.quiet => {
-            if let Some(digest) = &outcome.receipt.manifest_digest {
-                say(&format!("Pushed {} ({digest})", outcome.receipt.destination));
-            }
+    let progress = Progress::default();
+    let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
+    let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
+    drop(display);
+    let renderings = outcome.renderings(&plan.chain, rendered(global));
+    Ok(Some(Told::of(&outcome, renderings, files)))
+}
+
+/// By a coordinator.
+async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<Told> {
+    let work = &options.work;
+    spec::refuse_registry_options(global, &[&work.source, &work.destination])?;
+    if options.all {
+        let problem = "--all cannot be had with --coordinator: an index is copied whole by this process only";
+        return Err(Misused(problem.to_owned()).into());
+    }
+    let settings = opened(options, global)?;
+    let chain = findings::chain(&work.filters).map_err(Error::from)?;
+    let mut spec = spec::of_work(work, global);
+    let source = match is_registry(&work.source) {
+        true => None,
+        false => Some(open::source(&work.source, &settings)?),
+    };
+    let output = match is_registry(&work.destination) {
+        true => None,
+        false => Some(open::output(&work.destination, &settings)?),
+    };
+    if let Some(workers) = source.as_ref().and_then(|source| source.max_workers) {
+        spec.parallel = convert::count(workers);
+    }
+    if let Some(output) = &output {
+        spec = spec::to_here(spec, output.end.form());
+    }
+    let files = Files::open(&chain)?;
+    let coordinator = Coordinator::needed(global, "process").await?;
+    let progress = Progress::default();
+    let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
+    let call = call::Plan {
+        spec,
+        source: source.map(|source| source.end),
+        sending: plan(global, &settings, FilterChain::default(), false),
+        chain: chain.clone(),
+        progress,
+    };
+    let told = match output {
+        None => Told::of_sent(call::send(&coordinator, call).await?, files),
+        Some(output) => {
+            // What has passed the filters is looked at no more: only the output wants to know which they were.
+            let layers = plan(global, &settings, chain, false);
+            let (outcome, renderings) = call::receive(&coordinator, call, layers, output.end).await?;
+            Told::of(&outcome, renderings, files)
         }
-        OutputFormat::Text => {}
+    };
+    drop(display);
+    Ok(told)
+}
+
+/// Everything that is to be told of an image.
+struct Told {
+    renderings: Vec<Rendering>,
+    receipt: Receipt,
+    summary: Summary,
+    document: serde_json::Value,
+    files: Files,
+}
+
+impl Told {
+    fn of(outcome: &Outcome, renderings: Vec<Rendering>, files: Files) -> Self {
+        let (receipt, summary) = (outcome.receipt.clone(), outcome.summary);
+        Self { renderings, receipt, summary, document: document(outcome), files }
     }
-    if !global.quiet {
-        say(&outcome.summary.to_string());
+
+    /// Of an image that a coordinator has written.
+    fn of_sent(sent: Sent, files: Files) -> Self {
+        let Sent { result, layers, renderings, elapsed } = sent;
+        let named = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let receipt = Receipt {
+            manifest_digest: result.manifest_digest.parse().ok(),
+            manifest_media_type: named(&result.manifest_media_type),
+            destination: result.destination,
+        };
+        let summary = Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed };
+        let layers = layers.iter().map(|layer| {
+            let compression = convert::format(layer.compression()).map(|format| format.to_string());
+            json!({
+                "index": layer.index,
+                "source": named(&layer.source_digest),
+                "stored": (!layer.kept)
+                    .then(|| json!({"digest": layer.digest, "size": layer.size, "compression": compression})),
+                "diff_id": named(&layer.diff_id),
+                "edited": layer.changed,
+            })
+        });
+        let document = image_document(&result.image, &receipt, &summary, layers);
+        Self { renderings, receipt, summary, document, files }
     }
-    told
+
+    /// Prints it. What cannot be told does not keep the rest from being told.
+    fn tell(&self, global: &Global, stdout_is_taken: bool) -> anyhow::Result<()> {
+        let mut told = Ok(());
+        for rendering in &self.renderings {
+            told = told.and(deliver(rendering, stdout_is_taken));
+        }
+        match global.output_format {
+            OutputFormat::Json if stdout_is_taken => say(&self.document.to_string()),
+            OutputFormat::Json => told = told.and(print_json(&self.document).map(drop)),
+            OutputFormat::Text if !global.quiet => {
+                if let Some(digest) = &self.receipt.manifest_digest {
+                    say(&format!("Pushed {} ({digest})", self.receipt.destination));
+                }
+            }
+            OutputFormat::Text => {}
+        }
+        if !global.quiet {
+            say(&self.summary.to_string());
+        }
+        told
+    }
 }
 
 /// `--all`: a whole index.
@@ -113,7 +225,7 @@ async fn copy_all(
     executor: Arc<dyn Executor>,
     output: &dyn ImageOutput,
     global: &Global,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<()> {
     // One display at a time: that of an image ends where the next one's begins.
     let display = Arc::new(Mutex::new(None));
     let (shown, shared) = (global.clone(), Arc::clone(&display));
@@ -153,7 +265,7 @@ async fn copy_all(
     if !global.quiet {
         say(&copied.summary.to_string());
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 /// The files that filters append to, opened before anything is written elsewhere: one that cannot be opened stops the run while
@@ -194,7 +306,7 @@ fn append(path: &Path) -> anyhow::Result<File> {
 }
 
 /// The form in which filters print.
-pub(super) fn rendered(global: &Global) -> filter::OutputFormat {
+pub(crate) fn rendered(global: &Global) -> filter::OutputFormat {
     match global.output_format {
         OutputFormat::Text => filter::OutputFormat::Text,
         OutputFormat::Json => filter::OutputFormat::Json,
@@ -202,7 +314,7 @@ pub(super) fn rendered(global: &Global) -> filter::OutputFormat {
 }
 
 /// Prints what a filter found, or appends it to its file.
-pub(super) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::Result<()> {
+pub(crate) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::Result<()> {
     match &rendering.to {
         Target::Stdout if stdout_is_taken => say(rendering.text.trim_end_matches('\n')),
         Target::Stdout => {
@@ -219,24 +331,36 @@ pub(super) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::R
 }
 
 fn document(outcome: &Outcome) -> serde_json::Value {
-    json!({
-        "image": outcome.image.name.to_string(),
-        "destination": outcome.receipt.destination,
-        "manifest_digest": outcome.receipt.manifest_digest,
-        "manifest_media_type": outcome.receipt.manifest_media_type,
-        "bytes": outcome.summary.bytes,
-        "seconds": outcome.summary.elapsed.as_secs_f64(),
-        "layers": outcome.layers.iter().map(|layer| json!({
+    let layers = outcome.layers.iter().map(|layer| {
+        json!({
             "index": layer.index,
             "source": outcome.image.layers[layer.index].descriptor.as_ref().map(|descriptor| &descriptor.digest),
             "stored": match &layer.stored {
-                occy_pipeline::element::StoredLayer::Original => json!(null),
-                occy_pipeline::element::StoredLayer::Written { digest, size, format } => {
+                StoredLayer::Original => json!(null),
+                StoredLayer::Written { digest, size, format } => {
                     json!({"digest": digest, "size": size, "compression": format.to_string()})
                 }
             },
             "diff_id": layer.diff_id,
             "edited": layer.edited,
-        })).collect::<Vec<_>>(),
+        })
+    });
+    image_document(&outcome.image.name.to_string(), &outcome.receipt, &outcome.summary, layers)
+}
+
+fn image_document(
+    image: &str,
+    receipt: &Receipt,
+    summary: &Summary,
+    layers: impl Iterator<Item = serde_json::Value>,
+) -> serde_json::Value {
+    json!({
+        "image": image,
+        "destination": receipt.destination,
+        "manifest_digest": receipt.manifest_digest,
+        "manifest_media_type": receipt.manifest_media_type,
+        "bytes": summary.bytes,
+        "seconds": summary.elapsed.as_secs_f64(),
+        "layers": layers.collect::<Vec<_>>(),
     })
 }

@@ -35,8 +35,11 @@ impl Bars {
         }
         let room = rows.saturating_sub(2).max(1);
         let (shown, hidden) = chosen(layers, room);
-        let mut lines: Vec<String> =
-            shown.into_iter().map(|index| line(&layers[index], self.0[index].get(), columns)).collect();
+        let names = layers.iter().filter_map(worker).map(|name| 1 + name.chars().count()).max().unwrap_or(0);
+        let mut lines: Vec<String> = shown
+            .into_iter()
+            .map(|index| line(&layers[index], self.0[index].get(), columns, names))
+            .collect();
         lines.extend(summary(&hidden, layers).map(|line| cut(&line, columns)));
         lines
     }
@@ -73,13 +76,22 @@ fn summary(hidden: &[usize], layers: &[LayerProgress]) -> Option<String> {
     (!hidden.is_empty()).then(|| format!("... and {} more: {counts}", hidden.len()))
 }
 
-/// `8f2c91d0a5b7 [=====>        ]   12.3 MiB / 45.6 MiB   3.4 MiB/s`, or less of it.
-fn line(layer: &LayerProgress, speed: Option<u64>, columns: usize) -> String {
+/// The worker that has a layer; so much of its name as there is room for.
+fn worker(layer: &LayerProgress) -> Option<String> {
+    layer.worker().map(|name| format!("{:.16}", printable(name.as_bytes())))
+}
+
+/// `8f2c91d0a5b7 [=====>        ]   12.3 MiB / 45.6 MiB   3.4 MiB/s worker-1`, or less of it. `names` are the columns that are
+/// kept free for workers.
+fn line(layer: &LayerProgress, speed: Option<u64>, columns: usize, names: usize) -> String {
     let label = layer.label.strip_prefix("sha256:").unwrap_or(&layer.label);
     let read = layer.bytes.get();
     let word = match layer.state() {
         LayerState::Waiting => "waiting".to_owned(),
-        LayerState::Running => speed.map(|speed| format!("{}/s", size(speed))).unwrap_or_default(),
+        LayerState::Running => {
+            let speed = speed.map(|speed| format!("{}/s", size(speed)));
+            speed.into_iter().chain(worker(layer)).collect::<Vec<_>>().join(" ")
+        }
         LayerState::Done => "done".to_owned(),
         LayerState::Reused => "already there".to_owned(),
     };
@@ -89,7 +101,7 @@ fn line(layer: &LayerProgress, speed: Option<u64>, columns: usize) -> String {
     };
     let text = format!("{:.12}", printable(label.as_bytes()));
     // The label with a space, the brackets with one, the counts with one, and the longest word.
-    let taken = 13 + 3 + counts.len() + 1 + "already there".len();
+    let taken = 13 + 3 + counts.len() + 1 + "already there".len() + names;
     let width = columns.saturating_sub(1 + taken).min(WIDEST_BAR);
     let line = match layer.total {
         Some(total) if width >= NARROWEST_BAR => {
@@ -192,6 +204,18 @@ mod tests {
         );
         assert_eq!(lines(&progress, 40, 24)[1], "000000000000 66%");
         assert_eq!(lines(&progress, 40, 24)[3], "000000000000 already there");
+    }
+
+    #[test]
+    fn a_layer_that_a_worker_has_names_it_and_no_bar_is_longer_than_another() {
+        let progress = progress(2);
+        for layer in progress.layers() {
+            layer.set(LayerState::Running);
+        }
+        progress.layers()[1].set_worker("embedded-1\u{1b}");
+        let lines = lines(&progress, 100, 24);
+        assert!(lines[1].ends_with("embedded-1\\u{1b}"), "{lines:?}");
+        assert_eq!(lines[0].find(']'), lines[1].find(']'), "{lines:?}");
     }
 
     #[test]

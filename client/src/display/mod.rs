@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
 use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::path::printable;
 
 use crate::options::{Global, ProgressStyle};
 
@@ -143,12 +144,24 @@ impl Shown {
         let moved = || layers.iter().filter(|layer| layer.state() != LayerState::Reused);
         let total = moved().try_fold(0_u64, |sum, layer| Some(sum.saturating_add(layer.total?)));
         let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
-        let layers = match layers.len() {
+        let count = match layers.len() {
             1 => "1 layer".to_owned(),
             count => format!("{count} layers"),
         };
-        format!("Progress: {done} of {layers} done, {read}{of} bytes read")
+        let at_work = at_work(layers);
+        format!("Progress: {done} of {count} done, {read}{of} bytes read{at_work}")
     }
+}
+
+/// `; layer 3 at worker-1, layer 4 at worker-2`, where others than this process work.
+fn at_work(layers: &[LayerProgress]) -> String {
+    let running = layers.iter().enumerate().filter(|(_, layer)| layer.state() == LayerState::Running);
+    let workers = running.filter_map(|(index, layer)| {
+        let worker = layer.worker()?;
+        Some(format!("layer {} at {}", index + 1, printable(worker.as_bytes())))
+    });
+    let workers: Vec<_> = workers.collect();
+    if workers.is_empty() { String::new() } else { format!("; {}", workers.join(", ")) }
 }
 
 fn is_done(layer: &LayerProgress) -> bool {

@@ -3,34 +3,39 @@
 //! | what | where |
 //! |---|---|
 //! | the caller as a source: elements into spools | `source` |
-//! | the caller as a destination: elements out of the pipeline | `output` |
+//! | the caller as a destination: elements out of the pipeline | [`ElementOutput`] |
+//! | how far a call is | `progress` |
+//! | what an image is made of, and what is wrong with it | `look` |
 //! | one call, whichever ends are the caller's | here |
 
-pub mod output;
+pub mod look;
+mod progress;
 pub mod source;
 
 use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
 use occy_pipeline::element::{Layer, WrittenLayer};
-use occy_pipeline::filter::search::Search;
-use occy_pipeline::filter::{FilterChain, Report};
+use occy_pipeline::filter::Report;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::nothing::NoOutput;
 use occy_pipeline::process::process;
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::ImageSource;
+use occy_pipeline::wire::convert;
+use occy_pipeline::wire::output::{ElementOutput, Form};
 use occy_proto::v1::image_element::Element;
-use occy_proto::v1::{FilterOutput, ImageElement, ImageEnd, ImageResult, SearchHit};
+use occy_proto::v1::{
+    self, CallProgress, FilterOutput, ImageElement, ImageEnd, ImageResult, LayerStatus, SearchHit,
+};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use self::output::ClientOutput;
-use crate::admit::{Gate, Work};
-use crate::convert;
+use self::progress::Workers;
+use crate::admit::Work;
 use crate::error::ServiceError;
-use crate::executor::{FleetExecutor, LayerWatcher, Unwatched};
+use crate::executor::{FleetExecutor, LayerWatcher};
 use crate::fleet::Fleet;
 
 /// Bytes of what filters print or append that one call may send.
@@ -50,6 +55,10 @@ pub enum Answer {
     Element(ImageElement),
     /// What a filter found, where the destination is not the caller.
     Found(FilterOutput),
+    /// What came of a layer, where the destination is not the caller.
+    Layer(LayerStatus),
+    /// How far the call is.
+    Progress(CallProgress),
     /// What came of the image. Nothing follows.
     Result(ImageResult),
 }
@@ -79,18 +88,41 @@ pub async fn run(
         (opened.as_ref(), source.max_workers)
     };
     let queue = fleet.queue(&"".into(), &work.needs(), false);
-    let is_callers = work.destination.is_empty();
-    let (output, executor): (Arc<dyn ImageOutput>, _) = if is_callers {
-        let output = Arc::new(ClientOutput::new(answers.clone(), work.form));
+    let at_once = |output_workers| source_workers.max(output_workers).unwrap_or(work.settings.parallel);
+    let is_callers = work.destination.is_empty() && work.form != v1::LayerForm::None;
+    let (output, elements, at_once): (Arc<dyn ImageOutput>, _, _) = if is_callers {
+        let form = match work.form {
+            v1::LayerForm::Tar => Form::Tar,
+            _ => Form::Stored {
+                compression: work.settings.compression,
+                foreign_layers: work.settings.foreign_layers,
+            },
+        };
+        let output = Arc::new(ElementOutput::new(answers.clone(), Answer::Element, form));
         // One at a time: the caller gets the layers by index.
-        (Arc::clone(&output) as _, FleetExecutor::new(queue, 1, output))
+        (Arc::clone(&output) as _, Some(output), 1)
+    } else if work.destination.is_empty() {
+        (Arc::new(NoOutput), None, at_once(None))
     } else {
         let output = open::output(&work.destination, &work.settings)?;
-        let at_once = source_workers.max(output.max_workers).unwrap_or(work.settings.parallel);
-        (output.end, FleetExecutor::new(queue, at_once, Arc::new(Unwatched)))
+        (output.end, None, at_once(output.max_workers))
     };
-    let outcome = process(source, Arc::clone(&work.plan), output, executor, &Progress::default()).await?;
-    for found in convert::filter_outputs(&outcome, &work.plan.chain, FOUND_MAX)? {
+    let workers = Workers::default();
+    let watcher = CallWatcher { workers: workers.clone(), elements };
+    let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
+    let progress = Progress::default();
+    let telling =
+        progress::tell(&progress, &workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
+    let outcome = tokio::select! {
+        outcome = process(source, Arc::clone(&work.plan), output, executor, &progress) => outcome?,
+        never = telling => match never {},
+    };
+    if !is_callers {
+        for (layer, written) in outcome.image.layers.iter().zip(&outcome.layers) {
+            send(&answers, Answer::Layer(convert::layer_status(layer, written))).await?;
+        }
+    }
+    for found in convert::filter_outputs(&outcome, &work.plan.chain, work.findings, FOUND_MAX)? {
         let answer = match is_callers {
             true => Answer::Element(ImageElement { element: Some(Element::FilterOutput(found)) }),
             false => Answer::Found(found),
@@ -105,16 +137,34 @@ pub async fn run(
     send(&answers, Answer::Result(result)).await
 }
 
+/// Hears of the layers of a call, for its caller.
+struct CallWatcher {
+    workers: Workers,
+    /// Where the caller is the destination.
+    elements: Option<Arc<ElementOutput<Answer>>>,
+}
+
+#[async_trait::async_trait]
+impl LayerWatcher for CallWatcher {
+    async fn begun(&self, layer: &Layer, worker: &str) -> Result<(), ServiceError> {
+        self.workers.note(layer.index, worker);
+        Ok(())
+    }
+
+    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
+        match &self.elements {
+            Some(elements) => Ok(elements.layer_done(layer, written).await?),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Sends what a search finds, layer by layer.
 pub async fn search(
     work: Work,
-    gate: &Gate,
     fleet: &Fleet,
-    search: Search,
     hits: mpsc::Sender<Vec<SearchHit>>,
 ) -> Result<(), ServiceError> {
-    let plan = gate.plan(FilterChain::new(vec![Arc::new(search)]), false);
-    let work = Work { plan, ..work };
     let source = open::source(&work.source, &work.settings)?;
     let at_once = source.max_workers.unwrap_or(work.settings.parallel);
     let queue = fleet.queue(&"".into(), &work.needs(), false);

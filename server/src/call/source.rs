@@ -6,35 +6,33 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
-use occy_pipeline::blob::BlobError;
+use occy_pipeline::blob::{BlobError, BlobRef};
 use occy_pipeline::compression::Format;
 use occy_pipeline::config::ImageConfig;
 use occy_pipeline::digest::{Algorithm, Digest, Hasher};
 use occy_pipeline::element::{ConfigFile, Image, ImageName, Layer, SourceManifest};
 use occy_pipeline::error::Error;
-use occy_pipeline::manifest::{
-    self, Descriptor, Family, ImageManifest, LayerType, MAX_DOCUMENT, ParsedManifest,
-};
+use occy_pipeline::manifest::{Descriptor, Family, ImageManifest, LayerType};
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::spool::{FileRegion, Spool, SpoolDir};
+use occy_pipeline::wire::convert;
+use occy_pipeline::wire::document::Document;
+use occy_pipeline::wire::head::{Documents, Elsewhere, Head};
 use occy_proto::v1;
 use occy_proto::v1::image_element::Element;
-use occy_proto::v1::{DocumentChunk, ImageStart, LayerEnd, LayerStart};
-
+use occy_proto::v1::{LayerEnd, LayerStart};
 use tonic::Code;
 
 use super::Elements;
 use crate::error::ServiceError;
 
-/// Layers that a caller's image may have.
-const MAX_LAYERS: u32 = 2048;
-
 /// A caller's image, complete.
 #[derive(Debug)]
 pub struct ClientImage {
-    start: ImageStart,
+    name: ImageName,
+    aliases: Vec<String>,
     family: Family,
     manifest: Option<SourceManifest>,
     config: ConfigFile,
@@ -45,8 +43,8 @@ pub struct ClientImage {
 impl ImageSource for ClientImage {
     async fn image(&self) -> Result<Image, Error> {
         Ok(Image {
-            name: ImageName { repository: self.start.repository.clone(), tag: self.start.tag.clone() },
-            aliases: Vec::new(),
+            name: self.name.clone(),
+            aliases: self.aliases.clone(),
             manifest: self.manifest.clone(),
             family: self.family,
             config: self.config.clone(),
@@ -67,18 +65,15 @@ pub async fn receive(mut elements: Elements, spools: &SpoolDir) -> Result<Client
             }
             continue;
         };
-        match element {
-            Element::Start(start) => image.start(start)?,
-            _ if image.start.is_none() => return Err(wrong("it does not begin with its start")),
-            Element::Manifest(chunk) => image.manifest.take(&chunk, "the manifest")?,
-            Element::ConfigFile(chunk) => image.config.take(&chunk, "the config")?,
-            Element::FinalConfigFile(chunk) => image.final_config.take(&chunk, "the final config")?,
-            Element::LayerStart(start) => image.layer_start(&start)?,
-            Element::LayerChunk(chunk) => image.layer_chunk(chunk.data).await?,
-            Element::LayerEnd(end) => image.layer_end(&end)?,
+        match image.head.take(element)? {
+            None => {}
+            Some(Element::FinalConfigFile(chunk)) => image.final_config.take(&chunk, "the final config")?,
+            Some(Element::LayerStart(start)) => image.layer_start(&start)?,
+            Some(Element::LayerChunk(chunk)) => image.layer_chunk(chunk.data).await?,
+            Some(Element::LayerEnd(end)) => image.layer_end(&end)?,
+            Some(Element::End(_)) => return image.finish(),
             // What a filter found on the way to the caller is the caller's.
-            Element::FilterOutput(_) => {}
-            Element::End(_) => return image.finish(),
+            Some(_) => {}
         }
     }
     Err(ServiceError::Truncated)
@@ -96,48 +91,29 @@ fn wrong(problem: impl Into<String>) -> ServiceError {
     ServiceError::Elements(problem.into())
 }
 
-/// A document that is coming in pieces.
-#[derive(Debug, Default)]
-struct Document {
-    bytes: BytesMut,
-    is_whole: bool,
-}
-
-impl Document {
-    fn take(&mut self, chunk: &DocumentChunk, what: &'static str) -> Result<(), ServiceError> {
-        if self.is_whole {
-            return Err(wrong(format!("{what} comes twice")));
-        }
-        if self.bytes.len() + chunk.data.len() > MAX_DOCUMENT {
-            return Err(ServiceError::TooLarge { what, limit: MAX_DOCUMENT });
-        }
-        self.bytes.extend_from_slice(&chunk.data);
-        self.is_whole = chunk.last;
-        Ok(())
-    }
-
-    fn finish(self, what: &str) -> Result<Option<Bytes>, ServiceError> {
-        match self.is_whole {
-            true => Ok(Some(self.bytes.freeze())),
-            false if self.bytes.is_empty() => Ok(None),
-            false => Err(wrong(format!("{what} has no end"))),
-        }
-    }
-}
-
 /// A layer that is coming.
 #[derive(Debug)]
 struct OpenLayer {
-    index: u32,
-    same_as: Option<u32>,
-    /// Away while a thread writes to it.
-    bytes: Option<(Spool, Hasher)>,
+    index: usize,
+    content: Content,
+}
+
+/// Where the bytes of a layer are.
+#[derive(Debug)]
+enum Content {
+    /// They are those of an earlier one.
+    SameAs(usize),
+    /// They stay where the manifest says.
+    Absent,
+    /// They are coming; away while a thread writes them down.
+    Coming(Option<Box<(Spool, Hasher)>>),
 }
 
 /// A layer that has come.
 #[derive(Clone, Debug)]
 struct ReceivedLayer {
-    region: FileRegion,
+    blob: BlobRef,
+    is_absent: bool,
     digest: Digest,
     size: u64,
     format: Format,
@@ -149,55 +125,47 @@ struct ReceivedLayer {
 #[derive(Debug)]
 struct Incoming {
     spools: SpoolDir,
-    start: Option<ImageStart>,
-    manifest: Document,
-    config: Document,
+    head: Head,
     final_config: Document,
     open: Option<OpenLayer>,
-    layers: Vec<ReceivedLayer>,
+    /// By index; None has not come.
+    layers: Vec<Option<ReceivedLayer>>,
 }
 
 impl Incoming {
     fn new(spools: SpoolDir) -> Self {
         Self {
             spools,
-            start: None,
-            manifest: Document::default(),
-            config: Document::default(),
+            head: Head::default(),
             final_config: Document::default(),
             open: None,
             layers: Vec::new(),
         }
     }
 
-    fn start(&mut self, start: ImageStart) -> Result<(), ServiceError> {
-        if self.start.is_some() {
-            return Err(wrong("it begins twice"));
-        }
-        if start.layer_count > MAX_LAYERS {
-            return Err(ServiceError::TooMany { what: "layers in an image", limit: MAX_LAYERS as usize });
-        }
-        self.start = Some(start);
-        Ok(())
-    }
-
     fn layer_start(&mut self, start: &LayerStart) -> Result<(), ServiceError> {
-        let next = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-        if start.index != next {
-            return Err(wrong(format!("layer {} begins where layer {next} should", start.index)));
+        let announced = self.head.layer_count();
+        self.layers.resize(announced, None);
+        let index = start.index as usize;
+        match (&self.open, self.layers.get(index)) {
+            (_, None) => {
+                return Err(wrong(format!("it has more than the {announced} layers that it announced")));
+            }
+            (_, Some(Some(_))) => return Err(wrong(format!("layer {index} comes twice"))),
+            (Some(open), _) if open.index != index => {
+                return Err(wrong(format!("layer {index} begins within layer {}", open.index)));
+            }
+            _ => {}
         }
-        let announced = self.start.as_ref().map_or(0, |start| start.layer_count);
-        if start.index >= announced {
-            return Err(wrong(format!("it has more than the {announced} layers that it announced")));
-        }
-        if start.same_as.is_some_and(|earlier| earlier >= next) {
-            return Err(wrong(format!("layer {next} repeats a layer that has not come")));
-        }
-        let bytes = match start.same_as {
-            Some(_) => None,
-            None => Some((self.spool()?, Hasher::new(Algorithm::Sha256))),
+        let content = match start.same_as.map(|earlier| earlier as usize) {
+            Some(earlier) if earlier >= index || self.layers[earlier].is_none() => {
+                return Err(wrong(format!("layer {index} repeats a layer that has not come")));
+            }
+            Some(earlier) => Content::SameAs(earlier),
+            None if start.absent => Content::Absent,
+            None => Content::Coming(Some(Box::new((self.spool()?, Hasher::new(Algorithm::Sha256))))),
         };
-        self.open = Some(OpenLayer { index: next, same_as: start.same_as, bytes });
+        self.open = Some(OpenLayer { index, content });
         Ok(())
     }
 
@@ -206,31 +174,33 @@ impl Incoming {
     }
 
     async fn layer_chunk(&mut self, data: Bytes) -> Result<(), ServiceError> {
-        let bytes = self.open.as_mut().and_then(|layer| layer.bytes.take());
-        let Some((mut spool, mut hasher)) = bytes else {
+        let Some(OpenLayer { content: Content::Coming(bytes), .. }) = &mut self.open else {
             return Err(wrong("bytes of a layer come where none is open"));
         };
+        let mut writing = bytes.take().expect("the bytes are put back after each chunk");
         let written = tokio::task::spawn_blocking(move || {
+            let (spool, hasher) = writing.as_mut();
             spool.write_all(&data)?;
             hasher.update(&data);
-            Ok((spool, hasher))
+            Ok(writing)
         });
         let written = written.await.map_err(|error| ServiceError::Panicked(error.to_string()))?;
-        if let Some(layer) = &mut self.open {
-            layer.bytes = Some(written.map_err(spooling)?);
-        }
+        *bytes = Some(written.map_err(spooling)?);
         Ok(())
     }
 
     fn layer_end(&mut self, end: &LayerEnd) -> Result<(), ServiceError> {
-        let layer = self.open.take().filter(|layer| layer.index == end.index);
+        let layer = self.open.take().filter(|layer| layer.index == end.index as usize);
         let Some(layer) = layer else {
             return Err(wrong(format!("layer {} ends, and was not open", end.index)));
         };
-        let received = match (layer.same_as, layer.bytes) {
-            (Some(earlier), _) => self.layers[earlier as usize].clone(),
-            (None, Some((spool, hasher))) => received(spool, hasher, end)?,
-            (None, None) => unreachable!("the bytes are put back after each chunk"),
+        let received = match layer.content {
+            Content::SameAs(earlier) => self.layers[earlier].clone().expect("it was there at the start"),
+            Content::Absent => absent(end)?,
+            Content::Coming(bytes) => {
+                let (spool, hasher) = *bytes.expect("the bytes are put back after each chunk");
+                received(spool, hasher, end)?
+            }
         };
         let promised = |text: &str| text.is_empty() || text == received.digest.to_string();
         if !promised(&end.digest) || (!end.digest.is_empty() && end.size != received.size) {
@@ -239,39 +209,28 @@ impl Incoming {
                 end.index, received.digest, received.size, end.digest, end.size
             )));
         }
-        self.layers.push(received);
+        self.layers[layer.index] = Some(received);
         Ok(())
     }
 
     fn finish(self) -> Result<ClientImage, ServiceError> {
-        let start = self.start.unwrap_or_default();
-        if self.open.is_some() || self.layers.len() != start.layer_count as usize {
-            return Err(wrong(format!(
-                "it ends after {} of its {} layers",
-                self.layers.len(),
-                start.layer_count
-            )));
+        let announced = self.head.layer_count();
+        let received: Vec<_> = self.layers.into_iter().flatten().collect();
+        if self.open.is_some() || received.len() != announced {
+            return Err(wrong(format!("it ends after {} of its {announced} layers", received.len())));
         }
-        let is_stored = start.layer_form() != v1::LayerForm::Tar;
-        let manifest = match self.manifest.finish("the manifest")? {
-            Some(bytes) => Some(source_manifest(bytes, &start)?),
-            None => None,
-        };
-        let config = self.config.finish("the config")?;
+        let mut documents = self.head.finish()?;
         let final_config = self.final_config.finish("the final config")?;
+        let is_stored = documents.start.layer_form() != v1::LayerForm::Tar;
+        let is_artifact = documents.is_artifact();
         // Layers and config that filters have changed on their way are another image than the manifest's.
-        let is_changed =
-            final_config.is_some() || self.layers.iter().any(|layer| layer.changed) || !is_stored;
-        let family = match (&manifest, start.family()) {
-            (Some(manifest), _) => manifest.parsed.family,
-            (None, v1::Family::Docker) => Family::Docker,
-            (None, v1::Family::Oci | v1::Family::Unspecified) => Family::Oci,
-        };
-        let is_artifact = manifest.as_ref().is_some_and(|manifest| manifest.parsed.is_artifact());
-        let manifest = manifest.filter(|_| !is_changed);
-        let Some(config) = final_config.or(config) else { return Err(wrong("it has no config")) };
-        if let Some(manifest) = &manifest {
-            check_manifest(&manifest.parsed, &config, &self.layers)?;
+        if final_config.is_some() || received.iter().any(|layer| layer.changed) || !is_stored {
+            documents.manifest = None;
+        }
+        let config = final_config.or(documents.config.take());
+        let Some(config) = config else { return Err(wrong("it has no config")) };
+        if let Some(manifest) = &documents.manifest {
+            check_manifest(&manifest.parsed, &config, &received)?;
         }
         let document = match is_artifact {
             true => None,
@@ -280,25 +239,28 @@ impl Incoming {
             }
         };
         let diff_ids = document.as_ref().map(|document| document.diff_ids().to_vec()).unwrap_or_default();
-        if document.is_some() && diff_ids.len() != self.layers.len() {
-            let (layers, diff_ids) = (self.layers.len(), diff_ids.len());
+        if document.is_some() && diff_ids.len() != received.len() {
+            let (layers, diff_ids) = (received.len(), diff_ids.len());
             return Err(wrong(format!("it has {layers} layers, its config {diff_ids} diff_ids")));
         }
-        let descriptors = manifest.as_ref().map(|manifest| manifest.parsed.layers.as_slice());
         let mut layers = Vec::new();
-        for (index, received) in self.layers.into_iter().enumerate() {
+        for (index, received) in received.into_iter().enumerate() {
             let diff_id = diff_ids.get(index).cloned().flatten();
             if received.diff_id.is_some() && diff_id.is_some() && received.diff_id != diff_id {
                 return Err(wrong(format!("the config has another diff_id for layer {index}")));
             }
-            layers.push(layer(index, received, diff_id, is_stored, family, descriptors)?);
+            layers.push(layer(index, received, diff_id, is_stored, &documents)?);
         }
-        let media_type = match start.config_media_type.as_str() {
-            "" => family.config().to_owned(),
-            named => named.to_owned(),
-        };
-        let config = ConfigFile { original: Some(config), media_type, document };
-        Ok(ClientImage { start, family, manifest, config, layers })
+        let config =
+            ConfigFile { original: Some(config), media_type: documents.config_media_type(), document };
+        Ok(ClientImage {
+            name: documents.name(),
+            aliases: documents.start.aliases,
+            family: documents.family,
+            manifest: documents.manifest,
+            config,
+            layers,
+        })
     }
 }
 
@@ -318,27 +280,22 @@ fn received(spool: Spool, hasher: Hasher, end: &LayerEnd) -> Result<ReceivedLaye
             Some(text.parse().map_err(|error| wrong(format!("diff_id of layer {}: {error}", end.index)))?)
         }
     };
-    let region = region.verified(digest.clone());
-    Ok(ReceivedLayer { region, digest, size, format, diff_id, changed: end.changed })
+    let blob = Arc::new(region.verified(digest.clone()));
+    Ok(ReceivedLayer { blob, is_absent: false, digest, size, format, diff_id, changed: end.changed })
 }
 
-fn source_manifest(bytes: Bytes, start: &ImageStart) -> Result<SourceManifest, ServiceError> {
-    let parsed = manifest::parse(&bytes, start.manifest_media_type.as_deref());
-    match parsed.map_err(|error| wrong(error.to_string()))? {
-        ParsedManifest::Image(parsed) => Ok(SourceManifest {
-            digest: Digest::sha256(&bytes),
-            media_type: match &start.manifest_media_type {
-                Some(media_type) if !media_type.is_empty() => media_type.clone(),
-                _ => parsed.family.manifest().to_owned(),
-            },
-            bytes,
-            parsed,
-        }),
-        ParsedManifest::Index(_) => Err(wrong("its manifest is an index, not an image")),
-        ParsedManifest::Schema1(_) => {
-            Err(wrong("its manifest is of docker's first format, which is only read"))
-        }
-    }
+/// A layer whose bytes nobody has: it can only be named, as its manifest names it.
+fn absent(end: &LayerEnd) -> Result<ReceivedLayer, ServiceError> {
+    let digest = end.digest.parse().map_err(|error| wrong(format!("layer {}: {error}", end.index)))?;
+    Ok(ReceivedLayer {
+        blob: Arc::new(Elsewhere { identity: end.digest.clone(), size: Some(end.size) }),
+        is_absent: true,
+        digest,
+        size: end.size,
+        format: convert::format(end.compression()).unwrap_or(Format::None),
+        diff_id: None,
+        changed: false,
+    })
 }
 
 /// What came is what the manifest names.
@@ -368,29 +325,36 @@ fn layer(
     received: ReceivedLayer,
     diff_id: Option<Digest>,
     is_stored: bool,
-    family: Family,
-    descriptors: Option<&[Descriptor]>,
+    documents: &Documents,
 ) -> Result<Layer, ServiceError> {
-    let ReceivedLayer { region, digest, size, format, .. } = received;
-    let descriptor = match descriptors {
+    let ReceivedLayer { blob, is_absent, digest, size, format, .. } = received;
+    let described = documents.layers.get(index).filter(|_| is_stored);
+    let stated = described.and_then(|described| convert::format(described.compression()));
+    let format = stated.unwrap_or(format);
+    let descriptor = match (described, &documents.manifest) {
         _ if !is_stored => None,
-        Some(descriptors) => Some(descriptors[index].clone()),
-        None => {
+        (_, Some(manifest)) => Some(manifest.parsed.layers[index].clone()),
+        // A plain tar that its source knows by its diff_id alone.
+        (Some(described), None) if described.digest.is_empty() => None,
+        (_, None) => {
             // Docker has no name for zstd; such an image becomes OCI, whose names are taken then.
-            let kind = LayerType::new(family, format);
+            let kind = LayerType::new(documents.family, format);
             let name = kind.name().or_else(|_| kind.in_family(Family::Oci).name());
             let name = name.map_err(|error| wrong(format!("layer {index}: {error}")))?;
             Some(Descriptor::new(name, &digest, size))
         }
     };
+    if is_absent && !descriptor.as_ref().is_some_and(Descriptor::is_foreign) {
+        return Err(wrong(format!("layer {index} has no bytes, and is not one that could be elsewhere")));
+    }
     Ok(Layer {
         index,
-        blob: Arc::new(region),
+        blob,
+        keep_stored: is_stored && (described.is_none_or(|described| described.keep_stored)),
+        known_by_diff_id_alone: documents.manifest.is_none(),
         descriptor,
         format,
         diff_id,
         origin: None,
-        keep_stored: is_stored,
-        known_by_diff_id_alone: descriptors.is_none(),
     })
 }

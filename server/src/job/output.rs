@@ -15,6 +15,7 @@ use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Report};
 use occy_pipeline::manifest::{Descriptor, Family, LayerType};
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use occy_pipeline::wire::convert;
 use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
 
@@ -152,7 +153,9 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let others = finished.layers.iter().filter(|layer| !begun.contains(&layer.index));
         let mut changes: Vec<_> = others
-            .map(|written| Change::LayerDone(status(&finished.image.layers[written.index], written)))
+            .map(|written| {
+                Change::LayerDone(convert::layer_status(&finished.image.layers[written.index], written))
+            })
             .collect();
         changes.push(Change::Finalize);
         let _finalizing = Counted::new(&self.attempt.finalizing);
@@ -179,7 +182,7 @@ impl LayerWatcher for JobWatcher {
 
     async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
         let record = (key(layer, &self.chain), Record::of(written));
-        self.attempt.apply(vec![Change::LayerDone(status(layer, written))], Some(record)).await
+        self.attempt.apply(vec![Change::LayerDone(convert::layer_status(layer, written))], Some(record)).await
     }
 }
 
@@ -201,27 +204,6 @@ impl Drop for Counted<'_> {
 
 fn place(index: usize) -> u32 {
     u32::try_from(index).expect("an image has fewer layers than that")
-}
-
-fn status(layer: &Layer, written: &WrittenLayer) -> LayerStatus {
-    let (digest, size) = match &written.stored {
-        StoredLayer::Written { digest, size, .. } => (digest.to_string(), *size),
-        StoredLayer::Original => match &layer.descriptor {
-            Some(descriptor) => (descriptor.digest.to_string(), descriptor.size),
-            None => (String::new(), layer.blob.size().unwrap_or(0)),
-        },
-    };
-    LayerStatus {
-        index: place(written.index),
-        state: LayerState::Done.into(),
-        label: layer.label(),
-        source_size: layer.blob.size(),
-        digest,
-        size,
-        diff_id: written.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
-        changed: written.edited,
-        worker: String::new(),
-    }
 }
 
 /// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.

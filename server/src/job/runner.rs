@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -19,7 +20,6 @@ use super::state::Change;
 use super::store::{Applied, Store, Submitted};
 use super::watch::{LiveJob, LiveJobs};
 use crate::admit::{Ends, Gate};
-use crate::convert;
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
 use crate::fleet::Fleet;
@@ -194,7 +194,9 @@ impl Jobs {
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;
         let mut changes: Vec<_> =
-            convert::filter_outputs(&outcome, &work.plan.chain, FOUND_MAX)?.map(Change::Found).collect();
+            convert::filter_outputs(&outcome, &work.plan.chain, work.findings, FOUND_MAX)?
+                .map(Change::Found)
+                .collect();
         changes.push(Change::Succeed(convert::image_result(&outcome)));
         attempt.apply(changes, None).await
     }

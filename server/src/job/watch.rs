@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::progress::Progress;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::job_event::Event;
-use occy_proto::v1::{JobEvent, JobProgress, LayerProgress};
+use occy_proto::v1::{JobEvent, JobProgress};
 use tokio::sync::{mpsc, watch};
 
 use super::state::is_final;
@@ -103,7 +104,7 @@ pub async fn follow(
                 return Ok(());
             },
             () = tokio::time::sleep(PROGRESS_EVERY) => {
-                let now = progress.as_ref().map(running);
+                let now = progress.as_ref().map(|progress| JobProgress { layers: convert::running(progress) });
                 if let Some(now) = now.filter(|now| !now.layers.is_empty() && told.as_ref() != Some(now)) {
                     let event = JobEvent { sequence: 0, time: None, event: Some(Event::Progress(now.clone())) };
                     events.send(event).await.map_err(|_| ServiceError::CallerGone)?;
@@ -111,18 +112,5 @@ pub async fn follow(
                 }
             }
         }
-    }
-}
-
-fn running(progress: &Progress) -> JobProgress {
-    let layers = progress.layers().iter().enumerate();
-    let running = layers.filter(|(_, layer)| layer.state() == LayerState::Running);
-    JobProgress {
-        layers: running
-            .map(|(index, layer)| LayerProgress {
-                index: u32::try_from(index).unwrap_or(u32::MAX),
-                bytes: layer.bytes.get(),
-            })
-            .collect(),
     }
 }

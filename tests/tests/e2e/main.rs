@@ -21,6 +21,7 @@ mod oci_layout;
 mod platforms;
 mod progress;
 mod push;
+mod remote;
 mod rewriting;
 mod schema1;
 mod search;

@@ -100,9 +100,9 @@ fn what_a_request_gets_wrong_is_named() {
     for (spec, reason, part) in [
         (json!({}), "INVALID_FIELD", "source"),
         (with("destination", json!("")), "INVALID_FIELD", "destination"),
-        (with("source", json!("nonsense")), "INVALID", "nonsense"),
-        (with("source", json!("registry://UPPER/Case/")), "INVALID", "Case"),
-        (with("filters", json!(["strip"])), "INVALID", "strip"),
+        (with("source", json!("nonsense")), "MALFORMED", "nonsense"),
+        (with("source", json!("registry://UPPER/Case/")), "MALFORMED", "Case"),
+        (with("filters", json!(["strip"])), "MALFORMED", "strip"),
         (with("filters", json!(vec!["normalize-timestamps"; 65])), "INVALID_FIELD", "filters"),
         (with("compression", json!("lz4")), "INVALID_FIELD", "lz4"),
         (with("parallel", json!(1000)), "INVALID_FIELD", "parallel"),

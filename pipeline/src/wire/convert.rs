@@ -1,17 +1,17 @@
-//! From the pipeline's values to the API's.
+//! From the pipeline's values to the API's, and back.
 
-use occy_pipeline::compression::Format;
-use occy_pipeline::digest::Digest;
-use occy_pipeline::filter::search::{Hit, HitKind};
-use occy_pipeline::filter::{FilterChain, OutputFormat, Target};
-use occy_pipeline::manifest::Family;
-use occy_pipeline::process::Outcome;
-use occy_proto::v1::{self, FileKind, FilterOutput, ImageResult, SearchHit};
+use occy_proto::v1::{self, FileKind, FilterOutput, ImageResult, LayerState, LayerStatus, SearchHit};
 
-use crate::error::ServiceError;
-
-/// Bytes of data in one message.
-pub const CHUNK: usize = 256 * 1024;
+use super::{CHUNK, WireError};
+use crate::compression::Format;
+use crate::digest::Digest;
+use crate::element::{Layer, StoredLayer, WrittenLayer};
+use crate::filter::search::{Hit, HitKind};
+use crate::filter::{FilterChain, OutputFormat, Target};
+use crate::manifest::Family;
+use crate::platform::Platform;
+use crate::process::Outcome;
+use crate::progress::{self, Progress};
 
 /// What came of an image.
 pub fn image_result(outcome: &Outcome) -> ImageResult {
@@ -23,18 +23,56 @@ pub fn image_result(outcome: &Outcome) -> ImageResult {
         bytes: outcome.summary.bytes,
         layer_count: count(outcome.summary.layers),
         elapsed_millis: u64::try_from(outcome.summary.elapsed.as_millis()).unwrap_or(u64::MAX),
+        image: outcome.image.name.to_string(),
     }
+}
+
+/// A layer that its destination has.
+pub fn layer_status(layer: &Layer, written: &WrittenLayer) -> LayerStatus {
+    let descriptor = layer.descriptor.as_ref();
+    let source_digest = descriptor.map(|descriptor| descriptor.digest.to_string()).unwrap_or_default();
+    let (digest, size, format) = match &written.stored {
+        StoredLayer::Written { digest, size, format } => (digest.to_string(), *size, *format),
+        StoredLayer::Original => {
+            let size = descriptor.map(|descriptor| descriptor.size).or(layer.blob.size());
+            (source_digest.clone(), size.unwrap_or(0), layer.format)
+        }
+    };
+    LayerStatus {
+        index: count(written.index),
+        state: LayerState::Done.into(),
+        label: layer.label(),
+        source_size: layer.blob.size(),
+        digest,
+        size,
+        diff_id: written.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
+        changed: written.edited,
+        worker: String::new(),
+        compression: compression(format).into(),
+        kept: written.stored == StoredLayer::Original,
+        source_digest,
+    }
+}
+
+/// How far the layers are that are running.
+pub fn running(progress: &Progress) -> Vec<v1::LayerProgress> {
+    let layers = progress.layers().iter().enumerate();
+    let running = layers.filter(|(_, layer)| layer.state() == progress::LayerState::Running);
+    running
+        .map(|(index, layer)| v1::LayerProgress { index: count(index), bytes: layer.bytes.get() })
+        .collect()
 }
 
 /// What filters print or append, in pieces; at most `limit` bytes of it.
 pub fn filter_outputs(
     outcome: &Outcome,
     chain: &FilterChain,
+    format: OutputFormat,
     limit: usize,
-) -> Result<impl Iterator<Item = FilterOutput> + use<>, ServiceError> {
-    let renderings = outcome.placed_renderings(chain, OutputFormat::Text);
+) -> Result<impl Iterator<Item = FilterOutput> + use<>, WireError> {
+    let renderings = outcome.placed_renderings(chain, format);
     if renderings.iter().map(|(_, rendering)| rendering.text.len()).sum::<usize>() > limit {
-        return Err(ServiceError::TooLarge { what: "what the filters found", limit });
+        return Err(WireError::TooLarge { what: "what the filters found", limit });
     }
     Ok(renderings.into_iter().flat_map(|(filter, rendering)| {
         let append_to = match rendering.to {
@@ -102,6 +140,22 @@ pub fn compression(format: Format) -> v1::Compression {
         Format::Gzip => v1::Compression::Gzip,
         Format::Zstd => v1::Compression::Zstd,
     }
+}
+
+/// The same, back; None where it is not said.
+pub fn format(compression: v1::Compression) -> Option<Format> {
+    match compression {
+        v1::Compression::Unspecified => None,
+        v1::Compression::None => Some(Format::None),
+        v1::Compression::Gzip => Some(Format::Gzip),
+        v1::Compression::Zstd => Some(Format::Zstd),
+    }
+}
+
+/// An operating system and processor.
+pub fn platform(platform: Platform) -> v1::Platform {
+    let Platform { os, architecture, variant } = platform;
+    v1::Platform { os, architecture, variant: variant.unwrap_or_default() }
 }
 
 /// Whose media types an image uses.

@@ -1,0 +1,214 @@
+//! `occyctl job`: what a coordinator does on its own.
+
+use std::fmt::Write;
+
+use occy_pipeline::tar::path::printable;
+use occy_proto::v1::{self, JobState, ListJobsRequest, SubmitJobRequest};
+use serde_json::json;
+
+use super::{print_bytes, print_json};
+use crate::options::{self, Global, Job, OutputFormat, SubmitJob};
+use crate::remote::connect::Coordinator;
+use crate::remote::spec;
+use crate::remote::watch::{Watch, layer_document};
+use crate::{Exit, say};
+
+/// Jobs in one answer of a coordinator.
+const PAGE: usize = 200;
+
+pub(crate) async fn run(command: &Job, global: &Global) -> anyhow::Result<Exit> {
+    match command {
+        Job::Submit(options) => submit(options, global).await,
+        Job::Get(options) => {
+            let mut coordinator = Coordinator::needed(global, "job get").await?;
+            let request = v1::GetJobRequest { job_id: options.id.clone() };
+            let answered = coordinator.client.get_job(request).await;
+            let job = answered.map_err(|status| coordinator.error(status))?.into_inner().job;
+            show(&job.unwrap_or_default(), global)
+        }
+        Job::List(options) => list(options, global).await,
+        Job::Watch(options) => {
+            let coordinator = Coordinator::needed(global, "job watch").await?;
+            Watch::new(&coordinator, &options.id, options.after, global).run().await
+        }
+        Job::Cancel(options) => {
+            let mut coordinator = Coordinator::needed(global, "job cancel").await?;
+            let request = v1::CancelJobRequest { job_id: options.id.clone() };
+            let answered = coordinator.client.cancel_job(request).await;
+            let job = answered.map_err(|status| coordinator.error(status))?.into_inner().job;
+            let job = job.unwrap_or_default();
+            show(&job, global)?;
+            match job.state() {
+                JobState::Cancelled => Ok(Exit::Done),
+                state => {
+                    say(&format!(
+                        "error: job {} is {} and cannot be cancelled any more",
+                        job.id,
+                        word(state)
+                    ));
+                    Ok(Exit::Failed)
+                }
+            }
+        }
+    }
+}
+
+async fn submit(options: &SubmitJob, global: &Global) -> anyhow::Result<Exit> {
+    let work = &options.work;
+    spec::refuse_registry_options(global, &[&work.source, &work.destination])?;
+    let spec = v1::PipelineSpec {
+        source: work.source.clone(),
+        destination: work.destination.clone(),
+        ..spec::of_work(work, global)
+    };
+    let mut coordinator = Coordinator::needed(global, "job submit").await?;
+    let idempotency_key = options.idempotency_key.clone().unwrap_or_default();
+    let request = SubmitJobRequest { spec: Some(spec), idempotency_key };
+    let answered = coordinator.client.submit_job(request).await;
+    let job = answered.map_err(|status| coordinator.error(status))?.into_inner().job.unwrap_or_default();
+    if options.watch {
+        if !global.quiet {
+            say(&format!("Submitted job {}", job.id));
+        }
+        return Watch::new(&coordinator, &job.id, 0, global).for_submitter(&work.filters)?.run().await;
+    }
+    match global.output_format {
+        OutputFormat::Json => print_json(&document(&job)),
+        OutputFormat::Text => print_bytes(format!("{}\n", printable(job.id.as_bytes())).as_bytes()),
+    }
+}
+
+async fn list(options: &options::ListJobs, global: &Global) -> anyhow::Result<Exit> {
+    let mut coordinator = Coordinator::needed(global, "job list").await?;
+    let states: Vec<i32> = options.states.iter().map(|state| wanted(*state).into()).collect();
+    let (mut jobs, mut page_token) = (Vec::new(), String::new());
+    while jobs.len() < options.limit {
+        let page_size = PAGE.min(options.limit - jobs.len());
+        let page_size = u32::try_from(page_size).expect("a page is small");
+        let request = ListJobsRequest { page_size, page_token, states: states.clone() };
+        let answered = coordinator.client.list_jobs(request).await;
+        let page = answered.map_err(|status| coordinator.error(status))?.into_inner();
+        jobs.extend(page.jobs);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    match global.output_format {
+        OutputFormat::Json => print_json(&jobs.iter().map(document).collect::<Vec<_>>()),
+        OutputFormat::Text => print_bytes(lines(&jobs)?.as_bytes()),
+    }
+}
+
+fn wanted(state: options::JobState) -> JobState {
+    match state {
+        options::JobState::Queued => JobState::Queued,
+        options::JobState::Running => JobState::Running,
+        options::JobState::Finalizing => JobState::Finalizing,
+        options::JobState::Succeeded => JobState::Succeeded,
+        options::JobState::Failed => JobState::Failed,
+        options::JobState::Cancelled => JobState::Cancelled,
+    }
+}
+
+fn show(job: &v1::Job, global: &Global) -> anyhow::Result<Exit> {
+    match global.output_format {
+        OutputFormat::Json => print_json(&document(job)),
+        OutputFormat::Text => print_bytes(text(job)?.as_bytes()),
+    }
+}
+
+/// `JOB_STATE_RUNNING` as people read it.
+pub(crate) fn word(state: JobState) -> String {
+    state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
+}
+
+fn time(time: Option<&prost_types::Timestamp>) -> String {
+    time.map(ToString::to_string).unwrap_or_default()
+}
+
+fn shown(text: &str) -> String {
+    printable(text.as_bytes())
+}
+
+/// One job a line.
+fn lines(jobs: &[v1::Job]) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    for job in jobs {
+        let spec = job.spec.clone().unwrap_or_default();
+        let (source, destination) = (shown(&spec.source), shown(&spec.destination));
+        let created = time(job.create_time.as_ref());
+        writeln!(out, "{} {:<10} {created:<30} {source} {destination}", shown(&job.id), word(job.state()))?;
+    }
+    Ok(out)
+}
+
+fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let spec = job.spec.clone().unwrap_or_default();
+    writeln!(out, "Job:         {}", shown(&job.id))?;
+    writeln!(out, "State:       {}", word(job.state()))?;
+    writeln!(out, "Source:      {}", shown(&spec.source))?;
+    writeln!(out, "Destination: {}", shown(&spec.destination))?;
+    for filter in &spec.filters {
+        writeln!(out, "Filter:      {}", shown(filter))?;
+    }
+    writeln!(out, "Created:     {}", time(job.create_time.as_ref()))?;
+    writeln!(out, "Updated:     {}", time(job.update_time.as_ref()))?;
+    writeln!(out, "Attempts:    {}", job.attempts)?;
+    if let Some(result) = &job.result {
+        writeln!(out, "Result:      {} ({})", shown(&result.destination), shown(&result.manifest_digest))?;
+    }
+    if let Some(error) = &job.error {
+        writeln!(out, "Error:       {}", shown(&error.message))?;
+    }
+    if !job.layers.is_empty() {
+        writeln!(out, "Layers:")?;
+    }
+    for layer in &job.layers {
+        let state = layer.state().as_str_name().trim_start_matches("LAYER_STATE_").to_lowercase();
+        let line =
+            format!("  {:>3} {state:<8} {} {}", layer.index + 1, shown(&layer.label), shown(&layer.worker));
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(out)
+}
+
+fn document(job: &v1::Job) -> serde_json::Value {
+    let spec = job.spec.clone().unwrap_or_default();
+    json!({
+        "id": job.id,
+        "state": word(job.state()),
+        "source": spec.source,
+        "destination": spec.destination,
+        "filters": spec.filters,
+        "created": time(job.create_time.as_ref()),
+        "updated": time(job.update_time.as_ref()),
+        "attempts": job.attempts,
+        "last_sequence": job.last_sequence,
+        "layers": job.layers.iter().map(layer_document).collect::<Vec<_>>(),
+        "result": job.result.as_ref().map(result_document),
+        "error": job.error.as_ref().map(error_document),
+    })
+}
+
+pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
+    json!({
+        "image": result.image,
+        "destination": result.destination,
+        "manifest_digest": result.manifest_digest,
+        "manifest_media_type": result.manifest_media_type,
+        "bytes": result.bytes,
+        "layers": result.layer_count,
+        "seconds": std::time::Duration::from_millis(result.elapsed_millis).as_secs_f64(),
+    })
+}
+
+pub(crate) fn error_document(error: &v1::JobError) -> serde_json::Value {
+    json!({
+        "message": error.message,
+        "hint": error.hint,
+        "reason": error.reason,
+        "retryable": error.retryable,
+    })
+}

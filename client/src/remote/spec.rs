@@ -1,0 +1,111 @@
+//! What a command asks a coordinator for, and which of its options it cannot have there.
+
+use occy_pipeline::manifest::Family;
+use occy_pipeline::output::LayerForm;
+use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::platform::{Platform, PlatformChoice};
+use occy_pipeline::uri::Uri;
+use occy_pipeline::wire::convert;
+use occy_proto::v1::{self, PipelineSpec};
+
+use super::is_registry;
+use crate::options::{Global, OutputFormat, Work};
+use crate::settings::Misused;
+
+/// Refuses options that say how this process would speak to a registry, where the coordinator is the one who does.
+pub(crate) fn refuse_registry_options(global: &Global, ends: &[&str]) -> Result<(), Misused> {
+    if !ends.iter().any(|end| is_registry(end)) {
+        return Ok(());
+    }
+    let given = [
+        ("username", global.username.is_some()),
+        ("password", global.password.is_some()),
+        ("source-username", global.source_username.is_some()),
+        ("source-password", global.source_password.is_some()),
+        ("destination-username", global.destination_username.is_some()),
+        ("destination-password", global.destination_password.is_some()),
+        ("docker-config", global.docker_config.is_some()),
+        ("insecure", !global.insecure.is_empty()),
+        ("ca-cert", !global.ca_cert.is_empty()),
+        ("client-cert", global.client_cert.is_some()),
+        ("allow-network", !global.allow_network.is_empty()),
+        ("retries", global.retries != Global::RETRIES),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((option, _)) => {
+            let variable = option.to_uppercase().replace('-', "_");
+            Err(Misused(format!(
+                "--{option} (OCCYSTRAP_{variable}) cannot be had with --coordinator: it is the coordinator that speaks to \
+                 registries, as its operator has set it up"
+            )))
+        }
+    }
+}
+
+/// What is done with an image whose ends are these. An end that is here is empty.
+pub(crate) fn of_work(work: &Work, global: &Global) -> PipelineSpec {
+    let end = |uri: &String| Some(uri.clone()).filter(|uri| is_registry(uri)).unwrap_or_default();
+    PipelineSpec {
+        source: end(&work.source),
+        destination: end(&work.destination),
+        filters: work.filters.clone(),
+        platform: Some(platform(global, &work.source)),
+        compression: work.compression.map(|compression| compression.to_string()).unwrap_or_default(),
+        manifest_family: match work.format.unwrap_or_default() {
+            ManifestFormat::Keep => v1::Family::Unspecified,
+            ManifestFormat::Always(Family::Docker) => v1::Family::Docker,
+            ManifestFormat::Always(Family::Oci) => v1::Family::Oci,
+        }
+        .into(),
+        verify_diff_ids: work.verify_diff_ids,
+        parallel: convert::count(global.parallel),
+        foreign_layers: work.foreign_layers,
+        max_layer_size: global.max_layer_size,
+        findings: findings(global).into(),
+        ..PipelineSpec::default()
+    }
+}
+
+/// The same, for an image that comes here and goes to an output of that form.
+pub(crate) fn to_here(spec: PipelineSpec, form: LayerForm) -> PipelineSpec {
+    let (form, compression) = match form {
+        LayerForm::Tar => (v1::LayerForm::Tar, None),
+        LayerForm::Stored { compression } => (v1::LayerForm::Stored, compression),
+        LayerForm::Nothing => (v1::LayerForm::None, None),
+    };
+    PipelineSpec {
+        layer_form: form.into(),
+        compression: compression.map(|compression| compression.to_string()).unwrap_or_default(),
+        // The manifest is made where the destination is.
+        manifest_family: v1::Family::Unspecified.into(),
+        ..spec
+    }
+}
+
+/// How what filters find is printed.
+pub(crate) fn findings(global: &Global) -> v1::FindingsFormat {
+    match global.output_format {
+        OutputFormat::Text => v1::FindingsFormat::Text,
+        OutputFormat::Json => v1::FindingsFormat::Json,
+    }
+}
+
+/// The platform that is wanted: where nothing is said this machine's, and not the coordinator's. What the source's URI says of
+/// the architecture goes before both, and then its variant is not this machine's either.
+pub(crate) fn platform(global: &Global, source: &str) -> v1::Platform {
+    let choice = PlatformChoice {
+        os: global.os.clone(),
+        architecture: global.architecture.clone(),
+        variant: global.variant.clone(),
+    };
+    let names_architecture = Uri::parse(source).is_ok_and(|uri| uri.option("arch").is_some());
+    match names_architecture {
+        false => convert::platform(choice.resolve()),
+        true => convert::platform(Platform {
+            os: choice.os.unwrap_or_default(),
+            architecture: choice.architecture.unwrap_or_default(),
+            variant: choice.variant,
+        }),
+    }
+}

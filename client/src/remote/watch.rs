@@ -1,0 +1,254 @@
+//! A job's events, followed to its end: also over the end of the coordinator that began it.
+
+use std::time::Duration;
+
+use occy_pipeline::error::Error;
+use occy_pipeline::filter::{FilterChain, Rendering, Target};
+use occy_pipeline::process::Summary;
+use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::spool::SpoolDir;
+use occy_proto::v1::job_event::Event;
+use occy_proto::v1::{
+    self, FilterOutput, ImageResult, JobError, JobEvent, JobState, JobStateChanged, WatchJobRequest,
+};
+use serde_json::json;
+
+use super::connect::Coordinator;
+use super::error::RemoteError;
+use super::findings::{self, Findings};
+use crate::commands::job::{error_document, result_document, word};
+use crate::commands::print_bytes;
+use crate::commands::process::deliver;
+use crate::display::Display;
+use crate::options::{Global, OutputFormat};
+use crate::{Exit, Untold, say};
+
+/// So often in a row a coordinator that is not there is asked again, the pauses growing to the longest one: some five minutes.
+const RECONNECTS: u32 = 60;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A job that is watched.
+pub(crate) struct Watch<'a> {
+    coordinator: &'a Coordinator,
+    id: String,
+    /// The last event that was seen.
+    after: u64,
+    global: &'a Global,
+    progress: Progress,
+    display: Option<Display>,
+    findings: Findings,
+    /// The filters of whoever submitted the job, whose files are written; others only get to read.
+    chain: Option<FilterChain>,
+}
+
+/// How a job ended.
+enum End {
+    Succeeded(ImageResult),
+    Failed(JobError),
+    Cancelled,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(coordinator: &'a Coordinator, id: &str, after: u64, global: &'a Global) -> Self {
+        Self {
+            coordinator,
+            id: id.to_owned(),
+            after,
+            global,
+            progress: Progress::default(),
+            display: None,
+            findings: Findings::default(),
+            chain: None,
+        }
+    }
+
+    /// For whoever submitted the job: what its filters append to files is appended.
+    pub(crate) fn for_submitter(mut self, filters: &[String]) -> Result<Self, Error> {
+        self.chain = Some(findings::chain(filters)?);
+        Ok(self)
+    }
+
+    /// Watches the job to its end.
+    pub(crate) async fn run(mut self) -> anyhow::Result<Exit> {
+        let is_text = self.global.output_format == OutputFormat::Text;
+        if is_text {
+            let what = format!("job {}", self.id);
+            // Nothing is kept here before the layers are known.
+            let spools = SpoolDir::new("", 0);
+            self.display = Some(Display::start(self.global, self.progress.clone(), &what, &spools));
+        }
+        let mut lost = 0;
+        let end = loop {
+            let seen = self.after;
+            let error = match self.follow().await {
+                Ok(end) => break end,
+                Err(error) => error,
+            };
+            match error.downcast_ref::<RemoteError>() {
+                Some(remote) if remote.is_lost() => {}
+                _ => return Err(error),
+            }
+            lost = if self.after > seen { 1 } else { lost + 1 };
+            if lost > RECONNECTS {
+                return Err(error);
+            }
+            tracing::info!("{error:#}; asking again");
+            tokio::time::sleep(LONGEST_PAUSE.min(Duration::from_millis(250) * lost)).await;
+        };
+        drop(self.display.take());
+        match end {
+            End::Succeeded(result) if is_text => self.tell(&result),
+            End::Succeeded(_) => Ok(Exit::Done),
+            End::Failed(error) => Err(RemoteError::of_job(&self.coordinator.url, error).into()),
+            End::Cancelled => {
+                say(&format!("error: job {} was cancelled", self.id));
+                Ok(Exit::Failed)
+            }
+        }
+    }
+
+    async fn follow(&mut self) -> anyhow::Result<End> {
+        let request = WatchJobRequest { job_id: self.id.clone(), after_sequence: self.after };
+        let error = |status| self.coordinator.error(status);
+        let answered = self.coordinator.client.clone().watch_job(request).await;
+        let mut events = answered.map_err(error)?.into_inner();
+        while let Some(answer) = events.message().await.map_err(|status| self.coordinator.error(status))? {
+            let Some(event) = answer.event else { continue };
+            self.after = self.after.max(event.sequence);
+            if self.global.output_format == OutputFormat::Json {
+                print_bytes(format!("{}\n", document(&event)).as_bytes())?;
+            }
+            if let Some(end) = self.take(event.event)? {
+                return Ok(end);
+            }
+        }
+        // Whoever begins behind the last event hears nothing more; the job itself tells how it ended.
+        let request = v1::GetJobRequest { job_id: self.id.clone() };
+        let answered = self.coordinator.client.clone().get_job(request).await;
+        let job = answered.map_err(|status| self.coordinator.error(status))?.into_inner().job;
+        let job = job.unwrap_or_default();
+        end(job.state(), job.result, job.error)
+            .ok_or_else(|| RemoteError::truncated(&self.coordinator.url).into())
+    }
+
+    fn take(&mut self, event: Option<Event>) -> anyhow::Result<Option<End>> {
+        match event {
+            Some(Event::StateChanged(JobStateChanged { state, result, error })) => {
+                let state = JobState::try_from(state).unwrap_or(JobState::Unspecified);
+                return Ok(end(state, result, error));
+            }
+            Some(Event::LayersPlanned(planned)) => {
+                if self.progress.layers().is_empty() {
+                    let layers = planned.layers.iter();
+                    self.progress.begin(layers.map(|layer| (layer.label.clone(), layer.source_size)));
+                }
+                planned.layers.iter().for_each(|layer| self.show(layer));
+            }
+            Some(Event::LayerChanged(layer)) => self.show(&layer),
+            Some(Event::FilterOutput(piece)) => self.findings.take(piece)?,
+            Some(Event::Progress(progress)) => {
+                for running in progress.layers {
+                    if let Some(layer) = self.progress.layers().get(running.index as usize) {
+                        layer.bytes.set(running.bytes);
+                    }
+                }
+            }
+            None => {}
+        }
+        Ok(None)
+    }
+
+    fn show(&self, status: &v1::LayerStatus) {
+        let Some(layer) = self.progress.layers().get(status.index as usize) else { return };
+        match status.state() {
+            // Of a coordinator that began the job again.
+            v1::LayerState::Waiting | v1::LayerState::Unspecified => {
+                layer.set(LayerState::Waiting);
+                layer.bytes.reset();
+            }
+            v1::LayerState::Running => layer.set(LayerState::Running),
+            v1::LayerState::Done | v1::LayerState::Reused => {
+                layer.set(LayerState::Done);
+                layer.bytes.set(layer.total.unwrap_or(0));
+            }
+        }
+        if !status.worker.is_empty() {
+            layer.set_worker(&status.worker);
+        }
+    }
+
+    /// Prints what came of the job, as `process` does.
+    fn tell(&self, result: &ImageResult) -> anyhow::Result<Exit> {
+        for rendering in self.renderings().map_err(Untold)? {
+            deliver(&rendering, false).map_err(Untold)?;
+        }
+        if !self.global.quiet {
+            if !result.manifest_digest.is_empty() {
+                say(&format!("Pushed {} ({})", result.destination, result.manifest_digest));
+            }
+            let elapsed = Duration::from_millis(result.elapsed_millis);
+            say(&Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed }.to_string());
+        }
+        Ok(Exit::Done)
+    }
+
+    fn renderings(&self) -> anyhow::Result<Vec<Rendering>> {
+        match &self.chain {
+            Some(chain) => self.findings.renderings(chain),
+            None => Ok(self.findings.texts().map(|text| Rendering { to: Target::Stdout, text }).collect()),
+        }
+    }
+}
+
+fn end(state: JobState, result: Option<ImageResult>, error: Option<JobError>) -> Option<End> {
+    match state {
+        JobState::Succeeded => Some(End::Succeeded(result.unwrap_or_default())),
+        JobState::Failed => Some(End::Failed(error.unwrap_or_default())),
+        JobState::Cancelled => Some(End::Cancelled),
+        JobState::Unspecified | JobState::Queued | JobState::Running | JobState::Finalizing => None,
+    }
+}
+
+fn document(event: &JobEvent) -> serde_json::Value {
+    let mut document = json!({
+        "sequence": event.sequence,
+        "time": event.time.as_ref().map(ToString::to_string),
+    });
+    let (kind, what) = match &event.event {
+        Some(Event::StateChanged(change)) => {
+            document["result"] = change.result.as_ref().map(result_document).into();
+            document["error"] = change.error.as_ref().map(error_document).into();
+            ("state", word(change.state()).into())
+        }
+        Some(Event::LayersPlanned(planned)) => {
+            ("layers", planned.layers.iter().map(layer_document).collect())
+        }
+        Some(Event::LayerChanged(layer)) => ("layer", layer_document(layer)),
+        Some(Event::FilterOutput(FilterOutput { filter, append_to, text, last })) => {
+            ("found", json!({"filter": filter, "append_to": append_to, "text": text, "last": last}))
+        }
+        Some(Event::Progress(progress)) => {
+            let layers = progress.layers.iter();
+            ("progress", layers.map(|layer| json!({"index": layer.index, "bytes": layer.bytes})).collect())
+        }
+        None => ("unknown", serde_json::Value::Null),
+    };
+    document[kind] = what;
+    document
+}
+
+/// A layer as it is printed for programs.
+pub(crate) fn layer_document(layer: &v1::LayerStatus) -> serde_json::Value {
+    let named = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    json!({
+        "index": layer.index,
+        "state": layer.state().as_str_name().trim_start_matches("LAYER_STATE_").to_lowercase(),
+        "label": layer.label,
+        "source_size": layer.source_size,
+        "digest": named(&layer.digest),
+        "size": layer.size,
+        "diff_id": named(&layer.diff_id),
+        "edited": layer.changed,
+        "worker": named(&layer.worker),
+    })
+}

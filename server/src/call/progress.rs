@@ -1,0 +1,69 @@
+//! How far a call is, for its caller: told now and then, and never waited for.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::wire::convert;
+use occy_proto::v1::{self, CallProgress, LayerStatus};
+
+/// How often a caller hears of it.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Which worker has which layer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Workers(Arc<Mutex<HashMap<usize, String>>>);
+
+impl Workers {
+    pub(super) fn note(&self, layer: usize, worker: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer, worker.to_owned());
+    }
+
+    fn of(&self, layer: usize) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&layer).cloned().unwrap_or_default()
+    }
+}
+
+/// Tells whatever has changed, for as long as it is polled. What could not be sent is part of what is told next.
+pub(super) async fn tell(
+    progress: &Progress,
+    workers: &Workers,
+    mut send: impl FnMut(CallProgress) -> bool,
+) -> Infallible {
+    let mut told: Vec<Option<LayerStatus>> = Vec::new();
+    let mut bytes = Vec::new();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        told.resize(progress.layers().len(), None);
+        let now: Vec<_> = (0..told.len()).map(|index| status(progress, workers, index)).collect();
+        let running = convert::running(progress);
+        let changed = now.iter().zip(&told).filter(|(now, told)| Some(*now) != told.as_ref());
+        let changed: Vec<_> = changed.map(|(now, _)| now.clone()).collect();
+        if (!changed.is_empty() || running != bytes)
+            && send(CallProgress { layers: changed, running: running.clone() })
+        {
+            told = now.into_iter().map(Some).collect();
+            bytes = running;
+        }
+    }
+}
+
+fn status(progress: &Progress, workers: &Workers, index: usize) -> LayerStatus {
+    let layer = &progress.layers()[index];
+    LayerStatus {
+        index: convert::count(index),
+        state: match layer.state() {
+            LayerState::Waiting => v1::LayerState::Waiting,
+            LayerState::Running => v1::LayerState::Running,
+            LayerState::Done => v1::LayerState::Done,
+            LayerState::Reused => v1::LayerState::Reused,
+        }
+        .into(),
+        label: layer.label.clone(),
+        source_size: layer.total,
+        worker: workers.of(index),
+        ..LayerStatus::default()
+    }
+}
