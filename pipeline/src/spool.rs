@@ -81,7 +81,7 @@ impl SpoolDir {
         }
         let way_out = if self.is_beside { "" } else { "; choose a larger place with --temp-dir" };
         let path = self.path.display();
-        io::Error::new(error.kind(), format!("no room for temporary files in {path}{way_out}: {error}"))
+        io::Error::new(error.kind(), format!("no room for temporary files in {path}: {error}{way_out}"))
     }
 
     fn release(&self, bytes: u64) {

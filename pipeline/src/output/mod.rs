@@ -196,6 +196,14 @@ pub enum OutputError {
     },
 }
 
+/// Refuses what is no image, where layers go into a tar or a tree: an artifact has none.
+fn refuse_artifact(image: &Image, destination: String) -> Result<(), OutputError> {
+    match image.is_image() {
+        true => Ok(()),
+        false => Err(OutputError::NotAnImage { destination }),
+    }
+}
+
 /// A destination of one image.
 #[async_trait::async_trait]
 pub trait ImageOutput: Send + Sync {

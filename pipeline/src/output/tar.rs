@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::target::{Target, shown};
-use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
 use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
@@ -111,16 +111,9 @@ impl TarOutput {
         expected: &[ExpectedLayer],
         pipe: io::PipeWriter,
     ) -> Result<(), Error> {
-        self.refuse_artifact(image)?;
+        refuse_artifact(image, self.destination())?;
         self.begin_at(Target::Stream(OwnedFd::from(pipe).into()), self.spools.clone(), expected);
         Ok(())
-    }
-
-    fn refuse_artifact(&self, image: &Image) -> Result<(), OutputError> {
-        match image.is_image() {
-            true => Ok(()),
-            false => Err(OutputError::NotAnImage { destination: self.destination() }),
-        }
     }
 
     fn begin_at(&self, target: Target, spools: SpoolDir, expected: &[ExpectedLayer]) {
@@ -159,7 +152,7 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        self.refuse_artifact(image)?;
+        refuse_artifact(image, self.destination())?;
         let (path, spools) = (self.path.clone(), self.spools.clone());
         let (target, spools) = thread::run("open", move || Target::open(&path, &spools)).await??;
         self.begin_at(target, spools, expected);

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::merged::{Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
-use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
 use crate::atomic::parent;
 use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
@@ -95,10 +95,7 @@ impl super::ImageOutput for BundleOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            let destination = format!("oci://{}", self.path.display());
-            return Err(OutputError::NotAnImage { destination }.into());
-        }
+        refuse_artifact(image, format!("oci://{}", self.path.display()))?;
         let (path, options, spools) = (self.path.clone(), self.options.clone(), self.spools.clone());
         let order = Order::of(image, expected);
         let bundle = blocking(move || {

@@ -34,7 +34,7 @@ use self::catalog::{CATALOG, Catalog, LOCK, to_json};
 use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
-use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
 use crate::atomic::{UnnamedFile, write_durably};
 use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
@@ -196,10 +196,7 @@ impl super::ImageOutput for DirOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            let destination = format!("dir://{}", self.path.display());
-            return Err(OutputError::NotAnImage { destination }.into());
-        }
+        refuse_artifact(image, format!("dir://{}", self.path.display()))?;
         let (path, options) = (self.path.clone(), self.options.clone());
         let (name, order) = (name_of(image), Order::of(image, expected));
         let place = blocking(move || Place::open(&path, &options, &name, order)).await?;
