@@ -213,6 +213,24 @@ impl LayerStream {
         Self::piece(self.pieces.blocking_recv())
     }
 
+    /// Hands all bytes to `store`, on a blocking thread, and counts them as they pass.
+    pub fn blocking_store<E: From<BlobError>>(
+        &mut self,
+        progress: &ByteCount,
+        mut store: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<BlobSummary, E> {
+        loop {
+            match self.blocking_next()? {
+                LayerPiece::Data(bytes) => {
+                    store(&bytes)?;
+                    progress.add(bytes.len() as u64);
+                    self.recycle(bytes);
+                }
+                LayerPiece::End(summary) => return Ok(summary),
+            }
+        }
+    }
+
     fn piece(piece: Option<Piece>) -> Result<LayerPiece, BlobError> {
         match piece {
             Some(Piece::Data(bytes)) => Ok(LayerPiece::Data(bytes)),

@@ -120,7 +120,7 @@ pub enum Error {
         /// The media type of its config.
         media_type: String,
     },
-    /// A layer whose bytes are not in the registry, and which would have to be read.
+    /// A foreign layer that would be stored in another form, although nobody but its owner is to hand it out.
     #[error(
         "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
     )]
@@ -228,7 +228,6 @@ impl Error {
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
                 | OutputError::NotALayout { .. }
-                | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
             Self::Unpack(error) => {
@@ -304,6 +303,9 @@ impl Error {
             Self::Layer { source, .. } => source.hint(),
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
+            }
+            Self::SavedImage(SavedImageError::NotSaved { is_layout: true, .. }) => {
+                Some("it is an OCI image layout, which oci-layout:// reads".to_owned())
             }
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
             Self::DiffId { .. } => {

@@ -137,7 +137,9 @@ impl LayerPlan {
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
         let way = self.way(output.form(), layer);
-        if layer.is_foreign() && way != Way::Copy {
+        // What filters make of a foreign layer would be stored where its owner does not want it to be.
+        let is_pushed = matches!(output.form(), LayerForm::Stored { .. });
+        if layer.is_foreign() && is_pushed && matches!(way, Way::ScanFirst(_) | Way::Rewrite(_)) {
             let urls = layer.descriptor.iter().flat_map(|descriptor| descriptor.urls.iter().cloned());
             return Err(Error::Foreign(urls.collect::<Vec<_>>().join(", ")));
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{CommandFactory, FromArgMatches, Parser};
 use occy_pipeline::registry::{AllowedNetwork, ConfigFile, Options};
+use occy_pipeline::size;
 
 /// The coordinator: reads, filters and writes container images for clients over gRPC.
 ///
@@ -56,7 +57,7 @@ pub struct Settings {
     #[arg(long, value_name = "N", env = "OCCYSTRAP_CLIENT_JOBS")]
     pub client_jobs: Option<usize>,
     /// Bytes of temporary files at once for one client [default: as --spool-limit].
-    #[arg(long, value_name = "SIZE", value_parser = size, env = "OCCYSTRAP_CLIENT_SPOOL")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "OCCYSTRAP_CLIENT_SPOOL")]
     pub client_spool: Option<u64>,
     /// Jobs that run at once; the others wait for their turn.
     #[arg(long, value_name = "N", default_value_t = 16, env = "OCCYSTRAP_RUNNING_JOBS")]
@@ -91,11 +92,12 @@ pub struct Settings {
     /// Where temporary files go. They have no names, and are gone when the process is [default: $TMPDIR, then /tmp].
     #[arg(long, value_name = "DIR", env = "OCCYSTRAP_TEMP_DIR")]
     pub temp_dir: Option<PathBuf>,
-    /// All temporary files together may take this many bytes; K, M, G and T are powers of 1024.
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size, env = "OCCYSTRAP_SPOOL_LIMIT")]
+    /// All temporary files together may take this many bytes. K, M, G and T, or KiB..., are powers of 1024; KB, MB, GB and TB of
+    /// 1000.
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size::parse, env = "OCCYSTRAP_SPOOL_LIMIT")]
     pub spool_limit: u64,
     /// A layer that is larger uncompressed is refused.
-    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::parse, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
     pub max_layer_size: u64,
     /// What is logged, in tracing's syntax: `info`, `debug`, `warn,occy_server=debug`.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "OCCYSTRAP_LOG")]
@@ -159,19 +161,6 @@ fn word(key: &str, value: toml::Value) -> anyhow::Result<OsString> {
         toml::Value::Boolean(flag) => Ok(flag.to_string().into()),
         value => bail!("option {key:?} cannot be a {}", value.type_str()),
     }
-}
-
-/// Bytes, with an optional K, M, G or T.
-fn size(text: &str) -> Result<u64, String> {
-    let fail = || format!("{text:?} is not a size: expected a number with an optional K, M, G or T");
-    let (number, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(number) => {
-            (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped")))
-        }
-        None => (text, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| fail())?;
-    number.checked_mul(1 << shift).ok_or_else(fail)
 }
 
 #[cfg(test)]

@@ -92,11 +92,12 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
     let unknown = json!({"job_id": "00000000-0000-7000-8000-000000000000"});
     let search = json!({"source": source, "pattern": "*"});
     let write = json!({"destination": registry.uri("copy:1")});
+    let nothing = json!({"source": registry.uri("app:none")});
     let none = json!({});
     for (method, request, scopes) in [
         ("ReadImage", &read, &["reader"][..]),
         ("SearchImage", &search, &["reader"]),
-        ("InspectImage", &read, &["reader"]),
+        ("InspectImage", &nothing, &["reader"]),
         ("CheckImage", &read, &["reader"]),
         ("WriteImage", &write, &["writer"]),
         ("ProcessImage", &read, &["reader"]),
