@@ -17,6 +17,7 @@ pub mod image;
 pub mod judge;
 pub mod layer;
 pub mod occyctl;
+mod process;
 pub mod proxy;
 pub mod registry;
 pub mod saved;
