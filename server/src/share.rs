@@ -124,13 +124,13 @@ impl SharedLayers {
     ///
     /// # Cancel safety
     /// Dropped, it wants the layer no more.
-    pub async fn turn<L, F: Future<Output = L>>(
+    pub async fn turn<L, F: Future<Output = Result<L, Error>>>(
         &self,
         tenant: &Tenant,
         task: &LayerTask,
         lease: impl Fn() -> F,
     ) -> Result<Turn<L>, Error> {
-        let Some((key, repository)) = key(task) else { return Ok(Turn::Lead(lease().await, Leader(None))) };
+        let Some((key, repository)) = key(task) else { return Ok(Turn::Lead(lease().await?, Leader(None))) };
         let source = task.layer.origin.as_ref().map(|origin| format!("{}/{}", origin.host(), origin.name()));
         let claim = self.claim(tenant, source, key);
         let mut stage = claim.stage.subscribe();
@@ -139,10 +139,13 @@ impl SharedLayers {
             match now {
                 Stage::Open => tokio::select! {
                     // Losing this branch leaves the line of those who wait for a worker, or gives the slot back.
-                    lease = lease() => if claim.begin() {
-                        let led = Led { claim, repository, is_awaited: true };
-                        return Ok(Turn::Lead(lease, Leader(Some(led))));
-                    },
+                    lease = lease() => {
+                        let lease = lease?;
+                        if claim.begin() {
+                            let led = Led { claim, repository, is_awaited: true };
+                            return Ok(Turn::Lead(lease, Leader(Some(led))));
+                        }
+                    }
                     // Losing this one loses nothing: the stage is looked at again. The claim keeps the sender.
                     _ = stage.changed() => {}
                 },
@@ -153,7 +156,7 @@ impl SharedLayers {
                         return Ok(Turn::Taken(written));
                     }
                     let led = Led { claim, repository, is_awaited: false };
-                    return Ok(Turn::Lead(lease().await, Leader(Some(led))));
+                    return Ok(Turn::Lead(lease().await?, Leader(Some(led))));
                 }
             }
         }
@@ -425,7 +428,7 @@ mod tests {
     }
 
     async fn turn(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Turn<()> {
-        layers.turn(&tenant.into(), task, || std::future::ready(())).await.unwrap()
+        layers.turn(&tenant.into(), task, || std::future::ready(Ok(()))).await.unwrap()
     }
 
     async fn lead(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Leader {

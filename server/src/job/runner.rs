@@ -22,7 +22,7 @@ use crate::admit::{Ends, Gate};
 use crate::credentials::{Logins, SecretKeys};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
-use crate::fleet::{Fleet, FleetQueue};
+use crate::fleet::{Fleet, FleetQueue, Patience};
 use crate::schedule::{Capabilities, Tenant};
 
 /// Bytes of what filters print or append that one job may leave.
@@ -61,7 +61,7 @@ impl Jobs {
             gate,
             keys,
             fleet,
-            turns: Fleet::embedded(at_once, &Capabilities::default()),
+            turns: Fleet::embedded(at_once, &Capabilities::default(), &[], Patience::default()),
             tasks: Mutex::default(),
             finalizing: Arc::default(),
         }))
@@ -227,7 +227,7 @@ impl Jobs {
         // Once more: what is allowed may have changed since it was submitted.
         let spec = job.spec.unwrap_or_default();
         let logins = self.logins(&attempt.id).await?;
-        let work = self.0.gate.admit(&spec, Ends::BothNamed, &job.tenant.into(), &logins)?;
+        let work = self.0.gate.admit_again(&spec, &job.tenant.into(), &logins)?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");
@@ -235,7 +235,8 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue = self.0.fleet.queue(&work.client.tenant, &work.needs(), true);
+        let queue =
+            self.0.fleet.queue(&work.client.tenant, &work.needs(output.form()), true).of_job(&attempt.id);
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;

@@ -12,6 +12,7 @@ use occy_tests::layer::Layer;
 use occy_tests::proxy::{Barrier, FaultProxy, status};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{sha256, write};
+use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -272,6 +273,28 @@ fn a_certificates_subject_is_whose_a_job_is() {
     let call = coordinator.call("SubmitJob", &json!({"spec": spec})).with("ca", &authority);
     let job = call.with("certificate", path("client.crt")).with("key", path("client.key")).run().one();
     assert_eq!(job["job"]["tenant"], "certificate:CN=occy test client");
+}
+
+#[test]
+fn a_worker_needs_a_token_for_workers() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let tokens = Tokens::of(&[("jobs", &["jobs"]), ("worker", &["worker"])]);
+    let coordinator = start(&tokens.path(), &["--embedded-workers", "0"]);
+    let file = |name: &str| {
+        let path = tokens.0.path().join(name);
+        write(&path, format!("{}\n", token(name)));
+        text(&path)
+    };
+    for arguments in [vec![], vec!["--token-file".to_owned(), file("jobs")]] {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let refused = std::panic::catch_unwind(|| Worker::start(&coordinator, &arguments));
+        assert!(refused.is_err(), "it was let in with {arguments:?}");
+    }
+    let _worker = Worker::start(&coordinator, &["--token-file", &file("worker")]);
+    let spec = json!({"source": source, "destination": registry.uri("copy:1")});
+    let id = submit_as("jobs", &coordinator, &spec);
+    assert_eq!(end_as("jobs", &coordinator, &id)["state"], "JOB_STATE_SUCCEEDED");
 }
 
 #[test]
