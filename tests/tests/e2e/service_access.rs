@@ -280,7 +280,8 @@ fn a_worker_needs_a_token_for_workers() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");
     let tokens = Tokens::of(&[("jobs", &["jobs"]), ("worker", &["worker"])]);
-    let coordinator = start(&tokens.path(), &["--embedded-workers", "0"]);
+    let coordinator =
+        Coordinator::start(&["--tokens-file", &text(&tokens.path()), "--embedded-workers", "0"]);
     let file = |name: &str| {
         let path = tokens.0.path().join(name);
         write(&path, format!("{}\n", token(name)));
