@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock, statx};
 use rustix::io::Errno;
-use rustix::process::geteuid;
-use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::blob::CHUNK;
 
@@ -178,20 +176,7 @@ pub(crate) fn replaceable(path: &Path) -> io::Result<PathBuf> {
         let reason = "it is a mount point, which nothing can take the place of";
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, reason));
     }
-    if is_anothers(&existing)? {
-        let reason = "it is another user's, in a directory where only owners replace what is theirs";
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
-    }
     Ok(existing)
-}
-
-/// Whether something lies in a directory like `/tmp`, and neither is ours (inode(7), "sticky bit").
-fn is_anothers(path: &Path) -> io::Result<bool> {
-    let (own, directory) = (path.symlink_metadata()?, parent(path).metadata()?);
-    let is_sticky = Mode::from_raw_mode(directory.mode()).contains(Mode::SVTX);
-    let is_ours = [own.uid(), directory.uid()].contains(&geteuid().as_raw());
-    let may_all = || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::FOWNER));
-    Ok(is_sticky && !is_ours && !may_all())
 }
 
 /// The name beside `name` of what is not whole yet: no other process and no other call gets the same.

@@ -117,6 +117,9 @@ pub enum BlobError {
     /// The side that produces the bytes stopped before their end; its own error says why.
     #[error("the producer stopped before the end of the layer")]
     Interrupted,
+    /// What runs the pipeline in a service of its own moves bytes by means of its own, and those failed.
+    #[error(transparent)]
+    Host(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The digest and size of bytes that have all passed.
@@ -274,10 +277,10 @@ impl ByteCount {
 
     /// Takes back bytes of an attempt that has to start again.
     pub fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.set(0);
     }
 
-    /// Says how many there are, where somebody else counts.
+    /// Says how many bytes there are, where another process counts them.
     pub fn set(&self, bytes: u64) {
         self.0.store(bytes, Ordering::Relaxed);
     }

@@ -270,7 +270,7 @@ impl Error {
     }
 
     /// Whether it only says that another part of the same work stopped, whose own error tells why.
-    pub(crate) fn is_interrupted(&self) -> bool {
+    pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Blob(BlobError::Interrupted))
     }
 
@@ -337,6 +337,6 @@ fn blob(error: &BlobError) -> Blame {
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } | BlobError::Missing { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.
-        BlobError::Interrupted => Blame::Machine,
+        BlobError::Interrupted | BlobError::Host(_) => Blame::Machine,
     }
 }

@@ -22,6 +22,7 @@ use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 
 /// One kind of output, for help texts and the parser.
@@ -255,6 +256,12 @@ pub trait ImageOutput: Send + Sync {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error>;
+
+    /// The repository that layers go to, where the output is one: who may write there can do in this output's place all that is
+    /// done with a single layer.
+    fn repository(&self) -> Option<&Repository> {
+        None
+    }
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;

@@ -189,6 +189,10 @@ impl ImageOutput for RegistryOutput {
         Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format })
     }
 
+    fn repository(&self) -> Option<&Repository> {
+        Some(&self.repository)
+    }
+
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
         let FinalManifest { bytes, media_type, digest } = FinalManifest::of(&finished, self.format)?;
         self.refuse_other(&digest)?;

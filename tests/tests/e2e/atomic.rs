@@ -184,15 +184,6 @@ fn what_could_not_be_written_in_the_end_is_refused_before_a_layer_is_fetched() {
         refused.extend([format!("dir://{path}"), format!("oci://{path}"), format!("tar://{path}"), tar]);
     }
     refused.extend(shared);
-    // As in /tmp, where a user may not replace what is another one's.
-    std::fs::create_dir_all(at("common/anothers")).expect("a directory");
-    write(at("common/anothers.tar"), "");
-    for name in ["common", "common/anothers", "common/anothers.tar"] {
-        std::os::unix::fs::chown(at(name), Some(1000), Some(1000)).expect("root runs the tests");
-    }
-    std::fs::set_permissions(at("common"), PermissionsExt::from_mode(0o1777)).expect("a directory");
-    refused.extend(["dir", "oci"].map(|scheme| format!("{scheme}://{}", at("common/anothers"))));
-    refused.push(format!("tar://{}", at("common/anothers.tar")));
     // Root may write anywhere.
     let powerless = ["--bounding-set=-all", "--inh-caps=-all"];
     for uri in refused {

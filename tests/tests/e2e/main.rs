@@ -33,6 +33,9 @@ mod tls;
 mod to_dir;
 mod to_tar;
 mod unpack;
+mod worker_faults;
+mod worker_jobs;
+mod worker_python;
 
 use std::path::Path;
 
