@@ -30,7 +30,7 @@ use occy_proto::v1::{self, PipelineSpec};
 use crate::client::{Client, Clients};
 use crate::credentials::Logins;
 use crate::error::ServiceError;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Origin};
 use crate::other;
 use crate::schedule::{Capabilities, Tenant};
 
@@ -93,6 +93,8 @@ pub struct Work {
     pub form: v1::LayerForm,
     /// How what filters find is printed.
     pub findings: OutputFormat,
+    /// The search that is the last filter of the plan's, where the spec has one.
+    search: Option<v1::SearchSpec>,
 }
 
 impl Gate {
@@ -201,6 +203,7 @@ impl Gate {
             plan: self.plan(chain, spec.verify_diff_ids, max_layer_size, &client),
             settings,
             findings,
+            search: spec.search.clone(),
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
                 Ok(v1::LayerForm::None) if ends == Ends::Any => v1::LayerForm::None,
@@ -292,6 +295,15 @@ impl Gate {
 }
 
 impl Work {
+    /// What workers are told of all its layers, as a call's.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            job: String::new(),
+            search: self.search.clone(),
+            foreign_layers: self.settings.foreign_layers,
+        }
+    }
+
     /// What a worker must offer for its layers, which go to an output of that form.
     pub fn needs(&self, form: LayerForm) -> Capabilities {
         let chain = &self.plan.chain;

@@ -51,6 +51,10 @@ impl Executor for FleetExecutor {
         self.at_once
     }
 
+    fn may_begin_anew(&self) -> bool {
+        self.queue.has_connected_workers()
+    }
+
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
         let lease = || async { self.lease(&task.layer).await.map_err(Error::from) };
         let (mut lease, leader) = match self.queue.turn(&task, lease).await? {
@@ -63,7 +67,7 @@ impl Executor for FleetExecutor {
         let mut reasons = Vec::new();
         loop {
             self.watcher.begun(&task.layer, lease.worker()).await?;
-            match lease.run(&task, self.queue.job()).await {
+            match lease.run(&task, self.queue.origin()).await {
                 Ok(written) => {
                     drop(lease);
                     leader.done(&written);

@@ -22,7 +22,7 @@ use crate::admit::{Ends, Gate};
 use crate::credentials::{Logins, SecretKeys};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
-use crate::fleet::{Fleet, FleetQueue, Patience};
+use crate::fleet::{Fleet, FleetQueue, Origin, Patience};
 use crate::schedule::{Capabilities, Tenant};
 
 /// Bytes of what filters print or append that one job may leave.
@@ -235,8 +235,11 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue =
-            self.0.fleet.queue(&work.client.tenant, &work.needs(output.form()), true).of_job(&attempt.id);
+        let queue = self
+            .0
+            .fleet
+            .queue(&work.client.tenant, &work.needs(output.form()), true)
+            .of(Origin { job: attempt.id.clone(), ..work.origin() });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;

@@ -92,12 +92,15 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     if !(1..=SLOTS_MAX).contains(&slots) {
         return Err(bad("slots", "expected 1 to 1024"));
     }
-    if [filters.len(), outputs.len(), codecs.len()].iter().any(|&count| count > OFFERS_MAX) {
+    if filters.len().max(outputs.len()).max(codecs.len()) > OFFERS_MAX
+        || filters.iter().any(|filter| filter.options.len() > OFFERS_MAX)
+    {
         return Err(bad("filters", "a worker can offer 256 of anything"));
     }
-    let words = filters.iter().map(|filter| &filter.name).chain(&outputs).chain([&version, &encoder_version]);
-    if words.into_iter().any(|word| word.len() > NAME_MAX) {
-        return Err(bad("filters", "a name has more than 128 bytes"));
+    let words = filters.iter().flat_map(|filter| filter.options.iter().chain([&filter.name, &filter.about]));
+    let words = words.chain(&outputs).chain([&version, &encoder_version]);
+    if words.into_iter().any(|word| word.len() > NAME_MAX || word.chars().any(char::is_control)) {
+        return Err(bad("filters", "expected words of at most 128 bytes that can be printed"));
     }
     let filters_offered = filters.iter().map(|filter| admit::filter_need(&filter.name));
     let offers: BTreeSet<_> = filters_offered
@@ -162,5 +165,41 @@ async fn listen(
     if let Some(status) = status {
         // Why its stream ends, if it still reads.
         let _ = messages.try_send(Err(status));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use occy_proto::v1::FilterCapability;
+
+    use super::*;
+
+    #[test]
+    fn a_registration_is_bounded_and_says_what_is_offered() {
+        let filter = |name: &str| FilterCapability { name: name.to_owned(), ..FilterCapability::default() };
+        let good = || Register {
+            name: "one".to_owned(),
+            encoder_version: "7".to_owned(),
+            filters: vec![filter("shout")],
+            outputs: vec!["tar".to_owned()],
+            codecs: vec![Compression::Zstd.into()],
+            slots: 3,
+            ..Register::default()
+        };
+        let (about, offers) = look_at(good()).unwrap();
+        assert_eq!((about.name.as_str(), about.slots), ("one", 3));
+        let offers: Vec<_> = offers.iter().map(String::as_str).collect();
+        assert_eq!(offers, ["codec:zstd", "encoder:7", "filter:shout", "output:tar"]);
+        for bad in [
+            Register { name: String::new(), ..good() },
+            Register { name: "two\nlines".to_owned(), ..good() },
+            Register { slots: 0, ..good() },
+            Register { slots: 1025, ..good() },
+            Register { filters: vec![filter("f"); 257], ..good() },
+            Register { filters: vec![filter(&"f".repeat(129))], ..good() },
+            Register { outputs: vec!["o".repeat(129)], ..good() },
+        ] {
+            assert!(look_at(bad.clone()).is_err(), "{bad:?}");
+        }
     }
 }
