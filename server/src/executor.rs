@@ -6,6 +6,7 @@ use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::error::ServiceError;
 use crate::fleet::{FleetQueue, Lease};
@@ -56,8 +57,17 @@ impl Executor for FleetExecutor {
     }
 
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
+        let (index, layer) = (task.layer.index, task.layer.label());
+        let span = tracing::info_span!("layer", index, layer);
+        self.attempts(&task).instrument(span).await
+    }
+}
+
+impl FleetExecutor {
+    /// Runs the layer on one worker after the other, as often as that may help.
+    async fn attempts(&self, task: &LayerTask) -> Result<WrittenLayer, Error> {
         let lease = || async { self.lease(&task.layer).await.map_err(Error::from) };
-        let (mut lease, leader) = match self.queue.turn(&task, lease).await? {
+        let (mut lease, leader) = match self.queue.turn(task, lease).await? {
             Turn::Lead(lease, leader) => (lease, leader),
             Turn::Taken(written) => {
                 self.watcher.done(&task.layer, &written).await?;
@@ -67,7 +77,8 @@ impl Executor for FleetExecutor {
         let mut reasons = Vec::new();
         loop {
             self.watcher.begun(&task.layer, lease.worker()).await?;
-            match lease.run(&task, self.queue.origin()).await {
+            let span = tracing::info_span!("attempt", worker = lease.worker());
+            match lease.run(task, self.queue.origin()).instrument(span).await {
                 Ok(written) => {
                     drop(lease);
                     leader.done(&written);
@@ -96,9 +107,7 @@ impl Executor for FleetExecutor {
             lease = self.lease(&task.layer).await?;
         }
     }
-}
 
-impl FleetExecutor {
     /// Waits for a worker, and says why where no worker that is there offers what the layer needs.
     async fn lease(&self, layer: &Layer) -> Result<Lease, ServiceError> {
         let lease = self.queue.lease(layer.blob.size());

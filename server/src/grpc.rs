@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use crate::access::{Access, Caller, Scope};
 use crate::admit::{Ends, Gate};
@@ -442,6 +443,7 @@ where
 {
     let (sender, answers) = mpsc::channel(ANSWERS);
     let work = work(sender);
+    let work = work.in_current_span();
     let task = tokio::spawn(async move {
         let _place = place;
         match deadline {

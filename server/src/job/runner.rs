@@ -12,7 +12,9 @@ use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
+use occy_worker::telemetry;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
@@ -109,7 +111,14 @@ impl Jobs {
             None => return Err(ServiceError::NoSecretKey),
         };
         let limits = self.0.store.limits();
-        let submission = Submission { id, tenant: Arc::clone(tenant), spec, key: key.clone(), sealed };
+        let submission = Submission {
+            id,
+            tenant: Arc::clone(tenant),
+            spec,
+            key: key.clone(),
+            sealed,
+            trace: telemetry::traceparent(),
+        };
         match self.0.store.submit(submission).await? {
             Submitted::New(job) => {
                 self.start(&job.id, tenant);
@@ -131,6 +140,7 @@ impl Jobs {
     pub async fn cancel(&self, id: &str) -> Result<Job, ServiceError> {
         match self.0.store.apply(id, vec![Change::Cancel], None).await? {
             Applied::Done(job) => {
+                self.0.fleet.metrics().job_changed(&job);
                 self.0.live.wake(id, job.last_sequence);
                 if let Some(task) = self.0.tasks().remove(id) {
                     task.abort();
@@ -186,9 +196,15 @@ impl Jobs {
             id: id.clone(),
             store: self.0.store.clone(),
             live: self.0.live.clone(),
+            metrics: self.0.fleet.metrics().clone(),
             finalizing: Arc::clone(&self.0.finalizing),
         };
-        let result = AssertUnwindSafe(self.attempt(&attempt, &live, &turn)).catch_unwind().await;
+        let span = tracing::info_span!("job", id);
+        if let Ok(Some(trace)) = self.0.store.trace(&id).await {
+            telemetry::go_on(&span, &trace);
+        }
+        let work = self.attempt(&attempt, &live, &turn).instrument(span);
+        let result = AssertUnwindSafe(work).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
         if let Err(error) = result
             && !matches!(error, ServiceError::JobEnded)

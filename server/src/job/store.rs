@@ -8,6 +8,7 @@
 //! | `events` | id, sequence | the `JobEvent` of the API |
 //! | `credentials` | id of a job that has not ended | its credentials, sealed |
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
+//! | `traces` | id of a job that has not ended | the `traceparent` of its submission |
 //!
 //! Ids are UUIDs of version 7: their order is that of their time.
 
@@ -29,6 +30,7 @@ const KEYS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("keys
 const CREDENTIALS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("credentials");
 const EVENTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("events");
 const LAYERS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("layers");
+const TRACES: TableDefinition<'_, &str, &str> = TableDefinition::new("traces");
 
 /// Events that are read at once.
 const EVENTS_AT_ONCE: usize = 64;
@@ -72,6 +74,8 @@ pub struct Submission {
     pub key: String,
     /// Its credentials, sealed.
     pub sealed: Option<Vec<u8>>,
+    /// The `traceparent` that it goes on with.
+    pub trace: Option<String>,
 }
 
 /// What came of a submission.
@@ -122,6 +126,7 @@ impl Store {
         write.open_table(CREDENTIALS).during("open")?;
         write.open_table(EVENTS).during("open")?;
         write.open_table(LAYERS).during("open")?;
+        write.open_table(TRACES).during("open")?;
         write.commit().during("open")?;
         Ok(Self { database: Arc::new(database), limits })
     }
@@ -137,7 +142,7 @@ impl Store {
     }
 
     fn submit_now(&self, submission: Submission) -> Result<Submitted, StoreError> {
-        let Submission { id, tenant, spec, key, sealed } = submission;
+        let Submission { id, tenant, spec, key, sealed, trace } = submission;
         let write = self.database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
@@ -182,6 +187,9 @@ impl Store {
             }
             if !key.is_empty() {
                 keys.insert((&*tenant, &*key), &*job.id).during("write")?;
+            }
+            if let Some(trace) = trace {
+                write.open_table(TRACES).during("write")?.insert(&*job.id, &*trace).during("write")?;
             }
             job
         };
@@ -259,6 +267,7 @@ impl Store {
             if state::is_final(job.state()) {
                 write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
                 write.open_table(CREDENTIALS).during("write")?.remove(id).during("write")?;
+                write.open_table(TRACES).during("write")?.remove(id).during("write")?;
                 // An idle end of the range: no name of a layer sorts behind it.
                 layers.retain_in((id, "")..=(id, "\u{10ffff}"), |_, _| false).during("write")?;
             }
@@ -335,6 +344,17 @@ impl Store {
         .await
     }
 
+    /// The `traceparent` of a job that has not ended, if it was submitted with one.
+    pub async fn trace(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let id = id.to_owned();
+        self.blocking(move |store| {
+            let read = store.database.begin_read().during("read")?;
+            let traces = read.open_table(TRACES).during("read")?;
+            Ok(traces.get(&*id).during("read")?.map(|trace| trace.value().to_owned()))
+        })
+        .await
+    }
+
     /// What an earlier attempt wrote of a layer.
     pub async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, StoreError> {
         let (id, layer) = (id.to_owned(), layer.to_owned());
@@ -396,6 +416,7 @@ mod tests {
             spec: spec(source),
             key: key.to_owned(),
             sealed: Some(b"sealed".to_vec()),
+            trace: None,
         }
     }
 
