@@ -82,6 +82,8 @@ pub struct Work {
     pub form: v1::LayerForm,
     /// How what filters find is printed.
     pub findings: OutputFormat,
+    /// Whether the caller, where it is the destination, says which layers it wants.
+    pub caller_chooses: bool,
 }
 
 impl Gate {
@@ -161,6 +163,7 @@ impl Gate {
             plan: self.plan(chain, spec.verify_diff_ids, max_layer_size),
             settings,
             findings,
+            caller_chooses: spec.caller_chooses,
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
                 Ok(v1::LayerForm::None) if ends == Ends::Any => v1::LayerForm::None,
