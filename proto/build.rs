@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["occy/v1/image.proto", "occy/v1/pipeline.proto"];
+const FILES: [&str; 4] =
+    ["occy/v1/image.proto", "occy/v1/pipeline.proto", "occy/v1/blob.proto", "occy/v1/worker.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["."])?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
 use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::size;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,7 +73,8 @@ Destinations:
       ?compression=, ?format=           as for a registry
   dir://PATH                            a directory: manifest.json, the config, each layer as a plain tar
       ?unique_names=true                shared by images: layers are stored once and not fetched again; catalog.json
-      ?expand=true                      also unpacked into one tree of files: PATH/manifest, PATH/manifest-IMAGE-TAG
+      ?expand=true                      also unpacked into one tree of files: PATH/manifest; where images share PATH, beside
+                                        the manifest that catalog.json names, and called as that is without .json
       ?force=true&verify=true           as --force, as --verify
   oci://PATH                            a runtime bundle for `runc run`: config.json and rootfs
       ?rootless=true                    for the user who makes it, without any right of root
@@ -83,7 +85,8 @@ Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...
   exclude:pattern=GLOB[,GLOB]...                          remove files; a directory goes with all that is in it. Whiteouts
                                                           stay, also where they are named: what they hide would come back
   search:pattern=GLOB[,regex=true,script-friendly=true]   print the files that match, and pass everything on
-  inspect:file=PATH                                       append a JSON line about the layers as they stand there
+  inspect:file=PATH                                       append a JSON line about the layers as they stand there; print it,
+                                                          if PATH is -
 
 A * in a GLOB matches / too: 'etc/*.conf' matches etc/a/b.conf.
 
@@ -182,8 +185,8 @@ pub(crate) struct Work {
     /// Decompress and check also layers that could be copied as they are.
     #[arg(long, env = "OCCYSTRAP_VERIFY_DIFF_IDS")]
     pub(crate) verify_diff_ids: bool,
-    /// Copy the bytes of foreign (non-distributable) layers too, where the source's registry has them. By default they stay
-    /// where their manifest says.
+    /// Copy the bytes of foreign (non-distributable) layers too, from the source's registry or from where their manifest
+    /// says. By default a registry or layout gets no more than that they are there.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
     pub(crate) foreign_layers: bool,
 }
@@ -344,7 +347,7 @@ pub(crate) struct Global {
     /// Layers that are worked on at once.
     #[arg(short = 'j', long, value_name = "N", default_value_t = 4, value_parser = parallel, global = true, env = "OCCYSTRAP_PARALLEL")]
     pub(crate) parallel: usize,
-    /// The user of both registries; otherwise docker's config.json is asked.
+    /// The user of both registries; otherwise docker's config.json is asked, and then podman's auth.json.
     #[arg(long, global = true, env = "OCCYSTRAP_USERNAME")]
     pub(crate) username: Option<String>,
     /// The password or token that goes with it. The variable keeps it out of the process list.
@@ -362,7 +365,8 @@ pub(crate) struct Global {
     /// Its password.
     #[arg(long, global = true, env = "OCCYSTRAP_DESTINATION_PASSWORD", hide_env_values = true)]
     pub(crate) destination_password: Option<String>,
-    /// Docker's config.json, or the directory that it is in [default: $DOCKER_CONFIG, then ~/.docker].
+    /// Docker's config.json, or the directory that it is in [default: $DOCKER_CONFIG, then ~/.docker; then podman's auth.json:
+    /// $REGISTRY_AUTH_FILE, or in $XDG_RUNTIME_DIR/containers or ~/.config/containers].
     #[arg(long, value_name = "PATH", global = true, env = "OCCYSTRAP_DOCKER_CONFIG")]
     pub(crate) docker_config: Option<PathBuf>,
     /// A registry that is spoken to without a trusted certificate, or without TLS at all. Plain HTTP on this host needs no word;
@@ -400,11 +404,12 @@ pub(crate) struct Global {
     /// Where temporary files go. They have no names, and are gone when the process is [default: $TMPDIR, then /tmp].
     #[arg(long, value_name = "DIR", global = true, env = "OCCYSTRAP_TEMP_DIR")]
     pub(crate) temp_dir: Option<PathBuf>,
-    /// All temporary files together may take this many bytes; K, M, G and T are powers of 1024.
-    #[arg(long, value_name = "SIZE", default_value = "256G", value_parser = size, global = true, env = "OCCYSTRAP_SPOOL_LIMIT")]
+    /// All temporary files together may take this many bytes. K, M, G and T, or KiB..., are powers of 1024; KB, MB, GB and TB of
+    /// 1000.
+    #[arg(long, value_name = "SIZE", default_value = "256G", value_parser = size::parse, global = true, env = "OCCYSTRAP_SPOOL_LIMIT")]
     pub(crate) spool_limit: u64,
     /// A layer that is larger uncompressed is refused.
-    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size, global = true, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::parse, global = true, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
     pub(crate) max_layer_size: u64,
     /// Have this coordinator do the work: http://HOST:PORT, or https://HOST:PORT.
     #[arg(long, value_name = "URL", global = true, env = "OCCYSTRAP_COORDINATOR")]
@@ -457,19 +462,6 @@ fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Bytes, with an optional K, M, G or T.
-fn size(text: &str) -> Result<u64, String> {
-    let fail = || format!("{text:?} is not a size: expected a number with an optional K, M, G or T");
-    let (number, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(number) => {
-            (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped")))
-        }
-        None => (text, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| fail())?;
-    number.checked_mul(1 << shift).ok_or_else(fail)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,16 +470,6 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_are_powers_of_1024() {
-        assert_eq!(size("512"), Ok(512));
-        assert_eq!(size("3K"), Ok(3072));
-        assert_eq!(size("1T"), Ok(1 << 40));
-        for bad in ["", "K", "1k", "-1", "1.5G", "99999999999T"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -1,17 +1,22 @@
 //! Files that appear whole or not at all, and the copies between files that the kernel can do alone.
 
-use std::ffi::OsString;
-use std::fs::File;
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirEntry, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock, statx};
 use rustix::io::Errno;
 
 use crate::blob::CHUNK;
+
+/// How partial names end.
+pub(crate) const PARTIAL: &str = ".occystrap-partial";
+/// So many bytes of a name are in its partial names. File systems take 255 or, few of them, 143.
+const PARTIAL_STEM: usize = 96;
 
 /// A file that gets its name only when it is complete. Dropped or killed before, it is gone.
 ///
@@ -30,11 +35,9 @@ pub struct UnnamedFile {
 
 impl UnnamedFile {
     /// A new file that is to become `destination`. When that is a symbolic link, its target is what gets replaced.
+    /// What could not be replaced in the end is refused now.
     pub fn create(destination: &Path) -> io::Result<Self> {
-        let destination = match std::fs::canonicalize(destination) {
-            Ok(existing) => existing,
-            Err(_) => destination.to_path_buf(),
-        };
+        let destination = replaceable(destination)?;
         let directory = parent(&destination);
         let name = destination.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
         remove_abandoned(&directory, name);
@@ -136,6 +139,16 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Waits until nobody else holds a file's lock, and takes it, for as long as the file is open.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(Errno::INTR) => {}
+            locked => return Ok(locked?),
+        }
+    }
+}
+
 /// The directory that `path` stands in.
 pub fn parent(path: &Path) -> PathBuf {
     match path.parent() {
@@ -144,14 +157,52 @@ pub fn parent(path: &Path) -> PathBuf {
     }
 }
 
+/// Where something will be put that is to be called `path`: behind the links that lead there. What a rename could not replace is
+/// an error, so that it is told before any work and not after it.
+pub(crate) fn replaceable(path: &Path) -> io::Result<PathBuf> {
+    let existing = match std::fs::canonicalize(path) {
+        Ok(existing) => existing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_link = path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+            let dangling = || io::Error::new(error.kind(), "it is a symbolic link to what is not there");
+            return if is_link { Err(dangling()) } else { Ok(path.to_owned()) };
+        }
+        Err(error) => return Err(error),
+    };
+    // A kernel that does not know of mount points tells it in the end.
+    let is_mounted = statx(CWD, &existing, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    if is_mounted {
+        let reason = "it is a mount point, which nothing can take the place of";
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, reason));
+    }
+    Ok(existing)
+}
+
 /// The name beside `name` of what is not whole yet: no other process and no other call gets the same.
-pub(crate) fn partial_name(name: &std::ffi::OsStr, pid: u32) -> OsString {
+pub(crate) fn partial_name(name: &OsStr, pid: u32) -> OsString {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut partial = OsString::from(".");
-    partial.push(name);
-    partial.push(format!(".{pid}-{number}.occystrap-partial"));
-    partial
+    format!("{}{pid}-{number}{PARTIAL}", partial_prefix(name)).into()
+}
+
+/// How partial names of `name` begin: with so much of it that there is room for the rest in a name that a file system takes.
+fn partial_prefix(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    let fits = name.char_indices().take_while(|(at, char)| at + char.len_utf8() <= PARTIAL_STEM);
+    format!(".{}.", fits.map(|(_, char)| char).collect::<String>())
+}
+
+/// What has a partial name of `name`.
+pub(crate) fn partials(directory: &Path, name: &OsStr) -> impl Iterator<Item = DirEntry> {
+    let prefix = partial_prefix(name);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(move |entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let numbers = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(PARTIAL)?.split_once('-'));
+        numbers.is_some_and(|(pid, number)| pid.parse::<u32>().is_ok() && number.parse::<u32>().is_ok())
+    })
 }
 
 /// A new file with one of these names, which nobody else has taken for abandoned before it was locked.
@@ -171,17 +222,9 @@ fn named(next: impl Fn() -> PathBuf) -> io::Result<(File, PathBuf)> {
 }
 
 /// Removes files that nobody holds a lock of: what killed runs with the same destination left.
-pub(crate) fn remove_abandoned(directory: &Path, name: &std::ffi::OsStr) {
-    let prefix = format!(".{}.", name.to_string_lossy());
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let file_name = entry.file_name();
-        let is_partial = file_name
-            .to_string_lossy()
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.strip_suffix(".occystrap-partial")?.split_once('-'))
-            .is_some_and(|(pid, _)| pid.parse::<u32>().is_ok());
-        if !is_partial || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+fn remove_abandoned(directory: &Path, name: &OsStr) {
+    for entry in partials(directory, name) {
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
         // NFS grants exclusive locks only of what is open for writing.
@@ -222,10 +265,11 @@ fn copy_chunks(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn names(dir: &Path) -> Vec<String> {
+    /// What is in a directory.
+    pub(crate) fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -255,6 +299,33 @@ mod tests {
         let (_held, alive) = named(|| dir.path().join(partial_name("out".as_ref(), 4_194_305))).unwrap();
         drop(UnnamedFile::create(&dir.path().join("out")).unwrap());
         assert!(!dead.exists() && alive.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nothing", &link).unwrap();
+        let long = dir.path().join("x".repeat(256));
+        for (path, reason) in
+            [(&*link, "symbolic link"), (Path::new("/proc"), "mount point"), (&*long, "too long")]
+        {
+            let error = UnnamedFile::create(path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        assert_eq!(names(dir.path()), ["link"]);
+    }
+
+    #[test]
+    fn the_longest_name_has_room_for_its_partial_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["x".repeat(255), "\u{65e5}".repeat(85)] {
+            let dead = dir.path().join(partial_name(name.as_ref(), 1));
+            std::fs::write(&dead, "").unwrap();
+            UnnamedFile::create(&dir.path().join(&name)).unwrap().publish(0).unwrap();
+            assert_eq!(names(dir.path()), [&*name]);
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
     }
 
     #[test]

@@ -117,6 +117,9 @@ pub enum BlobError {
     /// The side that produces the bytes stopped before their end; its own error says why.
     #[error("the producer stopped before the end of the layer")]
     Interrupted,
+    /// What runs the pipeline in a service of its own moves bytes by means of its own, and those failed.
+    #[error(transparent)]
+    Host(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The digest and size of bytes that have all passed.
@@ -213,6 +216,24 @@ impl LayerStream {
         Self::piece(self.pieces.blocking_recv())
     }
 
+    /// Hands all bytes to `store`, on a blocking thread, and counts them as they pass.
+    pub fn blocking_store<E: From<BlobError>>(
+        &mut self,
+        progress: &ByteCount,
+        mut store: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<BlobSummary, E> {
+        loop {
+            match self.blocking_next()? {
+                LayerPiece::Data(bytes) => {
+                    store(&bytes)?;
+                    progress.add(bytes.len() as u64);
+                    self.recycle(bytes);
+                }
+                LayerPiece::End(summary) => return Ok(summary),
+            }
+        }
+    }
+
     fn piece(piece: Option<Piece>) -> Result<LayerPiece, BlobError> {
         match piece {
             Some(Piece::Data(bytes)) => Ok(LayerPiece::Data(bytes)),
@@ -256,10 +277,10 @@ impl ByteCount {
 
     /// Takes back bytes of an attempt that has to start again.
     pub fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.set(0);
     }
 
-    /// Says how many there are, where somebody else counts.
+    /// Says how many bytes there are, where another process counts them.
     pub fn set(&self, bytes: u64) {
         self.0.store(bytes, Ordering::Relaxed);
     }

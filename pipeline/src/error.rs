@@ -120,7 +120,7 @@ pub enum Error {
         /// The media type of its config.
         media_type: String,
     },
-    /// A layer whose bytes are not in the registry, and which would have to be read.
+    /// A foreign layer that would be stored in another form, although nobody but its owner is to hand it out.
     #[error(
         "layer is not distributable: its bytes are at {0}, and only an unfiltered copy to a registry can leave them there"
     )]
@@ -228,7 +228,6 @@ impl Error {
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
                 | OutputError::NotALayout { .. }
-                | OutputError::ZstdInDocker
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
             Self::Unpack(error) => {
@@ -266,7 +265,7 @@ impl Error {
     }
 
     /// Whether it only says that another part of the same work stopped, whose own error tells why.
-    pub(crate) fn is_interrupted(&self) -> bool {
+    pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Blob(BlobError::Interrupted))
     }
 
@@ -305,6 +304,9 @@ impl Error {
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
             }
+            Self::SavedImage(SavedImageError::NotSaved { is_layout: true, .. }) => {
+                Some("it is an OCI image layout, which oci-layout:// reads".to_owned())
+            }
             Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
             Self::DiffId { .. } => {
                 Some("`occyctl check` lists everything that is wrong with an image".to_owned())
@@ -330,6 +332,6 @@ fn blob(error: &BlobError) -> Blame {
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } | BlobError::Missing { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.
-        BlobError::Interrupted => Blame::Machine,
+        BlobError::Interrupted | BlobError::Host(_) => Blame::Machine,
     }
 }

@@ -33,6 +33,11 @@ impl LayerTask {
         self.plan.run(self.output.as_ref(), &self.layer, self.layer_progress()).await
     }
 
+    /// What the output has of it already, so that there is nothing to run; [`run`](Self::run) asks this first.
+    pub async fn known(&self) -> Result<Option<WrittenLayer>, Error> {
+        self.plan.known(self.output.as_ref(), &self.layer, self.layer_progress()).await
+    }
+
     /// The layer's own progress.
     pub fn layer_progress(&self) -> &LayerProgress {
         &self.progress.layers()[self.layer.index]

@@ -27,6 +27,7 @@ pub mod progress;
 pub mod reference;
 pub mod registry;
 pub mod schema1;
+pub mod size;
 pub mod source;
 pub mod spool;
 pub mod tar;

@@ -77,7 +77,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         "registry" => {
             let platform = platform(&uri, settings);
             let client = Client::new(settings.source_registry.clone())?;
-            Box::new(RegistrySource::new(&client, uri.rest.parse::<Reference>()?, platform))
+            Box::new(RegistrySource::new(&client, reference(&uri)?, platform))
         }
         "docker" => {
             let engine = settings.engine.at(uri.option("socket"));
@@ -118,7 +118,7 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             let client = Client::new(settings.destination_registry.clone())?;
             let compression = uri.parsed("compression")?.or(settings.compression);
             let format = uri.parsed("format")?.unwrap_or(settings.format);
-            let output = RegistryOutput::new(&client, uri.rest.parse::<Reference>()?, compression, format);
+            let output = RegistryOutput::new(&client, reference(&uri)?, compression, format);
             let output = output.with_foreign_layers(settings.foreign_layers);
             Arc::new(output.with_confirmation(settings.confirm))
         }
@@ -159,6 +159,19 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
         scheme => unreachable!("{scheme}:// is in the table of outputs"),
     };
     Ok(Opened { end, max_workers: max_workers(&uri)? })
+}
+
+/// The image of a `registry://`.
+///
+/// Docker's rules take `localhost:5000` for an image on docker.io with a tag. Nobody has one that is called like a host.
+fn reference(uri: &Uri) -> Result<Reference, Error> {
+    let name = uri.rest.split_once([':', '@']).map_or(&*uri.rest, |(name, _)| name);
+    let is_host =
+        !uri.rest.contains('/') && (name == "localhost" || name.contains('.') || name.starts_with('['));
+    if is_host {
+        return Err(UriError::NoImage(uri.rest.clone()).into());
+    }
+    Ok(uri.rest.parse()?)
 }
 
 /// Which image of an index: what the URI says wins.
@@ -218,9 +231,19 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_named_in_the_error() {
-        let error = |text| source(text, &settings()).err().map(|error| error.to_string()).unwrap_or_default();
+        let error =
+            |text: &str| source(text, &settings()).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error("docker-archive://x").contains("docker-archive"));
         assert!(error("tar://x?arch=arm64").contains("\"arch\""));
         assert!(error("registry://localhost/x?max_workers=0").contains("max_workers=0"));
+        for host in ["localhost:5000", "localhost", "registry.example:5000", "10.0.0.1:5000", "[::1]:5000"] {
+            assert!(
+                error(&format!("registry://{host}")).contains(&format!("registry://{host}/IMAGE")),
+                "{host}"
+            );
+        }
+        for image in ["busybox", "busybox:1.36", "host:5000"] {
+            assert!(source(&format!("registry://{image}"), &settings()).is_ok(), "{image}");
+        }
     }
 }

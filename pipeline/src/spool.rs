@@ -21,6 +21,8 @@ use crate::digest::{Algorithm, Digest, Hasher};
 #[derive(Clone, Debug)]
 pub struct SpoolDir {
     path: PathBuf,
+    /// It is beside a destination, and not where temporary files were told to go.
+    is_beside: bool,
     cap: u64,
     used: Arc<AtomicU64>,
 }
@@ -28,7 +30,7 @@ pub struct SpoolDir {
 impl SpoolDir {
     /// Spools in `path`, at most `cap` bytes in all.
     pub fn new(path: impl Into<PathBuf>, cap: u64) -> Self {
-        Self { path: path.into(), cap, used: Arc::default() }
+        Self { path: path.into(), is_beside: false, cap, used: Arc::default() }
     }
 
     /// The directory.
@@ -41,9 +43,9 @@ impl SpoolDir {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The same cap and count, in another directory.
+    /// The same cap and count, in a directory beside a destination.
     pub fn at(&self, path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), ..self.clone() }
+        Self { path: path.into(), is_beside: true, ..self.clone() }
     }
 
     /// An empty spool.
@@ -70,6 +72,16 @@ impl SpoolDir {
                 self.cap
             ),
         ))
+    }
+
+    /// What an error of the disk means for who may choose another one.
+    fn explained(&self, error: io::Error) -> io::Error {
+        if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return error;
+        }
+        let way_out = if self.is_beside { "" } else { "; choose a larger place with --temp-dir" };
+        let path = self.path.display();
+        io::Error::new(error.kind(), format!("no room for temporary files in {path}: {error}{way_out}"))
     }
 
     fn release(&self, bytes: u64) {
@@ -118,7 +130,7 @@ impl io::Write for Spool {
             }
             Err(error) => {
                 self.dir.release(bytes.len() as u64);
-                Err(error)
+                Err(self.dir.explained(error))
             }
         }
     }
@@ -263,6 +275,8 @@ impl Reading {
 mod tests {
     use std::io::Write as _;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]
@@ -275,6 +289,20 @@ mod tests {
         assert_eq!(two.write_all(b"12345").unwrap_err().kind(), io::ErrorKind::StorageFull);
         drop(one);
         two.write_all(b"12345").unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_its_directory_and_the_way_out() {
+        let spools = SpoolDir::new("/chosen", 10);
+        let full = || Errno::NOSPC.into();
+        let told = spools.explained(full()).to_string();
+        assert!(
+            told.contains("/chosen") && told.contains("--temp-dir") && told.contains("No space left"),
+            "{told}"
+        );
+        let told = spools.at("/beside").explained(full()).to_string();
+        assert!(told.contains("/beside") && !told.contains("--temp-dir"), "{told}");
+        assert_eq!(spools.explained(Errno::IO.into()).raw_os_error(), Some(5));
     }
 
     #[test]

@@ -64,6 +64,17 @@ enum Way {
 }
 
 impl LayerPlan {
+    /// Whether a layer that no filter edits can go to such an output as it is.
+    pub fn may_keep(&self, form: LayerForm, layer: &Layer) -> bool {
+        match form {
+            LayerForm::Nothing => true,
+            LayerForm::Tar => false,
+            LayerForm::Stored { compression } => {
+                layer.keep_stored && compression.is_none_or(|wanted| wanted.format() == layer.format)
+            }
+        }
+    }
+
     fn way(&self, form: LayerForm, layer: &Layer) -> Way {
         let compression = match form {
             LayerForm::Nothing => return Way::Observe,
@@ -75,7 +86,7 @@ impl LayerPlan {
             return Way::Copy;
         }
         let stored = layer.format;
-        let keep = layer.keep_stored && compression.is_none_or(|wanted| wanted.format() == stored);
+        let keep = self.may_keep(form, layer);
         let edited = compression.or(match stored {
             Format::Gzip => Some(Compression::GZIP),
             Format::Zstd => Some(Compression::ZSTD),
@@ -103,9 +114,7 @@ impl LayerPlan {
         layer: &Layer,
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
-        if let Some(known) = output.known_layer(layer, &self.chain).await? {
-            progress.set(LayerState::Reused);
-            tracing::info!("layer {} is there already, and is not fetched", layer.label());
+        if let Some(known) = self.known(output, layer, progress).await? {
             return Ok(known);
         }
         let mut attempt = 1;
@@ -130,6 +139,21 @@ impl LayerPlan {
         }
     }
 
+    /// What the output has of the layer from an earlier time.
+    pub(crate) async fn known(
+        &self,
+        output: &dyn ImageOutput,
+        layer: &Layer,
+        progress: &LayerProgress,
+    ) -> Result<Option<WrittenLayer>, Error> {
+        let known = output.known_layer(layer, &self.chain).await?;
+        if known.is_some() {
+            progress.set(LayerState::Reused);
+            tracing::info!("layer {} is there already, and is not fetched", layer.label());
+        }
+        Ok(known)
+    }
+
     async fn attempt(
         &self,
         output: &dyn ImageOutput,
@@ -137,7 +161,9 @@ impl LayerPlan {
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
         let way = self.way(output.form(), layer);
-        if layer.is_foreign() && way != Way::Copy {
+        // What filters make of a foreign layer would be stored where its owner does not want it to be.
+        let is_pushed = matches!(output.form(), LayerForm::Stored { .. });
+        if layer.is_foreign() && is_pushed && matches!(way, Way::ScanFirst(_) | Way::Rewrite(_)) {
             let urls = layer.descriptor.iter().flat_map(|descriptor| descriptor.urls.iter().cloned());
             return Err(Error::Foreign(urls.collect::<Vec<_>>().join(", ")));
         }

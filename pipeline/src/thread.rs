@@ -33,6 +33,14 @@ pub(crate) async fn run<T: Send + 'static>(
     }
 }
 
+/// Runs what waits for the disk on the runtime's pool, where that holds nobody up, and continues its panic here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => resume_unwind(error.into_panic()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::sync_channel;

@@ -37,6 +37,9 @@ pub enum UriError {
     /// Nothing stands after `://`.
     #[error("{0}:// names nothing")]
     Empty(String),
+    /// A registry without an image in it.
+    #[error("registry://{0} names a registry and no image: write registry://{0}/IMAGE:TAG")]
+    NoImage(String),
     /// `%` without two hex digits after it, or bytes that are not UTF-8.
     #[error("{0:?} has a malformed percent escape; a literal % is written %25")]
     Escape(String),

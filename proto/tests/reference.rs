@@ -36,10 +36,14 @@ fn the_reference_page_is_current() {
 fn page() -> String {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mut page = "# The API\n\nGenerated from the .proto files.\n".to_owned();
-    // What is asked for stands before what it is asked for with.
-    for file in set.file.iter().rev().filter(|file| file.package() == "occy.v1") {
-        File::new(file).write(&mut page).unwrap();
+    // What is asked for stands before what it is asked for with, and what clients need before what only workers do.
+    let order = ["pipeline", "image", "worker", "blob"];
+    let file = |name: &str| set.file.iter().find(|file| file.name() == format!("occy/v1/{name}.proto"));
+    for name in order {
+        File::new(file(name).unwrap()).write(&mut page).unwrap();
     }
+    let ours = set.file.iter().filter(|file| file.package() == "occy.v1");
+    assert_eq!(ours.count(), order.len(), "every file is in the page");
     page
 }
 

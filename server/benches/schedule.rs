@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use occy_server::fleet::{Fleet, Lease};
+use occy_server::fleet::{Fleet, Lease, Patience};
 use occy_server::schedule::{Capabilities, Schedule};
 
 const LAYERS: usize = 100_000;
@@ -84,7 +84,7 @@ fn decisions() {
 
 /// A fleet of workers that take their time.
 async fn dispatch() {
-    let fleet = Fleet::embedded(WORKERS, &set(&[0, 1, 2, 3, 4, 5]));
+    let fleet = Fleet::embedded(WORKERS, &set(&[0, 1, 2, 3, 4, 5]), &[], Patience::default());
     let queue = |job: usize| fleet.queue(&format!("tenant {}", job % TENANTS).into(), &needs(job), false);
     let queues: Vec<_> = (0..JOBS).map(queue).map(Arc::new).collect();
     let freed = Arc::new(Freed::default());

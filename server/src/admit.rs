@@ -10,17 +10,17 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use occy_pipeline::codec::Pool;
+use occy_pipeline::compression::Format;
 use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
-use occy_pipeline::filter::{FILTERS, Filter, FilterChain, OutputFormat};
+use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
 use occy_pipeline::manifest::Family;
 use occy_pipeline::open::Settings;
-use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::PlatformChoice;
 use occy_pipeline::registry;
-use occy_pipeline::source::SOURCES;
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
@@ -28,6 +28,8 @@ use occy_pipeline::uri::Uri;
 use occy_proto::v1::{self, PipelineSpec};
 
 use crate::error::ServiceError;
+use crate::fleet::Fleet;
+use crate::other;
 use crate::schedule::Capabilities;
 
 /// Bytes of a source, a destination or a filter.
@@ -52,6 +54,8 @@ pub struct Gate {
     pub max_layer_size: u64,
     /// Layers of one image at once, where a spec does not say it.
     pub parallel: usize,
+    /// The workers, who may have filters that the coordinator has not.
+    pub fleet: Fleet,
 }
 
 /// Which ends a spec has to name.
@@ -89,6 +93,21 @@ pub struct Work {
 impl Gate {
     /// Looks at a spec.
     pub fn admit(&self, spec: &PipelineSpec, ends: Ends) -> Result<Work, ServiceError> {
+        self.look_at(spec, ends, |filter| self.fleet.offers(&filter_need(filter)))
+    }
+
+    /// Looks once more at the spec of a job that was accepted: what is allowed may have changed since. The worker that has its
+    /// filters may not be there yet, so that the job waits for it.
+    pub fn admit_again(&self, spec: &PipelineSpec) -> Result<Work, ServiceError> {
+        self.look_at(spec, Ends::BothNamed, |_| true)
+    }
+
+    fn look_at(
+        &self,
+        spec: &PipelineSpec,
+        ends: Ends,
+        is_known: impl Fn(&str) -> bool,
+    ) -> Result<Work, ServiceError> {
         let (source, destination) = match ends {
             Ends::BothNamed => (Some(true), Some(true)),
             Ends::SourceNamed => (Some(true), Some(false)),
@@ -101,7 +120,7 @@ impl Gate {
             let problem = format!("more than {FILTERS_MAX} filters, or one of more than {TEXT_MAX} bytes");
             return Err(ServiceError::Field { field: "filters", problem });
         }
-        let chain = FilterChain::parse(&spec.filters).map_err(Error::from)?;
+        let chain = other::chain(&spec.filters, is_known).map_err(Error::from)?;
         let chain = match &spec.search {
             None => chain,
             Some(search) => with_search(&chain, search)?,
@@ -240,16 +259,30 @@ impl Gate {
 }
 
 impl Work {
-    /// What a worker must offer for its layers.
-    pub fn needs(&self) -> Capabilities {
-        let filters = self.plan.chain.filters().iter().map(|filter| {
-            let spec = filter.spec();
-            format!("filter:{}", spec.split(':').next().unwrap_or_default())
-        });
-        let end =
-            |role: &str, text: &str| text.split_once("://").map(|(scheme, _)| format!("{role}:{scheme}"));
-        let ends = [end("source", &self.source), end("output", &self.destination)];
-        Arc::new(filters.chain(ends.into_iter().flatten()).collect())
+    /// What a worker must offer for its layers, which go to an output of that form.
+    pub fn needs(&self, form: LayerForm) -> Capabilities {
+        let chain = &self.plan.chain;
+        let mut needs: BTreeSet<_> =
+            chain.specs().iter().map(|spec| filter_need(other::name(spec))).collect();
+        needs.extend(self.destination.split_once("://").map(|(scheme, _)| output_need(scheme)));
+        let compression = match form {
+            LayerForm::Stored { compression } => compression,
+            LayerForm::Tar | LayerForm::Nothing => None,
+        };
+        match (form, compression) {
+            (_, Some(compression)) => needs.extend([codec_need(compression.format())]),
+            // An edited layer gets what it had, and what that is is not known yet.
+            (LayerForm::Stored { .. }, None) if chain.edits() => {
+                needs.extend([Format::Gzip, Format::Zstd].map(codec_need));
+            }
+            _ => {}
+        }
+        let is_ours =
+            chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
+        if is_ours && (!chain.is_empty() || compression.is_some()) {
+            needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
+        }
+        Arc::new(needs)
     }
 }
 
@@ -265,17 +298,39 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
     Ok(FilterChain::new(chain.filters().iter().cloned().chain([own]).collect()))
 }
 
+/// That a worker has this filter.
+pub fn filter_need(name: &str) -> String {
+    format!("filter:{name}")
+}
+
+/// That a worker works for destinations of this scheme.
+pub fn output_need(scheme: &str) -> String {
+    format!("output:{scheme}")
+}
+
+/// That a worker compresses so.
+pub fn codec_need(format: Format) -> String {
+    format!("codec:{format}")
+}
+
+/// That a worker makes the same bytes of the same layer as all others of this version.
+pub fn encoder_need(version: &str) -> String {
+    format!("encoder:{version}")
+}
+
 /// What a worker of this program offers.
 pub fn offered() -> Capabilities {
-    let filters = FILTERS.iter().map(|filter| format!("filter:{}", filter.name));
-    let sources = SOURCES.iter().map(|source| format!("source:{}", source.scheme));
-    let outputs = OUTPUTS.iter().map(|output| format!("output:{}", output.scheme));
-    Arc::new(filters.chain(sources).chain(outputs).collect::<BTreeSet<_>>())
+    let filters = FILTERS.iter().map(|filter| filter_need(filter.name));
+    let outputs = OUTPUTS.iter().map(|output| output_need(output.scheme));
+    let codecs = [Format::Gzip, Format::Zstd].map(codec_need);
+    let encoder = [encoder_need(&ENCODER_VERSION.to_string())];
+    Arc::new(filters.chain(outputs).chain(codecs).chain(encoder).collect::<BTreeSet<_>>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Patience;
 
     fn gate(root: Option<&Path>) -> Gate {
         Gate {
@@ -284,6 +339,7 @@ mod tests {
             spools: SpoolDir::new("/tmp", 1 << 20),
             max_layer_size: 1 << 20,
             parallel: 2,
+            fleet: Fleet::embedded(1, &offered(), &[], Patience::default()),
         }
     }
 
@@ -352,7 +408,8 @@ mod tests {
             ..spec("registry://x.io/a", "registry://x.io/b")
         };
         let work = gate(None).admit(&spec, Ends::BothNamed).unwrap();
-        assert_eq!(work.needs().len(), 6);
-        assert!(work.needs().is_subset(&offered()));
+        let needs = work.needs(LayerForm::Stored { compression: None });
+        assert_eq!(needs.len(), 4 + 1 + 2 + 1, "{needs:?}");
+        assert!(needs.is_subset(&offered()));
     }
 }

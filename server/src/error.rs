@@ -3,16 +3,13 @@
 //! The details are google.rpc's: an ErrorInfo always, a BadRequest where a field is at fault, and a RetryInfo exactly where the
 //! same request may succeed later.
 
-use std::io::ErrorKind;
+use std::borrow::Cow;
 use std::time::Duration;
 
-use occy_pipeline::blob::BlobError;
-use occy_pipeline::error::{Blame, Error};
-use occy_pipeline::layer::LayerError;
-use occy_pipeline::output::OutputError;
-use occy_pipeline::registry::RegistryError;
+use occy_pipeline::error::Error;
 use occy_pipeline::wire::{WireError, convert};
-use occy_proto::v1::JobError;
+use occy_proto::v1::{JobError, TaskError};
+use occy_worker::verdict::{Verdict, registry};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -31,6 +28,23 @@ pub enum ServiceError {
     /// The pipeline did.
     #[error(transparent)]
     Pipeline(Error),
+    /// The pipeline did, on a worker.
+    #[error(transparent)]
+    Remote(RemoteError),
+    /// A layer failed by its workers' fault, as often as it may.
+    #[error("{} attempts at it failed: {}", reasons.len(), reasons.join("; "))]
+    Attempts {
+        /// Of each attempt: the worker, and what became of it.
+        reasons: Vec<String>,
+    },
+    /// No worker that could do the work has come in time.
+    #[error("{missing}, and none came within {} seconds that does", after.as_secs())]
+    Unoffered {
+        /// What nobody offers.
+        missing: String,
+        /// How long was waited.
+        after: Duration,
+    },
     /// A field of the request cannot be used.
     #[error("{field}: {problem}")]
     Field {
@@ -105,15 +119,38 @@ pub enum ServiceError {
     Panicked(String),
 }
 
-/// What a client is told of an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// The gRPC code.
-    pub code: Code,
-    /// The ErrorInfo's reason.
-    pub reason: &'static str,
-    /// Whether the same request may succeed later.
-    pub retryable: bool,
+/// What a worker says of a layer that failed as it would anywhere.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct RemoteError {
+    /// What a client is told.
+    pub verdict: Verdict,
+    /// For people.
+    pub message: String,
+    /// What can be done about it, where the worker knows.
+    pub hint: Option<String>,
+    /// The registry's host, where its answer was the error.
+    pub registry: Option<String>,
+    /// Its HTTP status, where there was one.
+    pub http_status: Option<u32>,
+}
+
+impl From<TaskError> for RemoteError {
+    fn from(error: TaskError) -> Self {
+        let named = |text: String| Some(text).filter(|text| !text.is_empty());
+        let code = match Code::from_i32(error.code) {
+            // A worker that cannot say how it failed.
+            Code::Ok => Code::Internal,
+            code => code,
+        };
+        Self {
+            verdict: Verdict { code, reason: error.reason.into(), retryable: error.retryable },
+            message: error.message,
+            hint: named(error.hint),
+            registry: named(error.registry),
+            http_status: Some(error.http_status).filter(|&status| status != 0),
+        }
+    }
 }
 
 impl From<Error> for ServiceError {
@@ -127,7 +164,17 @@ impl From<Error> for ServiceError {
                     Err(inner) => Self::Pipeline(Error::Host(inner)),
                 },
             },
-            Error::Layer { source, .. } if matches!(*source, Error::Host(_)) => Self::from(*source),
+            Error::Layer { action, number, total, label, source } if matches!(*source, Error::Host(_)) => {
+                match Self::from(*source) {
+                    // Told as if the layer had run here.
+                    Self::Remote(error) => {
+                        let source = Box::new(Error::Host(Box::new(error.clone())));
+                        let message = Error::Layer { action, number, total, label, source }.to_string();
+                        Self::Remote(RemoteError { message, ..error })
+                    }
+                    own => own,
+                }
+            }
             error => Self::Pipeline(error),
         }
     }
@@ -157,9 +204,16 @@ impl From<ServiceError> for Error {
 impl ServiceError {
     /// What a client is told.
     pub fn verdict(&self) -> Verdict {
-        let verdict = |code, reason| Verdict { code, reason, retryable: code == Code::Unavailable };
+        let verdict = |code, reason| Verdict {
+            code,
+            reason: Cow::Borrowed(reason),
+            retryable: code == Code::Unavailable,
+        };
         match self {
-            Self::Pipeline(error) => pipeline(error),
+            Self::Pipeline(error) => Verdict::of(error),
+            Self::Remote(error) => error.verdict.clone(),
+            Self::Attempts { .. } => verdict(Code::Internal, "ATTEMPTS_EXHAUSTED"),
+            Self::Unoffered { .. } => verdict(Code::FailedPrecondition, "NOT_OFFERED"),
             Self::Field { .. } => verdict(Code::InvalidArgument, "INVALID_FIELD"),
             Self::Forbidden { .. } => verdict(Code::PermissionDenied, "NOT_ALLOWED_HERE"),
             Self::Elements(_) => verdict(Code::InvalidArgument, "INVALID_ELEMENTS"),
@@ -168,7 +222,7 @@ impl ServiceError {
             Self::KeyReused(_) => verdict(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED"),
             Self::BeyondEvents { .. } => verdict(Code::OutOfRange, "BEYOND_EVENTS"),
             Self::TooMany { .. } => {
-                Verdict { code: Code::ResourceExhausted, reason: "TOO_MANY", retryable: true }
+                Verdict { retryable: true, ..verdict(Code::ResourceExhausted, "TOO_MANY") }
             }
             Self::TooLarge { .. } => verdict(Code::ResourceExhausted, "TOO_LARGE"),
             Self::CallerGone | Self::JobEnded => verdict(Code::Cancelled, "CANCELLED"),
@@ -183,6 +237,7 @@ impl ServiceError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Pipeline(error) => error.hint(),
+            Self::Remote(error) => error.hint.clone(),
             Self::Forbidden { hint, .. } => Some((*hint).to_owned()),
             _ => None,
         }
@@ -202,7 +257,11 @@ impl ServiceError {
             metadata.extend(error.status().map(|status| ("http_status".to_owned(), status.to_string())));
             metadata.extend(error.request().map(|request| ("registry".to_owned(), request.host.clone())));
         }
-        details.set_error_info(verdict.reason, DOMAIN, metadata);
+        if let Self::Remote(error) = self {
+            metadata.extend(error.http_status.map(|status| ("http_status".to_owned(), status.to_string())));
+            metadata.extend(error.registry.clone().map(|host| ("registry".to_owned(), host)));
+        }
+        details.set_error_info(verdict.reason.as_ref(), DOMAIN, metadata);
         if let Self::Field { field, problem } = self {
             details.add_bad_request_violation(*field, problem.clone());
         }
@@ -219,7 +278,7 @@ impl ServiceError {
             code: verdict.code as i32,
             message: self.message(),
             hint: self.hint().unwrap_or_default(),
-            reason: verdict.reason.to_owned(),
+            reason: verdict.reason.into_owned(),
             retryable: verdict.retryable,
         }
     }
@@ -237,64 +296,6 @@ impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         error.status()
     }
-}
-
-/// By whose fault it is; a registry's answer and a full disk say it more closely.
-fn pipeline(error: &Error) -> Verdict {
-    let verdict = |code, reason| Verdict { code, reason, retryable: error.is_transient() };
-    match registry(error) {
-        Some(RegistryError::AddressRefused { .. } | RegistryError::PlainHttp { .. }) => {
-            return verdict(Code::PermissionDenied, "NETWORK_NOT_ALLOWED");
-        }
-        Some(error) if matches!(error.status(), Some(401 | 403)) => {
-            return verdict(Code::PermissionDenied, "REGISTRY_REFUSED");
-        }
-        Some(error) if error.is_not_found() => return verdict(Code::NotFound, "NOT_IN_REGISTRY"),
-        _ => {}
-    }
-    if is_storage_full(error) {
-        return Verdict { code: Code::ResourceExhausted, reason: "STORAGE_FULL", retryable: true };
-    }
-    match (error.blame(), innermost(error)) {
-        (_, Error::Output(OutputError::BlobLost { .. })) => verdict(Code::Unavailable, "BLOB_LOST"),
-        (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
-        (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => verdict(Code::FailedPrecondition, "REGISTRY"),
-        (
-            Blame::Caller,
-            Error::NotAnImage { .. } | Error::Foreign(_) | Error::Build(_) | Error::Output(_),
-        ) => verdict(Code::FailedPrecondition, "NOT_POSSIBLE"),
-        (Blame::Caller, Error::Uri(_) | Error::Reference(_) | Error::Filter(_)) => {
-            verdict(Code::InvalidArgument, "MALFORMED")
-        }
-        (Blame::Caller, _) => verdict(Code::InvalidArgument, "INVALID"),
-        (Blame::Image, _) => verdict(Code::FailedPrecondition, "IMAGE_BROKEN"),
-        (Blame::Network, _) => verdict(Code::Unavailable, "NETWORK"),
-        (Blame::Machine, _) => verdict(Code::Internal, "MACHINE"),
-    }
-}
-
-fn innermost(error: &Error) -> &Error {
-    match error {
-        Error::Layer { source, .. } => innermost(source),
-        error => error,
-    }
-}
-
-fn registry(error: &Error) -> Option<&RegistryError> {
-    match innermost(error) {
-        Error::Registry(error) | Error::Blob(BlobError::Registry(error)) => Some(error),
-        _ => None,
-    }
-}
-
-fn is_storage_full(error: &Error) -> bool {
-    let io = match innermost(error) {
-        Error::Blob(BlobError::Io { source, .. }) => source,
-        Error::LayerContent(LayerError::Spool(source)) => source,
-        Error::Output(OutputError::Io { source, .. }) => source,
-        _ => return false,
-    };
-    matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

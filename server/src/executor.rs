@@ -5,9 +5,11 @@ use std::sync::Arc;
 use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
+use tokio::time::Instant;
 
 use crate::error::ServiceError;
-use crate::fleet::FleetQueue;
+use crate::fleet::{FleetQueue, Lease};
+use crate::worker::attempt::Failure;
 
 /// Hears what becomes of the layers of one image.
 #[async_trait::async_trait]
@@ -15,6 +17,12 @@ pub trait LayerWatcher: Send + Sync {
     /// A worker has the layer.
     async fn begun(&self, layer: &Layer, worker: &str) -> Result<(), ServiceError> {
         let _ = (layer, worker);
+        Ok(())
+    }
+
+    /// The layer waits, for that reason.
+    async fn waiting(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        let _ = (layer, reason);
         Ok(())
     }
 
@@ -43,11 +51,78 @@ impl Executor for FleetExecutor {
     }
 
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
-        let lease = self.queue.lease(task.layer.blob.size()).await;
-        self.watcher.begun(&task.layer, lease.worker()).await?;
-        let written = task.run().await?;
-        drop(lease);
-        self.watcher.done(&task.layer, &written).await?;
-        Ok(written)
+        let mut reasons = Vec::new();
+        loop {
+            let lease = self.lease(&task.layer).await?;
+            self.watcher.begun(&task.layer, lease.worker()).await?;
+            match lease.run(&task, self.queue.job()).await {
+                Ok(written) => {
+                    drop(lease);
+                    self.watcher.done(&task.layer, &written).await?;
+                    return Ok(written);
+                }
+                Err(Failure::Task(error)) => return Err(error),
+                // A worker that is being stopped gets no more layers, so that this ends.
+                Err(Failure::HandedBack) => {}
+                Err(Failure::Worker(reason)) => {
+                    tracing::warn!(
+                        layer = task.layer.label(),
+                        worker = lease.worker(),
+                        reason,
+                        "an attempt failed"
+                    );
+                    reasons.push(format!("{}: {reason}", lease.worker()));
+                    if reasons.len() >= self.queue.patience().attempts {
+                        return Err(ServiceError::Attempts { reasons }.into());
+                    }
+                    let told = format!("attempt {} failed: {}", reasons.len(), reasons[reasons.len() - 1]);
+                    drop(lease);
+                    self.watcher.waiting(&task.layer, &told).await?;
+                }
+            }
+        }
+    }
+}
+
+impl FleetExecutor {
+    /// Waits for a worker, and says why where no worker that is there offers what the layer needs.
+    async fn lease(&self, layer: &Layer) -> Result<Lease, ServiceError> {
+        let lease = self.queue.lease(layer.blob.size());
+        let mut lease = std::pin::pin!(lease);
+        let after = self.queue.patience().unoffered;
+        let mut members = self.queue.members();
+        // What nobody offers, and since when.
+        let mut unoffered: Option<(String, Instant)> = None;
+        loop {
+            unoffered = match (self.queue.missing(), unoffered) {
+                (None, None) => None,
+                (None, Some(_)) => {
+                    self.watcher.waiting(layer, "").await?;
+                    None
+                }
+                (Some(missing), before) => {
+                    if before.as_ref().is_none_or(|(told, _)| *told != missing) {
+                        self.watcher.waiting(layer, &missing).await?;
+                    }
+                    Some((missing, before.map_or_else(Instant::now, |(_, since)| since)))
+                }
+            };
+            let until = unoffered.as_ref().map(|(_, since)| *since + after);
+            let too_late = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                lease = &mut lease => return Ok(lease),
+                // The fleet, which is ours, holds the other end.
+                _ = members.changed() => {}
+                () = too_late => {
+                    let missing = unoffered.map(|(missing, _)| missing).unwrap_or_default();
+                    return Err(ServiceError::Unoffered { missing, after });
+                }
+            }
+        }
     }
 }

@@ -1,30 +1,61 @@
 //! The workers and who has them: layers wait here for a slot, and give it back by dropping their [`Lease`].
 //!
-//! What goes where is [`crate::schedule`]'s decision; here are the lock, the waiting and the giving back. The workers of this
-//! fleet live in this process: a lease is the right to run one layer in it.
+//! What goes where is [`crate::schedule`]'s decision; here are the lock, the waiting and the giving back. A lease is the right to
+//! run one layer: in this process, or on a worker that is connected ([`crate::worker`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use occy_pipeline::element::WrittenLayer;
+use occy_pipeline::executor::LayerTask;
+use occy_proto::v1::FilterCapability;
 use tokio::sync::{oneshot, watch};
 
+use crate::error::ServiceError;
 use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
+use crate::worker::attempt::{Attempts, Failure};
+use crate::worker::seat::{RemoteSeat, Seat};
+
+/// Workers that may be connected at once.
+const WORKERS_MAX: usize = 4096;
 
 /// The workers. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
 pub struct Fleet(Arc<Shared>);
 
+/// How patient a fleet is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A worker that was not heard of for so long is lost.
+    pub lease: Duration,
+    /// How often a layer is begun that fails by its workers' fault.
+    pub attempts: usize,
+    /// How long a layer waits while no worker offers what it needs.
+    pub unoffered: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(30), attempts: 3, unoffered: Duration::from_secs(300) }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     running: watch::Sender<usize>,
+    /// Counts how often workers came and went.
+    members: watch::Sender<u64>,
+    closed: watch::Sender<bool>,
+    attempts: Attempts,
+    patience: Patience,
 }
 
 #[derive(Debug, Default)]
 struct State {
     schedule: Schedule,
-    /// Their names.
-    workers: BTreeMap<u64, Arc<str>>,
+    members: BTreeMap<u64, Member>,
     /// The queues whose layers can be done by a later coordinator too.
     durable: HashSet<u64>,
     waiters: HashMap<u64, oneshot::Sender<Lease>>,
@@ -32,29 +63,63 @@ struct State {
     draining: bool,
 }
 
-/// A worker, as others see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerStatus {
+/// What is known of a worker.
+#[derive(Debug)]
+struct Member {
+    about: About,
+    /// Nothing any more, when it is being stopped.
+    offers: Capabilities,
+    seat: Arc<Seat>,
+}
+
+/// A worker, as it describes itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
     /// Its name.
     pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The filters that it has.
+    pub filters: Vec<FilterCapability>,
     /// Layers that it works on at once.
     pub slots: usize,
-    /// How many of these are free.
+}
+
+/// A worker, as others see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerStatus {
+    /// What it says of itself.
+    pub about: About,
+    /// How many of its slots are free.
     pub free: usize,
 }
 
-/// Slots of an embedded worker.
-const SLOTS: usize = 1;
-
 impl Fleet {
     /// So many workers in this process, each with one slot, all of which offer the same.
-    pub fn embedded(workers: usize, offers: &Capabilities) -> Self {
-        let mut state = State::default();
+    pub fn embedded(
+        workers: usize,
+        offers: &Capabilities,
+        filters: &[FilterCapability],
+        patience: Patience,
+    ) -> Self {
+        let fleet = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            running: watch::Sender::new(0),
+            members: watch::Sender::new(0),
+            closed: watch::Sender::new(false),
+            attempts: Attempts::default(),
+            patience,
+        }));
         for number in 1..=workers {
-            let id = state.schedule.add_worker(offers, SLOTS);
-            state.workers.insert(id, format!("embedded-{number}").into());
+            let about = About {
+                name: format!("embedded-{number}"),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                filters: filters.to_vec(),
+                slots: 1,
+            };
+            fleet.lock().add(about, Arc::clone(offers), Seat::Here);
         }
-        Self(Arc::new(Shared { state: Mutex::new(state), running: watch::Sender::new(0) }))
+        fleet
     }
 
     /// A queue for the layers of one job, or of one call, of a tenant's. `durable` says that a later coordinator can do what this
@@ -68,31 +133,88 @@ impl Fleet {
                 state.schedule.hold(id);
             }
         }
-        FleetQueue { fleet: self.clone(), id }
+        FleetQueue { fleet: self.clone(), id, needs: Arc::clone(needs), job: String::new() }
     }
 
     /// The workers.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let state = self.lock();
-        let worker = |(&id, name): (&u64, &Arc<str>)| WorkerStatus {
-            name: name.to_string(),
-            slots: SLOTS,
+        let worker = |(&id, member): (&u64, &Member)| WorkerStatus {
+            about: member.about.clone(),
             free: state.schedule.free_slots(id),
         };
-        state.workers.iter().map(worker).collect()
+        state.members.iter().map(worker).collect()
     }
 
-    /// Begins no layer of a durable job any more.
+    /// Whether a worker offers this.
+    pub fn offers(&self, capability: &str) -> bool {
+        self.lock().members.values().any(|member| member.offers.contains(capability))
+    }
+
+    /// How patient it is.
+    pub fn patience(&self) -> Patience {
+        self.0.patience
+    }
+
+    /// The layers that connected workers have.
+    pub fn attempts(&self) -> &Attempts {
+        &self.0.attempts
+    }
+
+    /// Adds a worker that connected, under its name or one that nobody else has; `seat` is told which. It leaves by dropping what it
+    /// gets.
+    pub fn join(
+        &self,
+        about: About,
+        offers: Capabilities,
+        seat: impl FnOnce(&str) -> RemoteSeat,
+    ) -> Result<Membership, ServiceError> {
+        let mut state = self.lock();
+        if state.members.len() >= WORKERS_MAX {
+            return Err(ServiceError::TooMany { what: "workers", limit: WORKERS_MAX });
+        }
+        let taken = |name: &str| state.members.values().any(|member| member.about.name == name);
+        let mut name = about.name.clone();
+        let mut number = 1;
+        while taken(&name) {
+            number += 1;
+            name = format!("{}-{number}", about.name);
+        }
+        let seat = Seat::Remote(seat(&name));
+        let id = state.add(About { name: name.clone(), ..about }, offers, seat);
+        drop(state);
+        self.changed();
+        Ok(Membership { fleet: self.clone(), id, name })
+    }
+
+    /// Begins no layer of a durable job any more, and tells the workers.
     pub fn drain(&self) {
         let mut state = self.lock();
-        let State { schedule, durable, draining, .. } = &mut *state;
+        let State { schedule, durable, draining, members, .. } = &mut *state;
         *draining = true;
         durable.iter().for_each(|queue| schedule.hold(*queue));
+        members.values().for_each(|member| member.seat.drain());
+    }
+
+    /// Sends connected workers away.
+    pub fn close(&self) {
+        self.0.closed.send_replace(true);
+    }
+
+    /// Hears when they are sent away.
+    pub fn closed(&self) -> watch::Receiver<bool> {
+        self.0.closed.subscribe()
     }
 
     /// How many layers are running, whenever that changes.
     pub fn running(&self) -> watch::Receiver<usize> {
         self.0.running.subscribe()
+    }
+
+    /// Workers have come or gone.
+    fn changed(&self) {
+        self.0.members.send_modify(|changes| *changes += 1);
+        self.dispatch();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -113,12 +235,19 @@ impl Fleet {
 }
 
 impl State {
+    fn add(&mut self, about: About, offers: Capabilities, seat: Seat) -> u64 {
+        let id = self.schedule.add_worker(&offers, about.slots);
+        self.members.insert(id, Member { about, offers, seat: Arc::new(seat) });
+        id
+    }
+
     fn assign(&mut self, fleet: &Fleet) -> Vec<Lease> {
         let mut returned = Vec::new();
         while let Some(assignment) = self.schedule.begin_next() {
             self.running += 1;
-            let name = Arc::clone(&self.workers[&assignment.worker]);
-            let lease = Lease { fleet: fleet.clone(), assignment, name };
+            let member = &self.members[&assignment.worker];
+            let (name, seat) = (member.about.name.clone(), Arc::clone(&member.seat));
+            let lease = Lease { fleet: fleet.clone(), assignment, name, seat };
             let waiter =
                 self.waiters.remove(&assignment.ticket).expect("who waits has a place to hear of it");
             // The lease must not be dropped here, under the lock that it needs.
@@ -127,6 +256,73 @@ impl State {
         fleet.0.running.send_replace(self.running);
         returned
     }
+
+    /// What of these needs no worker offers, for people. None where one offers all of them.
+    fn missing(&self, needs: &Capabilities) -> Option<String> {
+        let members = self.members.values();
+        if members.clone().any(|member| needs.is_subset(&member.offers)) {
+            return None;
+        }
+        if self.members.is_empty() {
+            return Some("no worker is connected".to_owned());
+        }
+        let nowhere = |need: &&String| !members.clone().any(|member| member.offers.contains(*need));
+        let nowhere: Vec<_> = needs.iter().filter(nowhere).cloned().collect();
+        Some(match nowhere.as_slice() {
+            [] => {
+                format!("no worker offers all of {}", needs.iter().cloned().collect::<Vec<_>>().join(", "))
+            }
+            nowhere => format!("no worker offers {}", nowhere.join(", ")),
+        })
+    }
+}
+
+/// A connected worker's place in the fleet. Dropped, the worker is lost, and its layers with it.
+#[derive(Debug)]
+pub struct Membership {
+    fleet: Fleet,
+    id: u64,
+    name: String,
+}
+
+impl Membership {
+    /// What the worker is called here.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which worker it is, in this fleet.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The worker gets no more layers, and keeps those that it has.
+    pub fn retire(&self) {
+        let mut state = self.fleet.lock();
+        state.schedule.remove_worker(self.id);
+        if let Some(member) = state.members.get_mut(&self.id) {
+            member.offers = Capabilities::default();
+        }
+        drop(state);
+        self.fleet.changed();
+    }
+
+    /// The worker is gone, for that reason.
+    pub fn leave(self, reason: &str) {
+        self.fleet.attempts().lose(self.id, reason);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut state = self.fleet.lock();
+        state.schedule.remove_worker(self.id);
+        state.members.remove(&self.id);
+        drop(state);
+        // Of those that were not told before, when it left for a reason.
+        self.fleet.attempts().lose(self.id, "it is gone");
+        self.fleet.changed();
+    }
 }
 
 /// The layers of one job. Dropped, it leaves the fleet.
@@ -134,9 +330,29 @@ impl State {
 pub struct FleetQueue {
     fleet: Fleet,
     id: u64,
+    needs: Capabilities,
+    /// The job's id; empty for a call.
+    job: String,
 }
 
 impl FleetQueue {
+    /// The same, of the job with this id: that is what workers call it.
+    #[must_use]
+    pub fn of_job(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.job);
+        self
+    }
+
+    /// The job's id; empty for a call.
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// How patient the fleet is.
+    pub fn patience(&self) -> Patience {
+        self.fleet.0.patience
+    }
+
     /// Waits for a worker for a layer of that size.
     ///
     /// # Cancel safety
@@ -152,6 +368,16 @@ impl FleetQueue {
         let _place = Place { queue: self, layer };
         self.fleet.dispatch();
         receiver.await.expect("the fleet keeps a waiter until it is served, or until its place is given up")
+    }
+
+    /// Why no worker that is there can ever have one of the layers; None where one can.
+    pub fn missing(&self) -> Option<String> {
+        self.fleet.lock().missing(&self.needs)
+    }
+
+    /// Hears when workers come and go.
+    pub fn members(&self) -> watch::Receiver<u64> {
+        self.fleet.0.members.subscribe()
     }
 }
 
@@ -184,13 +410,22 @@ impl Drop for Place<'_> {
 pub struct Lease {
     fleet: Fleet,
     assignment: Assignment,
-    name: Arc<str>,
+    name: String,
+    seat: Arc<Seat>,
 }
 
 impl Lease {
     /// The worker's name.
     pub fn worker(&self) -> &str {
         &self.name
+    }
+
+    /// Runs a layer there. Dropped, it stops.
+    pub async fn run(&self, task: &LayerTask, job: &str) -> Result<WrittenLayer, Failure> {
+        match &*self.seat {
+            Seat::Here => task.run().await.map_err(Failure::Task),
+            Seat::Remote(seat) => self.fleet.attempts().run(self.assignment.worker, seat, task, job).await,
+        }
     }
 }
 
@@ -215,7 +450,7 @@ mod tests {
     const SOON: Duration = Duration::from_millis(20);
 
     fn fleet(workers: usize) -> Fleet {
-        Fleet::embedded(workers, &Capabilities::default())
+        Fleet::embedded(workers, &Capabilities::default(), &[], Patience::default())
     }
 
     fn queue(fleet: &Fleet, is_durable: bool) -> FleetQueue {
@@ -261,5 +496,44 @@ mod tests {
         fleet.drain();
         assert!(timeout(SOON, job.lease(None)).await.is_err());
         let _lease = call.lease(None).await;
+    }
+
+    fn needs(what: &[&str]) -> Capabilities {
+        Arc::new(what.iter().map(|need| (*need).to_owned()).collect())
+    }
+
+    fn join(fleet: &Fleet, name: &str, offers: &[&str]) -> Membership {
+        let about = About { name: name.to_owned(), version: String::new(), filters: Vec::new(), slots: 1 };
+        let (messages, _) = tokio::sync::mpsc::channel(1);
+        fleet.join(about, needs(offers), |_| RemoteSeat::new(messages)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_comes_gets_what_waits_and_one_that_goes_frees_nothing() {
+        let fleet = fleet(0);
+        let queue = fleet.queue(&"anybody".into(), &needs(&["a"]), false);
+        assert_eq!(queue.missing().as_deref(), Some("no worker is connected"));
+        let _other = join(&fleet, "one", &["b"]);
+        assert_eq!(queue.missing().as_deref(), Some("no worker offers a"));
+        let mut changes = queue.members();
+        changes.mark_unchanged();
+        let (lease, member) = tokio::join!(queue.lease(None), async { join(&fleet, "one", &["a", "b"]) });
+        assert!(changes.has_changed().unwrap());
+        assert_eq!((queue.missing(), lease.worker(), member.name()), (None, "one-2", "one-2"));
+        member.leave("it is tried");
+        assert_eq!((fleet.workers().len(), *fleet.running().borrow()), (1, 1));
+        drop(lease);
+        assert_eq!((fleet.workers()[0].free, *fleet.running().borrow()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_being_stopped_gets_no_more() {
+        let fleet = fleet(0);
+        let member = join(&fleet, "one", &[]);
+        let queue = queue(&fleet, false);
+        let lease = queue.lease(None).await;
+        member.retire();
+        drop(lease);
+        assert!(timeout(SOON, queue.lease(None)).await.is_err());
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use occy_pipeline::filter::FILTERS;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::source::SOURCES;
 use occy_pipeline::wire::convert;
@@ -20,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::admit::{Ends, Gate};
 use crate::call::{self, Answer, Elements, look};
 use crate::error::ServiceError;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, WorkerStatus};
 use crate::job::runner::Jobs;
 use crate::job::watch::follow;
 
@@ -310,19 +309,21 @@ impl PipelineService for Api {
             })
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let filters = FILTERS.iter().map(|filter| v1::FilterCapability {
-            name: filter.name.to_owned(),
-            about: filter.help.to_owned(),
-            options: filter.keys.iter().map(|key| key.names[0].to_owned()).collect(),
-        });
-        let workers = self.0.fleet.workers().into_iter().map(|worker| v1::WorkerCapability {
-            name: worker.name,
-            slots: convert::count(worker.slots),
-            free_slots: convert::count(worker.free),
-            version: version.clone(),
+        let workers = self.0.fleet.workers();
+        let mut filters: Vec<v1::FilterCapability> = Vec::new();
+        for filter in workers.iter().flat_map(|worker| &worker.about.filters) {
+            if filters.iter().all(|known| known.name != filter.name) {
+                filters.push(filter.clone());
+            }
+        }
+        let workers = workers.into_iter().map(|WorkerStatus { about, free }| v1::WorkerCapability {
+            name: about.name,
+            slots: convert::count(about.slots),
+            free_slots: convert::count(free),
+            version: about.version,
         });
         let response = v1::ListCapabilitiesResponse {
-            filters: filters.collect(),
+            filters,
             sources: SOURCES.iter().filter_map(|kind| end(kind.scheme, kind.syntax, kind.about)).collect(),
             destinations: OUTPUTS
                 .iter()
@@ -330,7 +331,7 @@ impl PipelineService for Api {
                 .collect(),
             compressions: vec![v1::Compression::Gzip.into(), v1::Compression::Zstd.into()],
             workers: workers.collect(),
-            version: version.clone(),
+            version,
         };
         Ok(Response::new(response))
     }

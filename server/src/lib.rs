@@ -2,7 +2,7 @@
 //!
 //! A request comes in at [`grpc`], is looked at in [`admit`], and runs `occy_pipeline::process` with one end or both at the
 //! caller ([`call`]), or as a job that outlives the call ([`job`]). Either way each layer waits in the [`fleet`] for a worker,
-//! as [`schedule`] decides, and runs through the [`executor`]. [`error`] says what a client is told when something fails, and
+//! as [`schedule`] decides, and runs through the [`executor`]: here, or on a [`worker`] that has connected. [`error`] says what a client is told when something fails, and
 //! [`serve`] starts and stops it all.
 //!
 //! Not here: anything of how images are read, filtered and written, which is `occy-pipeline`'s; and the API itself, whose words
@@ -15,6 +15,8 @@ pub mod executor;
 pub mod fleet;
 pub mod grpc;
 pub mod job;
+pub mod other;
 pub mod schedule;
 pub mod serve;
 pub mod settings;
+pub mod worker;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use occy_server::serve::serve;
 use occy_server::settings::Settings;
+use occy_worker::config;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let settings = Settings::load(std::env::args_os().collect::<Vec<_>>())?;
+    let settings: Settings = config::load(std::env::args_os().collect::<Vec<_>>())?;
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&settings.log)?)
         .with_writer(std::io::stderr)

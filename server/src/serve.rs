@@ -8,20 +8,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use occy_pipeline::spool::SpoolDir;
 use occy_proto::FILE_DESCRIPTOR_SET;
+use occy_proto::v1::blob_service_server::BlobServiceServer;
 use occy_proto::v1::pipeline_service_server::PipelineServiceServer;
+use occy_proto::v1::worker_service_server::WorkerServiceServer;
+use occy_worker::run::filters;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::admit::{self, Gate};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Patience};
 use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
 use crate::job::store::{Limits, Store};
 use crate::settings::Settings;
+use crate::worker::blobs::Blobs;
+use crate::worker::connect::Workers;
 
 /// Bytes that a client may have on its way in one stream, and in all streams of a connection: what a layer needs to keep going
 /// over a distance, and no more.
@@ -36,8 +40,8 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
     listening: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
-    let gate = Arc::new(gate(settings)?);
-    let fleet = Fleet::embedded(workers(settings), &admit::offered());
+    let fleet = Fleet::embedded(workers(settings), &admit::offered(), &filters(), patience(settings));
+    let gate = Arc::new(gate(settings, fleet.clone())?);
     let store = open_store(settings).await?;
     let jobs = Jobs::new(store, Arc::clone(&gate), fleet.clone(), settings.running_jobs.max(1));
     let tls = tls(settings).await?;
@@ -45,7 +49,7 @@ pub async fn serve(
     let listener = listener.with_context(|| format!("failed to listen on {}", settings.listen))?;
     let address = listener.local_addr()?;
     if !address.ip().is_loopback() && settings.tls_client_ca.is_none() {
-        tracing::warn!(%address, "anybody who reaches this address can use it: clients need no certificate");
+        tracing::warn!(%address, "anybody who reaches this address can use it, and be its worker: no certificate is needed");
     }
     let resumed = jobs.resume().await?;
     if resumed > 0 {
@@ -54,7 +58,7 @@ pub async fn serve(
     let (draining, is_draining) = watch::channel(false);
     let coordinator = Coordinator {
         gate,
-        fleet,
+        fleet: fleet.clone(),
         jobs: jobs.clone(),
         calls: Arc::new(Semaphore::new(settings.max_calls)),
         max_calls: settings.max_calls,
@@ -70,6 +74,12 @@ pub async fn serve(
     let api = PipelineServiceServer::new(Api(Arc::new(coordinator)))
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
+    let workers = WorkerServiceServer::new(Workers(fleet.clone()))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let blobs = BlobServiceServer::new(Blobs(fleet.attempts().clone()))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
     let mut server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -82,7 +92,9 @@ pub async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(api);
+        .add_service(api)
+        .add_service(workers)
+        .add_service(blobs);
     listening(address);
     let patience = Duration::from_secs(settings.drain_timeout);
     let begun = |mut is_draining: watch::Receiver<bool>| async move {
@@ -99,6 +111,7 @@ pub async fn serve(
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         draining.send_replace(true);
         jobs.drain(patience).await;
+        fleet.close();
         Ok(())
     };
     let cut = async {
@@ -117,19 +130,25 @@ fn workers(settings: &Settings) -> usize {
     settings.embedded_workers.map_or_else(cores, usize::from)
 }
 
-fn gate(settings: &Settings) -> anyhow::Result<Gate> {
+fn patience(settings: &Settings) -> Patience {
+    Patience {
+        lease: settings.lease,
+        attempts: settings.max_attempts.into(),
+        unoffered: settings.unoffered_deadline,
+    }
+}
+
+fn gate(settings: &Settings, fleet: Fleet) -> anyhow::Result<Gate> {
     let roots = settings.allow_path.iter().map(|path| {
         path.canonicalize().with_context(|| format!("failed to allow the path {}", path.display()))
     });
     Ok(Gate {
         roots: roots.collect::<Result<_, _>>()?,
-        registry: settings.registry(),
-        spools: SpoolDir::new(
-            settings.temp_dir.clone().unwrap_or_else(std::env::temp_dir),
-            settings.spool_limit,
-        ),
+        registry: settings.registry.options(),
+        spools: settings.spool.directory(),
         max_layer_size: settings.max_layer_size,
         parallel: settings.parallel.max(1),
+        fleet,
     })
 }
 

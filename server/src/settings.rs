@@ -1,12 +1,12 @@
-//! The coordinator's configuration: flags win over `OCCYSTRAP_*` variables, these over a TOML file, that over the defaults.
+//! The coordinator's own options.
 
-use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
-use clap::{CommandFactory, FromArgMatches, Parser};
-use occy_pipeline::registry::{AllowedNetwork, ConfigFile, Options};
+use clap::Parser;
+use occy_pipeline::size;
+use occy_worker::config::{RegistrySettings, SpoolSettings, seconds};
 
 /// The coordinator: reads, filters and writes container images for clients over gRPC.
 ///
@@ -24,8 +24,18 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/occystrap", env = "OCCYSTRAP_STATE_DIR")]
     pub state_dir: PathBuf,
     /// Workers in this process, each of which works on one layer at a time [default: one for each core].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "OCCYSTRAP_EMBEDDED_WORKERS")]
+    /// 0: only those that connect.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024), env = "OCCYSTRAP_EMBEDDED_WORKERS")]
     pub embedded_workers: Option<u16>,
+    /// A worker that was not heard of for so long is lost, and its layers go to others.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "OCCYSTRAP_LEASE")]
+    pub lease: Duration,
+    /// How often a layer is begun that fails by the fault of the workers that have it.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100), env = "OCCYSTRAP_MAX_ATTEMPTS")]
+    pub max_attempts: u16,
+    /// How long a layer waits while no worker offers the filters or the destination that it needs.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds, env = "OCCYSTRAP_UNOFFERED_DEADLINE")]
+    pub unoffered_deadline: Duration,
     /// Show clients the certificate in this PEM file; without one, connections are not encrypted.
     #[arg(long, value_name = "FILE", requires = "tls_key", env = "OCCYSTRAP_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
@@ -53,112 +63,30 @@ pub struct Settings {
     /// Let clients name files under this directory as sources and destinations.
     #[arg(long, value_name = "DIR", value_delimiter = ',', env = "OCCYSTRAP_ALLOW_PATH")]
     pub allow_path: Vec<PathBuf>,
-    /// Reach registries in this private network or on this host too; without it only public addresses are connected to.
-    #[arg(long, value_name = "CIDR|HOST", value_delimiter = ',', env = "OCCYSTRAP_ALLOW_NETWORK")]
-    pub allow_network: Vec<AllowedNetwork>,
-    /// A registry that is spoken to without a trusted certificate, or without TLS at all. Loopback ones always may be.
-    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',', env = "OCCYSTRAP_INSECURE")]
-    pub insecure: Vec<String>,
-    /// Trust the certificate authorities in this PEM file too.
-    #[arg(long, value_name = "FILE", value_delimiter = ',', env = "OCCYSTRAP_CA_CERT")]
-    pub ca_cert: Vec<PathBuf>,
-    /// Log in to registries with docker's config.json there, for every client. Without it nobody is logged in anywhere.
-    #[arg(long, value_name = "PATH", env = "OCCYSTRAP_DOCKER_CONFIG")]
-    pub docker_config: Option<PathBuf>,
-    /// How often a request to a registry that failed for a passing reason is sent again.
-    #[arg(long, value_name = "N", default_value_t = 4, env = "OCCYSTRAP_RETRIES")]
-    pub retries: u32,
+    /// How registries are reached.
+    #[command(flatten)]
+    pub registry: RegistrySettings,
     /// Layers of one image at once, where a client does not say it.
     #[arg(short = 'j', long, value_name = "N", default_value_t = 4, env = "OCCYSTRAP_PARALLEL")]
     pub parallel: usize,
-    /// Where temporary files go. They have no names, and are gone when the process is [default: $TMPDIR, then /tmp].
-    #[arg(long, value_name = "DIR", env = "OCCYSTRAP_TEMP_DIR")]
-    pub temp_dir: Option<PathBuf>,
-    /// All temporary files together may take this many bytes; K, M, G and T are powers of 1024.
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = size, env = "OCCYSTRAP_SPOOL_LIMIT")]
-    pub spool_limit: u64,
+    /// Where temporary files go.
+    #[command(flatten)]
+    pub spool: SpoolSettings,
     /// A layer that is larger uncompressed is refused.
-    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::parse, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
     pub max_layer_size: u64,
     /// What is logged, in tracing's syntax: `info`, `debug`, `warn,occy_server=debug`.
     #[arg(long, value_name = "FILTER", default_value = "info", env = "OCCYSTRAP_LOG")]
     pub log: String,
 }
 
-impl Settings {
-    /// From the command line, the environment, and the file that one of them names. Ends the process for `--help` and for a
-    /// wrong command line, as clap does.
-    pub fn load(arguments: impl IntoIterator<Item = OsString> + Clone) -> anyhow::Result<Self> {
-        let matches = Self::command().get_matches_from(arguments.clone());
-        let Some(path) = matches.get_one::<PathBuf>("config") else {
-            return Ok(Self::from_arg_matches(&matches)?);
-        };
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
-        let command = with_file(Self::command(), &text).with_context(|| path.display().to_string())?;
-        Ok(Self::from_arg_matches(&command.get_matches_from(arguments))?)
-    }
-
-    /// How registries are spoken to.
-    pub fn registry(&self) -> Options {
-        Options {
-            insecure_hosts: self.insecure.clone(),
-            ca_files: self.ca_cert.clone(),
-            docker_config: match &self.docker_config {
-                Some(path) => ConfigFile::Path(path.clone()),
-                None => ConfigFile::None,
-            },
-            allow_networks: self.allow_network.clone(),
-            // A client named it, and not who runs this process.
-            trust_registry_host: false,
-            attempts: self.retries + 1,
-            ..Options::default()
-        }
-    }
-}
-
-/// The command with the file's values as defaults, so that flags and variables win over them.
-fn with_file(mut command: clap::Command, text: &str) -> anyhow::Result<clap::Command> {
-    let table: toml::Table = text.parse()?;
-    for (key, value) in table {
-        let argument = command.get_arguments().find(|argument| argument.get_long() == Some(key.as_str()));
-        let Some(id) = argument.map(|argument| argument.get_id().clone()).filter(|id| id != "config") else {
-            bail!("unknown option {key:?}");
-        };
-        let values = match value {
-            toml::Value::Array(values) => values.into_iter().map(|value| word(&key, value)).collect(),
-            value => word(&key, value).map(|value| vec![value]),
-        }?;
-        // What the file says of them counts as given, so that what requires them is content.
-        command = command.mut_arg(id, |argument| argument.default_values(values).required(false));
-    }
-    Ok(command)
-}
-
-fn word(key: &str, value: toml::Value) -> anyhow::Result<OsString> {
-    match value {
-        toml::Value::String(text) => Ok(OsStr::new(&text).to_owned()),
-        toml::Value::Integer(number) => Ok(number.to_string().into()),
-        toml::Value::Boolean(flag) => Ok(flag.to_string().into()),
-        value => bail!("option {key:?} cannot be a {}", value.type_str()),
-    }
-}
-
-/// Bytes, with an optional K, M, G or T.
-fn size(text: &str) -> Result<u64, String> {
-    let fail = || format!("{text:?} is not a size: expected a number with an optional K, M, G or T");
-    let (number, shift) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(number) => {
-            (number, 10 * (1 + "KMGT".find(&text[number.len()..]).expect("one of these was stripped")))
-        }
-        None => (text, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| fail())?;
-    number.checked_mul(1 << shift).ok_or_else(fail)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
+    use clap::{CommandFactory, FromArgMatches};
+    use occy_worker::config::with_file;
+
     use super::*;
 
     fn from(file: &str, arguments: &[&str]) -> anyhow::Result<Settings> {
@@ -185,10 +113,10 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let file = "max-calls = 7\nspool-limit = \"1K\"\nallow-network = [\"10.0.0.0/8\", \"registry\"]\n";
         let settings = from(file, &["--max-calls", "8"]).unwrap();
-        assert_eq!((settings.max_calls, settings.spool_limit, settings.parallel), (8, 1024, 4));
-        assert_eq!(settings.allow_network.len(), 2);
+        assert_eq!((settings.max_calls, settings.spool.spool_limit, settings.parallel), (8, 1024, 4));
+        assert_eq!(settings.registry.allow_network.len(), 2);
         let settings = from(file, &["--allow-network", "localhost"]).unwrap();
-        assert_eq!((settings.max_calls, settings.allow_network.len()), (7, 1));
+        assert_eq!((settings.max_calls, settings.registry.allow_network.len()), (7, 1));
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn generated() -> &'static Path {
         let status = Command::new(python())
             .args(["-m", "grpc_tools.protoc", "-I", "."])
             .args([format!("--python_out={out}"), format!("--grpc_python_out={out}")])
-            .args(["occy/v1/image.proto", "occy/v1/pipeline.proto"])
+            .args(["image", "pipeline", "worker", "blob"].map(|name| format!("occy/v1/{name}.proto")))
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto"))
             .status();
         assert!(status.expect("python runs").success(), "grpcio-tools does not take the .proto files");
@@ -63,15 +63,21 @@ fn generated() -> &'static Path {
     directory.path()
 }
 
+/// A program in `client/`, with what is generated from the .proto files at hand.
+pub(crate) fn script(name: &str) -> Command {
+    let mut command = Command::new(python());
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("client").join(name))
+        .env("PYTHONPATH", generated())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null());
+    command
+}
+
 impl Call {
     pub(crate) fn new(address: &str, method: &str, request: &Value) -> Self {
-        let mut command = Command::new(python());
-        command
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("client/client.py"))
-            .args([address, method, &request.to_string()])
-            .env("PYTHONPATH", generated())
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::null());
+        let mut command = script("client.py");
+        command.args([address, method, &request.to_string()]);
         Self { command }
     }
 

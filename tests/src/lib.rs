@@ -1,7 +1,7 @@
 //! The servers, images and tools that the end-to-end tests share.
 //!
 //! Nothing of the product is linked in. [`occyctl`] runs the binary, and [`terminal`] shows what it leaves on one;
-//! [`coordinator`] runs the service's, and [`client`] asks it in Python; [`registry`] starts real registries, [`fixed`] serves
+//! [`coordinator`] and [`worker`] run the service's, and [`client`] asks it in Python; [`registry`] starts real registries, [`fixed`] serves
 //! what none would store, [`proxy`] puts faults before them and [`token`] serves tokens; [`engine`] has real engines and false
 //! ones; [`layer`], [`image`] and [`saved`] make images of every shape; [`judge`] asks independent tools what they think of the
 //! outcome.
@@ -17,6 +17,7 @@ pub mod image;
 pub mod judge;
 pub mod layer;
 pub mod occyctl;
+mod process;
 pub mod proxy;
 pub mod registry;
 pub mod saved;
@@ -24,3 +25,4 @@ pub mod server;
 pub mod terminal;
 pub mod token;
 pub mod tools;
+pub mod worker;

@@ -13,7 +13,7 @@ use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{IndexPlan, process_index};
 use occy_pipeline::manifest::Descriptor;
 use occy_pipeline::open::{self, Settings};
-use occy_pipeline::output::{ImageOutput, LayerForm, Receipt};
+use occy_pipeline::output::{ImageOutput, OUTPUTS, Receipt};
 use occy_pipeline::process::{Outcome, Summary, process};
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::ImageSource;
@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::display::Display;
-use crate::options::{Global, OutputFormat, Process, Work};
+use crate::options::{Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
 use crate::remote::connect::Coordinator;
 use crate::remote::{findings, is_registry, spec};
@@ -38,6 +38,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
         let reason = format!("{} is a terminal here, which a tar would spoil: redirect it", work.destination);
         return Err(Misused(reason).into());
     }
+    warn_of_idle(options);
     let told = match &global.coordinator {
         Some(_) => with_coordinator(options, global).await?,
         None => match here(options, global).await? {
@@ -63,9 +64,19 @@ fn opened(options: &Process, global: &Global) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-fn warn_of_plain_layers(work: &Work, form: LayerForm) {
-    if work.compression.is_some() && form == LayerForm::Tar {
-        tracing::warn!("--compression means nothing to {}: it gets plain layers", work.destination);
+/// Tells of options that mean nothing to the destination.
+fn warn_of_idle(options: &Process) {
+    let scheme = options.work.destination.split("://").next().unwrap_or_default();
+    let Some(kind) = OUTPUTS.iter().find(|kind| kind.scheme == scheme) else { return };
+    for (option, is_given) in [
+        ("compression", options.work.compression.is_some()),
+        ("format", options.work.format.is_some()),
+        ("force", options.force),
+        ("verify", options.verify),
+    ] {
+        if is_given && !kind.options.contains(&option) {
+            tracing::warn!("--{option} means nothing to {scheme}://");
+        }
     }
 }
 
@@ -78,7 +89,6 @@ async fn here(options: &Process, global: &Global) -> anyhow::Result<Option<Told>
     let output = open::output(&work.destination, &settings)?;
     let parallel = source.max_workers.max(output.max_workers).unwrap_or(settings.parallel);
     let files = Files::open(&chain)?;
-    warn_of_plain_layers(work, output.end.form());
     let plan = plan(global, &settings, chain, work.verify_diff_ids);
     let executor = LocalExecutor::new(parallel);
     if options.all
@@ -116,7 +126,6 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     }
     if let Some(output) = &output {
         spec = spec::to_here(spec, output.end.form());
-        warn_of_plain_layers(work, output.end.form());
     }
     let files = Files::open(&chain)?;
     let coordinator = Coordinator::needed(global, "process").await?;

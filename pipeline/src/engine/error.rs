@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::error::Blame;
 
 /// Why an Engine did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
     /// No socket is where engines have theirs.

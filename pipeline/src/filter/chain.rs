@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Filter, SpecError, spec};
 
-/// Counts what changes the bytes of rewritten tars or the reports of filters; see [`FilterChain::fingerprint`].
-const REWRITER: u32 = 1;
+/// Counts what changes the bytes of rewritten tars, how they are compressed, or the reports of filters: equal versions make the
+/// same of the same layer. See [`FilterChain::fingerprint`].
+pub const ENCODER_VERSION: u32 = 1;
 
 /// The filters of a job, in the order in which elements pass through them.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +39,7 @@ impl FilterChain {
     /// What a layer's result depends on beside the layer itself: the filters in canonical form, in their order, and the
     /// version of what rewrites layers. Equal fingerprints give equal bytes and reports.
     pub fn fingerprint(&self) -> String {
-        format!("{REWRITER} {}", serde_json::Value::from(self.specs()))
+        format!("{ENCODER_VERSION} {}", serde_json::Value::from(self.specs()))
     }
 
     /// Whether there are no filters.

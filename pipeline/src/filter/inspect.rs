@@ -1,6 +1,6 @@
 //! `inspect`: records each layer's digest and size as they are where the filter stands in the chain.
 //!
-//! One line of JSON per image is appended to a file. Its fields are the Python tool's (`Comment`, `Created`, `CreatedBy`,
+//! One line of JSON per image is appended to a file, or, where that is `-`, printed. Its fields are the Python tool's (`Comment`, `Created`, `CreatedBy`,
 //! `Id`, `Size`, `Tags`, newest layer first, tags on the first only) and two more: `DiffId`, which is the same as `Id`, and
 //! `Digest`, the digest under which the source stores the layer, or null once a filter has edited it.
 //!
@@ -23,7 +23,7 @@ use crate::tar::{Limits, Member};
 pub static KIND: FilterKind = FilterKind {
     name: "inspect",
     help: "append each layer's digest, size and history at this point of the chain to a JSONL file",
-    keys: &[Key { names: &["file"], value: "PATH", help: "the file to append to" }],
+    keys: &[Key { names: &["file"], value: "PATH", help: "the file to append to; - is standard output" }],
     parse: |options| Ok(Arc::new(Inspect { file: options.required("file")?.into() })),
 };
 
@@ -58,7 +58,7 @@ impl Filter for Inspect {
     }
 
     fn file(&self) -> Option<&std::path::Path> {
-        Some(&self.file)
+        (self.file.as_os_str() != "-").then_some(&*self.file)
     }
 
     fn layer(&self, _targets: &Targets, _limits: &Limits) -> Box<dyn LayerFilter> {
@@ -66,7 +66,8 @@ impl Filter for Inspect {
     }
 
     fn render(&self, image: &ImageFindings<'_>, _format: OutputFormat) -> Option<Rendering> {
-        Some(Rendering { to: Target::Append(self.file.clone()), text: line(image) })
+        let to = self.file().map_or(Target::Stdout, |file| Target::Append(file.to_owned()));
+        Some(Rendering { to, text: line(image) })
     }
 }
 

@@ -16,7 +16,7 @@ pub mod spec;
 use std::collections::BTreeSet;
 use std::fmt;
 
-pub use chain::FilterChain;
+pub use chain::{ENCODER_VERSION, FilterChain};
 pub use report::{ImageFindings, LayerFindings, OutputFormat, Rendering, Report, Target};
 pub use spec::{FilterKind, Key, SpecError};
 
@@ -105,5 +105,11 @@ pub enum FilterError {
         filter: &'static str,
         /// The limit.
         limit: usize,
+    },
+    /// It can be named here, and runs elsewhere.
+    #[error("this process does not have the filter {filter}")]
+    Elsewhere {
+        /// Its name.
+        filter: String,
     },
 }

@@ -18,6 +18,11 @@ pub enum Report {
     Search(search::Hits),
     /// Of `inspect`.
     Inspect(inspect::Record),
+    /// Of a filter that is none of ours: what is printed.
+    Other {
+        /// Whole lines.
+        text: String,
+    },
 }
 
 /// What one filter found in all layers of an image, and what is known of the image where the filter stands.

@@ -41,13 +41,8 @@ impl ManifestLayer<'_> {
 #[non_exhaustive]
 pub enum BuildError {
     /// Docker schema2 was asked for.
-    #[error("layer {index}: {source}")]
-    Zstd {
-        /// Which layer, the lowest being 0.
-        index: usize,
-        /// Why not.
-        source: ZstdInDocker,
-    },
+    #[error(transparent)]
+    Zstd(#[from] ZstdInDocker),
     /// The layer has a media type, such as an encrypted layer's, that the other family has no name for.
     #[error(
         "layer {index} has the media type {media_type:?}, which has no counterpart in the {family} format"
@@ -140,10 +135,9 @@ fn config_json(family: Family, source: Option<&ImageManifest>, config: &BlobSumm
 }
 
 fn layer_json(family: Family, index: usize, layer: &ManifestLayer<'_>) -> Result<Value, BuildError> {
-    let zstd = |source| BuildError::Zstd { index, source };
     match layer {
         ManifestLayer::Written { format, blob } => Ok(json!({
-            "mediaType": LayerType::new(family, *format).name().map_err(zstd)?,
+            "mediaType": LayerType::new(family, *format).name()?,
             "size": blob.size,
             "digest": blob.digest,
         })),
@@ -152,7 +146,7 @@ fn layer_json(family: Family, index: usize, layer: &ManifestLayer<'_>) -> Result
             match descriptor.layer_type() {
                 // Also for the same family: containerd's docker zstd is not a name that may be written on.
                 Some(layer) => {
-                    let name = layer.in_family(family).name().map_err(zstd)?;
+                    let name = layer.in_family(family).name()?;
                     if layer.family != family {
                         map.insert("mediaType".to_owned(), name.into());
                         drop_oci_only(&mut map, family);

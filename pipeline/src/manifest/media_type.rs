@@ -86,7 +86,7 @@ pub struct LayerType {
 
 /// Docker's media types have no name for a layer that is compressed with zstd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("docker schema2 has no media type for zstd layers; the oci format has")]
+#[error("docker schema2 cannot name zstd layers: choose gzip, or the oci format")]
 pub struct ZstdInDocker;
 
 const LAYER_TYPES: [(&str, LayerType); 12] = {

@@ -15,14 +15,15 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use super::tar::TarOutput;
-use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, OutputError, OutputKind, Receipt};
 use crate::blob::{ByteCount, CHUNK, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, StoredLayer};
 use crate::engine::{Engine, EngineError, Options, Store};
 use crate::error::Error;
 use crate::reference::Reference;
@@ -47,6 +48,8 @@ pub struct DockerOutput {
     name: String,
     tar: TarOutput,
     loading: Mutex<Option<Loading>>,
+    /// Why the Engine stopped reading, as far as it says: every layer that finds the pipe broken waits for this.
+    last_words: OnceCell<Option<EngineError>>,
 }
 
 /// A request that an Engine is reading.
@@ -78,7 +81,13 @@ impl DockerOutput {
             return Err(OutputError::NoTag { name: name.to_owned() }.into());
         }
         let tar = TarOutput::to_pipe(format!("docker://{name}"), name.to_owned(), spools);
-        Ok(Self { engine, name: name.to_owned(), tar, loading: Mutex::default() })
+        Ok(Self {
+            engine,
+            name: name.to_owned(),
+            tar,
+            loading: Mutex::default(),
+            last_words: OnceCell::new(),
+        })
     }
 
     fn loading(&self) -> MutexGuard<'_, Option<Loading>> {
@@ -88,12 +97,17 @@ impl DockerOutput {
     /// What the Engine says, where an error is only that it does not read on.
     async fn explained(&self, error: Error) -> Error {
         let broken = matches!(&error, Error::Output(OutputError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe);
-        let loading = if broken { self.loading().take() } else { None };
-        let Some(mut loading) = loading else { return error };
-        match tokio::time::timeout(LAST_WORDS, &mut loading.request.0).await {
-            Ok(Ok(Err(said))) => said.into(),
-            _ => error,
+        if !broken {
+            return error;
         }
+        let said = self.last_words.get_or_init(|| async {
+            let mut loading = self.loading().take()?;
+            match tokio::time::timeout(LAST_WORDS, &mut loading.request.0).await {
+                Ok(Ok(Err(said))) => Some(said),
+                _ => None,
+            }
+        });
+        said.await.clone().map_or(error, Error::from)
     }
 
     /// Whether the Engine has what it was sent.
@@ -146,14 +160,6 @@ impl ImageOutput for DockerOutput {
         };
         *self.loading() = Some(Loading { engine, request, pipe: writer, complete });
         Ok(())
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("an Engine takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn write_layer(
@@ -223,6 +229,33 @@ mod tests {
             let error = output(bad).unwrap_err();
             assert!(matches!(error, Error::Output(OutputError::NoTag { .. })), "{bad}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn every_layer_that_finds_the_pipe_broken_hears_why() {
+        let output = DockerOutput::new(Options::default(), "app:1", SpoolDir::new("/tmp", 0)).unwrap();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let request = Request(tokio::spawn(async { answered.await.expect("the Engine answers") }));
+        let address = crate::engine::Options { socket: Some("/no/such/engine".into()), ..Options::default() };
+        let engine = Engine::new(&address).unwrap();
+        let (_reader, pipe) = io::pipe().unwrap();
+        *output.loading() = Some(Loading { engine, request, pipe, complete: Arc::default() });
+        let broken = || {
+            let source = io::ErrorKind::BrokenPipe.into();
+            Error::Output(OutputError::Io { what: "write", path: "docker://app:1".into(), source })
+        };
+        let said = || EngineError::Failed { what: "load".to_owned(), words: "no space left".to_owned() };
+        let say = async {
+            tokio::task::yield_now().await;
+            answer.send(Err(said())).unwrap();
+        };
+        let (first, second, ()) = tokio::join!(output.explained(broken()), output.explained(broken()), say);
+        let late = output.explained(broken()).await;
+        for error in [first, second, late] {
+            assert_eq!(error.to_string(), Error::from(said()).to_string());
+        }
+        let other = output.explained(Error::Output(OutputError::Spoiled)).await;
+        assert!(matches!(other, Error::Output(OutputError::Spoiled)), "{other}");
     }
 
     #[tokio::test]

@@ -74,15 +74,15 @@ impl FinalManifest {
         Ok(Self { bytes, media_type: family.manifest().to_owned(), digest })
     }
 
-    /// Whether an image that is to change its family can be named in the other one, as far as its source tells: said before its
-    /// layers are stored, and not after.
+    /// Whether an image whose family is chosen can be named in it, as far as its source tells: said before its layers are stored,
+    /// and not after.
     pub(super) fn foresee(
         image: &Image,
         format: ManifestFormat,
         compression: Option<Compression>,
     ) -> Result<(), BuildError> {
         let ManifestFormat::Always(family) = format else { return Ok(()) };
-        if family == image.family {
+        if family == image.family && compression.is_none() {
             return Ok(());
         }
         let layers = image.layers.iter().map(|layer| {

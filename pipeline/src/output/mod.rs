@@ -10,18 +10,19 @@ pub mod nothing;
 pub mod oci_layout;
 pub mod registry;
 mod staging;
-
-pub use staging::remove_unpublished;
 pub mod tar;
+mod target;
 
 use std::sync::Arc;
 
+pub use self::staging::remove_unpublished;
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::{Compression, Format};
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 
 /// One kind of output, for help texts and the parser.
@@ -186,9 +187,6 @@ pub enum OutputError {
         /// How many it has now. None: it is not there.
         found: Option<u64>,
     },
-    /// Docker schema2 has no media type for zstd.
-    #[error("docker schema2 cannot hold zstd layers: choose gzip, or the oci format")]
-    ZstdInDocker,
     /// A destination that names a digest gets exactly that manifest or nothing.
     #[error("the destination asks for {expected}, and the image is {actual}")]
     ByDigest {
@@ -197,6 +195,14 @@ pub enum OutputError {
         /// What would be written.
         actual: crate::digest::Digest,
     },
+}
+
+/// Refuses what is no image, where layers go into a tar or a tree: an artifact has none.
+fn refuse_artifact(image: &Image, destination: String) -> Result<(), OutputError> {
+    match image.is_image() {
+        true => Ok(()),
+        false => Err(OutputError::NotAnImage { destination }),
+    }
 }
 
 /// A destination of one image.
@@ -229,10 +235,16 @@ pub trait ImageOutput: Send + Sync {
     }
 
     /// Stores a layer's blob as it is, if it is not there yet. Only for [`LayerForm::Stored`]; its descriptor is known.
-    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error>;
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        let _ = (layer, progress);
+        unreachable!("an output that takes {:?} is given no blob as it is", self.form())
+    }
 
     /// Whether the output holds this layer's blob already, or can be given it without moving its bytes.
-    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error>;
+    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
+        let _ = layer;
+        Ok(false)
+    }
 
     /// Stores a layer from a stream of its bytes, which have that format. May be called again for the same index when an
     /// attempt failed; the last success counts. It may not wait for another layer of the image: there are sources that send
@@ -244,6 +256,12 @@ pub trait ImageOutput: Send + Sync {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error>;
+
+    /// The repository that layers go to, where the output is one: who may write there can do in this output's place all that is
+    /// done with a single layer.
+    fn repository(&self) -> Option<&Repository> {
+        None
+    }
 
     /// Makes the image visible, whole. Runs once.
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error>;

@@ -1,9 +1,9 @@
 //! No destination at all: layers are read for what filters report of them.
 
-use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::Format;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, StoredLayer};
 use crate::error::Error;
 
 /// Takes nothing.
@@ -18,14 +18,6 @@ impl ImageOutput for NoOutput {
 
     async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         Ok(())
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("nothing is stored here")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(true)
     }
 
     async fn write_layer(

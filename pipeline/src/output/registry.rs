@@ -15,7 +15,6 @@ use crate::compression::{Compression, Format};
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer};
 use crate::error::Error;
-use crate::manifest::Family;
 use crate::reference::Reference;
 use crate::registry::{Access, Client, Mount, Repository, UploadSession};
 use crate::source::stored::SourceIndex;
@@ -161,14 +160,7 @@ impl ImageOutput for RegistryOutput {
     }
 
     async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
-        // Docker schema2 cannot name zstd; said now, not after the layers have been uploaded.
-        let docker = self.format == ManifestFormat::Always(Family::Docker);
-        match self.compression {
-            Some(compression) if docker && compression.format() == Format::Zstd => {
-                Err(OutputError::ZstdInDocker.into())
-            }
-            _ => Ok(FinalManifest::foresee(image, self.format, self.compression)?),
-        }
+        Ok(FinalManifest::foresee(image, self.format, self.compression)?)
     }
 
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
@@ -195,6 +187,10 @@ impl ImageOutput for RegistryOutput {
     ) -> Result<StoredLayer, Error> {
         let summary = self.repository.upload_stream(stream, progress).await?;
         Ok(StoredLayer::Written { digest: summary.digest, size: summary.size, format })
+    }
+
+    fn repository(&self) -> Option<&Repository> {
+        Some(&self.repository)
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, RenameFlags, chmod, flock, renameat_
 use rustix::io::Errno;
 
 use super::OutputError;
-use crate::atomic::{parent, partial_name};
+use crate::atomic::{parent, partial_name, partials, replaceable};
 use crate::unpack::tree;
 
 /// A directory that is being built. Dropped before it is published, it is removed.
@@ -49,12 +49,13 @@ type Result<T> = std::result::Result<T, OutputError>;
 impl StagedDir {
     /// An empty directory that is to become `destination`. When that is a symbolic link, its target is what gets replaced.
     /// One that exists and is not empty is refused, unless it is to be replaced.
+    /// So is one that could not be replaced in the end.
     pub(super) fn create(destination: &Path, replace: bool) -> Result<Self> {
-        let destination = std::fs::canonicalize(destination).unwrap_or_else(|_| destination.to_owned());
+        std::fs::create_dir_all(parent(destination)).map_err(fail("create the parent of", destination))?;
+        let destination = replaceable(destination).map_err(fail("write to", destination))?;
         refuse_taken(&destination, replace)?;
         let fail = |what| fail(what, &destination);
         let directory = parent(&destination);
-        std::fs::create_dir_all(&directory).map_err(fail("create the parent of"))?;
         let name = destination.file_name().ok_or(io::ErrorKind::InvalidFilename.into());
         let name = name.map_err(fail("create"))?;
         remove_abandoned(&directory, name);
@@ -192,16 +193,8 @@ fn is_same(file: &File, path: &Path) -> bool {
 
 /// Removes directories that nobody holds a lock of: what killed runs with the same destination left.
 fn remove_abandoned(directory: &Path, name: &OsStr) {
-    let prefix = format!(".{}.", name.to_string_lossy());
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        let file_name = entry.file_name();
-        let file_name = file_name.to_string_lossy();
-        let is_partial = file_name
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.strip_suffix(".occystrap-partial"))
-            .is_some_and(|middle| middle.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'));
-        if !is_partial || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+    for entry in partials(directory, name) {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
@@ -239,9 +232,10 @@ fn lock_abandoned(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes a directory of ours. One that stays is the user's to remove, so he hears of it.
-fn remove(path: &Path) {
-    match tree::remove(path) {
+/// Removes a directory or file of ours. What stays is the user's to remove, so he hears of it.
+pub(super) fn remove(path: &Path) {
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    match if is_directory { tree::remove(path) } else { std::fs::remove_file(path) } {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("failed to remove {}: {error}", path.display());
         }
@@ -252,14 +246,8 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atomic::tests::names;
     use crate::unpack::tests::without_capabilities;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn a_directory_appears_only_when_it_is_published() {
@@ -347,6 +335,21 @@ mod tests {
                 .unwrap();
             assert_eq!(names(dir.path()), ["out"]);
         });
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nothing", &link).unwrap();
+        let long = dir.path().join("new").join("x".repeat(256));
+        for path in [&*link, Path::new("/proc"), &*long] {
+            assert!(
+                matches!(StagedDir::create(path, true), Err(OutputError::Io { .. })),
+                "{}",
+                path.display()
+            );
+        }
     }
 
     #[test]

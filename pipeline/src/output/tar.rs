@@ -13,16 +13,18 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use super::target::{Target, shown};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
+use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
 use crate::digest::Digest;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, StoredLayer};
 use crate::error::Error;
 use crate::spool::{Spool, SpoolDir};
+use crate::tar::{self, ZEROS, padding};
 use crate::thread;
 
 /// This output's line in the table.
@@ -33,8 +35,7 @@ pub const KIND: OutputKind = OutputKind {
     options: &[],
 };
 
-const BLOCK: u64 = 512;
-const ZEROS: [u8; 1024] = [0; 1024];
+const BLOCK: u64 = tar::BLOCK as u64;
 
 /// An image that is being written as a saved tar.
 #[derive(Debug)]
@@ -83,14 +84,6 @@ enum Whole {
     },
 }
 
-#[derive(Debug)]
-enum Target {
-    /// A regular file that has no name yet.
-    File(crate::atomic::UnnamedFile),
-    /// Something that can only be written from front to back.
-    Stream(File),
-}
-
 /// Where one layer's bytes go while they arrive.
 enum Place {
     /// Into the file, up to a bound if another layer begins there.
@@ -118,16 +111,9 @@ impl TarOutput {
         expected: &[ExpectedLayer],
         pipe: io::PipeWriter,
     ) -> Result<(), Error> {
-        self.refuse_artifact(image)?;
+        refuse_artifact(image, self.destination())?;
         self.begin_at(Target::Stream(OwnedFd::from(pipe).into()), self.spools.clone(), expected);
         Ok(())
-    }
-
-    fn refuse_artifact(&self, image: &Image) -> Result<(), OutputError> {
-        match image.is_image() {
-            true => Ok(()),
-            false => Err(OutputError::NotAnImage { destination: self.destination() }),
-        }
     }
 
     fn begin_at(&self, target: Target, spools: SpoolDir, expected: &[ExpectedLayer]) {
@@ -150,34 +136,8 @@ impl TarOutput {
         }
     }
 
-    fn open(&self) -> Result<(Target, SpoolDir), OutputError> {
-        let fail = |what| move |source| OutputError::Io { what, path: self.shown_path(), source };
-        if self.path == Path::new("-") {
-            let stdout = rustix::io::dup(io::stdout()).map_err(|errno| fail("write to")(errno.into()))?;
-            return Ok((Target::Stream(File::from(stdout)), self.spools.clone()));
-        }
-        match std::fs::metadata(&self.path) {
-            Ok(metadata) if metadata.is_dir() => {
-                return Err(fail("write to")(io::Error::from(io::ErrorKind::IsADirectory)));
-            }
-            Ok(metadata) if !metadata.is_file() => {
-                let file = File::options().write(true).open(&self.path).map_err(fail("open"))?;
-                return Ok((Target::Stream(file), self.spools.clone()));
-            }
-            _ => {}
-        }
-        let file = crate::atomic::UnnamedFile::create(&self.path).map_err(fail("create"))?;
-        let spools = self.spools.at(file.directory());
-        Ok((Target::File(file), spools))
-    }
-
-    /// The path as messages have it.
-    fn shown_path(&self) -> PathBuf {
-        if self.path == Path::new("-") { PathBuf::from("standard output") } else { self.path.clone() }
-    }
-
     fn error(&self, what: &'static str, source: io::Error) -> Error {
-        OutputError::Io { what, path: self.shown_path(), source }.into()
+        OutputError::Io { what, path: shown(&self.path), source }.into()
     }
 }
 
@@ -192,20 +152,11 @@ impl super::ImageOutput for TarOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        self.refuse_artifact(image)?;
-        let to_open = Self::new(&self.path, self.spools.clone());
-        // To open a pipe waits for its reader.
-        let (target, spools) = thread::run("open", move || to_open.open()).await??;
+        refuse_artifact(image, self.destination())?;
+        let (path, spools) = (self.path.clone(), self.spools.clone());
+        let (target, spools) = thread::run("open", move || Target::open(&path, &spools)).await??;
         self.begin_at(target, spools, expected);
         Ok(())
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("a saved tar takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn write_layer(
@@ -257,7 +208,7 @@ impl super::ImageOutput for TarOutput {
             assembly.reassemble()?;
             assembly.append_small(&config_name, &config)?;
             assembly.append_small("manifest.json", manifest.to_string().as_bytes())?;
-            assembly.write(&ZEROS)?;
+            assembly.write(&ZEROS[..2 * tar::BLOCK])?;
             match assembly.target {
                 Target::File(file) => file.publish(assembly.position),
                 Target::Stream(mut file) => file.flush(),
@@ -273,7 +224,13 @@ impl super::ImageOutput for TarOutput {
 
 enum WriteError {
     Io(io::Error),
-    Stream(crate::blob::BlobError),
+    Stream(BlobError),
+}
+
+impl From<BlobError> for WriteError {
+    fn from(error: BlobError) -> Self {
+        Self::Stream(error)
+    }
 }
 
 impl From<io::Error> for WriteError {
@@ -308,16 +265,7 @@ impl Place {
         spools: &SpoolDir,
         progress: &ByteCount,
     ) -> Result<BlobSummary, WriteError> {
-        loop {
-            match stream.blocking_next().map_err(WriteError::Stream)? {
-                LayerPiece::Data(bytes) => {
-                    self.write(&bytes, spools)?;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => return Ok(summary),
-            }
-        }
+        stream.blocking_store(progress, |bytes| Ok(self.write(bytes, spools)?))
     }
 
     fn write(&mut self, bytes: &[u8], spools: &SpoolDir) -> io::Result<()> {
@@ -470,8 +418,7 @@ impl Assembly {
     }
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
-        let padding = usize::try_from(size.next_multiple_of(BLOCK) - size).expect("less than a block");
-        self.write(&ZEROS[..padding])
+        self.write(&ZEROS[..padding(size)])
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -547,8 +494,8 @@ mod tests {
         parallel: usize,
     ) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
-        let output = TarOutput::new(dir.path().join("out.tar"), SpoolDir::new(dir.path(), 1 << 30));
-        let (target, spools) = output.open().unwrap();
+        let spools = SpoolDir::new(dir.path(), 1 << 30);
+        let (target, spools) = Target::open(&dir.path().join("out.tar"), &spools).unwrap();
         let mut assembly = Assembly {
             target,
             spools: spools.clone(),
@@ -651,7 +598,7 @@ mod tests {
     async fn a_stream_that_stops_is_no_layer() {
         let dir = tempfile::tempdir().unwrap();
         let output = TarOutput::new(dir.path().join("out.tar"), SpoolDir::new(dir.path(), 1 << 30));
-        let (target, spools) = output.open().unwrap();
+        let (target, spools) = Target::open(&output.path, &output.spools).unwrap();
         *lock(&output.assembly) = Some(Assembly {
             target,
             spools,

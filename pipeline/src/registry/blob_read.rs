@@ -12,6 +12,7 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
 use super::error::{Operation, RegistryError};
+use super::host::RegistryHost;
 use super::manifest::content_length;
 use super::retry::Backoff;
 use super::transport::{Call, protocol};
@@ -43,24 +44,7 @@ impl Blob for RegistryBlob {
     async fn open(&self) -> Result<ByteStream, BlobError> {
         let operation = Operation::GetBlob(self.digest.clone());
         let call = self.repository.call(Method::GET, &format!("blobs/{}", self.digest), operation).await?;
-        // An intermediary must not encode what is hashed.
-        let call = call.header(ACCEPT_ENCODING, "identity");
-        let mut reader = Reader {
-            backoff: Backoff::new(&self.repository.host.options),
-            repository: self.repository.clone(),
-            hasher: Hasher::new(self.digest.algorithm()),
-            digest: self.digest.clone(),
-            size: self.size,
-            call,
-            body: None,
-            done: false,
-            ranges: true,
-            failed_at: 0,
-        };
-        reader.connect().await?;
-        Ok(Box::pin(stream::try_unfold(reader, |mut reader| async move {
-            Ok(reader.next().await?.map(|bytes| (bytes, reader)))
-        })))
+        read(Arc::clone(&self.repository.host), call, &self.digest, self.size).await
     }
 
     fn size(&self) -> Option<u64> {
@@ -102,8 +86,34 @@ impl RegistryBlob {
     }
 }
 
+/// The bytes that `host` answers a call with, which have to be those of the digest and, where it is known, of the size.
+pub(super) async fn read(
+    host: Arc<RegistryHost>,
+    call: Call,
+    digest: &Digest,
+    size: Option<u64>,
+) -> Result<ByteStream, BlobError> {
+    let mut reader = Reader {
+        backoff: Backoff::new(&host.options),
+        host,
+        hasher: Hasher::new(digest.algorithm()),
+        digest: digest.clone(),
+        size,
+        // An intermediary must not encode what is hashed.
+        call: call.header(ACCEPT_ENCODING, "identity"),
+        body: None,
+        done: false,
+        ranges: true,
+        failed_at: 0,
+    };
+    reader.connect().await?;
+    Ok(Box::pin(stream::try_unfold(reader, |mut reader| async move {
+        Ok(reader.next().await?.map(|bytes| (bytes, reader)))
+    })))
+}
+
 struct Reader {
-    repository: Repository,
+    host: Arc<RegistryHost>,
     digest: Digest,
     size: Option<u64>,
     call: Call,
@@ -154,7 +164,7 @@ impl Reader {
                 }
                 return self.deliver(piece).await.map(Some);
             }
-            let patience = self.repository.host.options.read_timeout;
+            let patience = self.host.options.read_timeout;
             let failure = match tokio::time::timeout(patience, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => {
                     *pending = chunk;
@@ -209,7 +219,7 @@ impl Reader {
                     format!("bytes={at}-").parse().unwrap_or_else(|_| unreachable!("digits are visible"));
                 self.call.headers.insert(RANGE, range);
             }
-            let response = self.repository.host.send(&self.call).await?;
+            let response = self.host.send(&self.call).await?;
             let skip = match response.status() {
                 StatusCode::OK => {
                     self.check_length(&response)?;
@@ -223,7 +233,7 @@ impl Reader {
                 status if status.is_success() => {
                     return Err(protocol(&self.call.request, format!("status {}", status.as_u16())).into());
                 }
-                _ => return Err(self.repository.host.failure(response, &self.call.request).await.into()),
+                _ => return Err(self.host.failure(response, &self.call.request).await.into()),
             };
             self.body = Some(Body { response, pending: Bytes::new(), skip });
             return Ok(());
@@ -289,7 +299,7 @@ impl Reader {
         let Some(Body { response, pending, .. }) = &mut self.body else { return Ok(()) };
         let mut extra = pending.len();
         while extra == 0 {
-            match tokio::time::timeout(self.repository.host.options.read_timeout, response.chunk()).await {
+            match tokio::time::timeout(self.host.options.read_timeout, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => extra = chunk.len(),
                 // All bytes are here and right; how the connection ends is of no matter.
                 Ok(Ok(None) | Err(_)) | Err(_) => return Ok(()),

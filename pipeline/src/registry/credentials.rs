@@ -1,8 +1,10 @@
-//! Who we say we are: explicit credentials, else docker's `config.json` with its credential helpers.
+//! Who we say we are: explicit credentials, else docker's `config.json` with its credential helpers, else podman's `auth.json`,
+//! which has the same form.
 //!
-//! The file's rules are docker's (`cli/config/configfile`). A helper is a program of the user's: it gets [`HELPER_TIMEOUT`], and
+//! The files' rules are docker's (`cli/config/configfile`). A helper is a program of the user's: it gets [`HELPER_TIMEOUT`], and
 //! what it prints never reaches an error, because it may be a secret.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -50,7 +52,8 @@ pub enum Credentials {
 /// Where docker's configuration is read from.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum ConfigFile {
-    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`, where it exists.
+    /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`; what that does not have, in podman's file: `$REGISTRY_AUTH_FILE`,
+    /// else `$XDG_RUNTIME_DIR/containers/auth.json`, then `~/.config/containers/auth.json`.
     #[default]
     Default,
     /// This file, or `config.json` in this directory.
@@ -86,16 +89,50 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Looks up a host, as the user names it, in docker's configuration.
+/// Looks up a host, as the user names it.
 pub(super) async fn find(file: &ConfigFile, host: &str) -> Found {
-    let problem = |problem| Found { credentials: None, problem: Some(problem) };
-    let Some(path) = config_path(file) else {
-        return Found::default();
+    let (paths, must_exist) = match file {
+        ConfigFile::None => (Vec::new(), false),
+        ConfigFile::Path(path) if path.is_dir() => (vec![path.join("config.json")], true),
+        ConfigFile::Path(path) => (vec![path.clone()], true),
+        ConfigFile::Default => (usual_paths(|name| std::env::var_os(name)), false),
     };
-    let config = match read_config(&path).await {
+    let mut all = Found::default();
+    for path in paths {
+        let found = find_in(&path, host, must_exist).await;
+        if found.credentials.is_some() {
+            return found;
+        }
+        // The first file's problem is the likeliest to be the user's.
+        all.problem = all.problem.or(found.problem);
+    }
+    all
+}
+
+/// Docker's file, and then podman's (`containers-auth.json(5)`).
+fn usual_paths(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = variable("HOME");
+    let below_home = |path| home.as_ref().map(|home| home.join(path));
+    let docker =
+        variable("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|dir| dir.join("config.json"));
+    let podman = match variable("REGISTRY_AUTH_FILE") {
+        Some(path) => vec![path],
+        None => {
+            let config = variable("XDG_CONFIG_HOME").or_else(|| below_home(".config"));
+            let directories = [variable("XDG_RUNTIME_DIR"), config].into_iter().flatten();
+            directories.map(|directory| directory.join("containers/auth.json")).collect()
+        }
+    };
+    docker.into_iter().chain(podman).collect()
+}
+
+async fn find_in(path: &Path, host: &str, must_exist: bool) -> Found {
+    let problem = |problem| Found { credentials: None, problem: Some(problem) };
+    let config = match read_config(path).await {
         Ok(Some(config)) => config,
-        Ok(None) if matches!(file, ConfigFile::Default) => return Found::default(),
-        Ok(None) => return problem(format!("{} does not exist", path.display())),
+        Ok(None) if must_exist => return problem(format!("{} does not exist", path.display())),
+        Ok(None) => return Found::default(),
         Err(error) => return problem(format!("cannot read {}: {error}", path.display())),
     };
     let helper = match config.lookup(host) {
@@ -114,19 +151,6 @@ pub(super) async fn find(file: &ConfigFile, host: &str) -> Found {
     }
 }
 
-fn config_path(file: &ConfigFile) -> Option<PathBuf> {
-    let directory = match file {
-        ConfigFile::None => return None,
-        ConfigFile::Path(path) if path.is_dir() => path.clone(),
-        ConfigFile::Path(path) => return Some(path.clone()),
-        ConfigFile::Default => match std::env::var_os("DOCKER_CONFIG").filter(|value| !value.is_empty()) {
-            Some(directory) => PathBuf::from(directory),
-            None => Path::new(&std::env::var_os("HOME")?).join(".docker"),
-        },
-    };
-    Some(directory.join("config.json"))
-}
-
 async fn read_config(path: &Path) -> Result<Option<Config>, String> {
     use tokio::io::AsyncReadExt as _;
     let file = match tokio::fs::File::open(path).await {
@@ -138,7 +162,11 @@ async fn read_config(path: &Path) -> Result<Option<Config>, String> {
     file.take(DOCUMENT_CAP).read_to_end(&mut text).await.map_err(|error| error.to_string())?;
     // serde's message may quote the text, which may be a secret; its place is enough.
     serde_json::from_slice(&text).map(Some).map_err(|error| {
-        format!("it is not docker's configuration (line {}, column {})", error.line(), error.column())
+        format!(
+            "it is not a configuration of docker's or podman's (line {}, column {})",
+            error.line(),
+            error.column()
+        )
     })
 }
 
@@ -246,6 +274,29 @@ mod tests {
         let credentials =
             Credentials::Basic { username: "u".to_owned(), password: "hunter2".to_owned().into() };
         assert!(!format!("{credentials:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn podmans_file_is_looked_for_behind_dockers() {
+        let paths = |variables: &[(&str, &str)]| -> Vec<String> {
+            let value =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+            usual_paths(value).iter().map(|path| path.display().to_string()).collect()
+        };
+        let home = ("HOME", "/home/ann");
+        let (docker, podman) = ("/home/ann/.docker/config.json", "/home/ann/.config/containers/auth.json");
+        assert_eq!(paths(&[home]), [docker, podman]);
+        assert_eq!(
+            paths(&[
+                home,
+                ("XDG_RUNTIME_DIR", "/run/user/1"),
+                ("DOCKER_CONFIG", "/d"),
+                ("XDG_CONFIG_HOME", "")
+            ]),
+            ["/d/config.json", "/run/user/1/containers/auth.json", podman]
+        );
+        assert_eq!(paths(&[home, ("REGISTRY_AUTH_FILE", "/a"), ("XDG_RUNTIME_DIR", "/r")]), [docker, "/a"]);
+        assert!(paths(&[]).is_empty());
     }
 
     #[tokio::test]

@@ -40,6 +40,8 @@ pub enum Operation {
     PutManifest(String),
     /// To deliver a blob.
     GetBlob(Digest),
+    /// To say where a foreign layer is; the host that this is.
+    GetForeign(Digest, String),
     /// To say whether it has a blob.
     HeadBlob(Digest),
     /// To share a blob from another of its repositories.
@@ -232,7 +234,14 @@ impl RegistryError {
 
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
+        if let Some(host) = self.request().and_then(Request::host_in_vain) {
+            return Some(format!(
+                "if {host} is a registry, name an image in it: registry://{host}/IMAGE:TAG"
+            ));
+        }
         match self {
+            // It is another host that answered, and it is sent no credentials.
+            Self::Status { request, .. } if matches!(request.operation, Operation::GetForeign(..)) => None,
             Self::Status { request, status: 401 | 403, credentials: Some(problem), .. } => {
                 Some(format!("no credentials were sent to {}: {problem}", request.host))
             }
@@ -271,6 +280,16 @@ impl RegistryError {
             Self::PlainHttp { peer, .. } => Some(format!("if this is right, pass --insecure {peer}")),
             _ => None,
         }
+    }
+}
+
+impl Request {
+    /// What was perhaps meant for a registry's host and port, and was taken for an image on docker.io and its tag.
+    fn host_in_vain(&self) -> Option<String> {
+        let name =
+            self.repository.as_deref().filter(|_| self.host == "docker.io")?.strip_prefix("library/")?;
+        let Operation::GetManifest(tag) = &self.operation else { return None };
+        tag.parse::<u16>().is_ok_and(|port| port >= 1000).then(|| format!("{name}:{tag}"))
     }
 }
 
@@ -316,6 +335,7 @@ impl fmt::Display for Operation {
             Self::HeadManifest(reference) => write!(f, "check manifest {reference}"),
             Self::PutManifest(reference) => write!(f, "put manifest {reference}"),
             Self::GetBlob(digest) => write!(f, "get blob {digest}"),
+            Self::GetForeign(digest, host) => write!(f, "get foreign layer {digest} from {host}"),
             Self::HeadBlob(digest) => write!(f, "check blob {digest}"),
             Self::MountBlob(digest) => write!(f, "mount blob {digest}"),
             Self::UploadBlob(Some(digest)) => write!(f, "upload blob {digest}"),
@@ -410,6 +430,23 @@ mod tests {
     fn a_refused_user_is_told_to_log_in() {
         let hint = status(401, b"").hint().unwrap();
         assert_eq!(hint, "log in with `docker login localhost:5000`, or pass --username");
+    }
+
+    #[test]
+    fn a_port_that_was_taken_for_a_tag_is_told() {
+        let mut error = status(401, b"");
+        let RegistryError::Status { request, .. } = &mut error else { unreachable!() };
+        request.host = "docker.io".to_owned();
+        request.repository = Some("library/registry".to_owned());
+        for (tag, told) in [("5000", true), ("16", false), ("20250101", false), ("latest", false)] {
+            let RegistryError::Status { request, .. } = &mut error else { unreachable!() };
+            request.operation = Operation::GetManifest(tag.to_owned());
+            assert_eq!(
+                error.hint().unwrap().contains(&format!("registry://registry:{tag}/IMAGE")),
+                told,
+                "{tag}"
+            );
+        }
     }
 
     #[test]

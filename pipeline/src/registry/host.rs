@@ -9,6 +9,7 @@ use url::Url;
 
 use super::address::is_loopback;
 use super::auth::Authenticator;
+use super::credentials::ConfigFile;
 use super::error::{ConnectFailure, ERROR_BODY_CAP, Operation, RegistryError, Request, error_detail};
 use super::http::{self, HttpClients};
 use super::options::Options;
@@ -30,6 +31,17 @@ impl RegistryHost {
     pub(super) fn new(name: &str, options: Arc<Options>, http: Arc<HttpClients>) -> Self {
         let auth = Authenticator::default();
         Self { name: name.to_owned(), options, http, auth, base: OnceCell::new() }
+    }
+
+    /// For requests to hosts that this registry's documents name: with nothing of ours that is meant for the registry.
+    pub(super) fn to_strangers(&self) -> Self {
+        let options = Arc::new(Options {
+            credentials: None,
+            docker_config: ConfigFile::None,
+            client_certificate: None,
+            ..Options::clone(&self.options)
+        });
+        Self::new(&self.name, Arc::clone(&options), Arc::new(HttpClients::new(options)))
     }
 
     /// `scheme://host:port/v2/`. Found out once, and by one of those who ask at the same time.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | manifests: get, check, put | `manifest` |
 //! | blobs down: stream, resume, verify | `blob_read` |
+//! | layers that may be elsewhere | `foreign` |
 //! | blobs up: check, mount, sessions | `mount`, `session` |
 //! | blobs up, digest known before: one PUT | `upload_blob` |
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
@@ -26,6 +27,7 @@ mod chunks;
 mod credentials;
 mod docker_config;
 mod error;
+mod foreign;
 mod host;
 mod http;
 mod manifest;

@@ -169,9 +169,13 @@ pub(super) fn location(response: &Response, request: &Request) -> Result<Url, Re
         .ok_or_else(|| protocol(request, "a Location that is not a URL of HTTP".to_owned()))
 }
 
-/// Resolves a `Location` (RFC 9110, 10.2.2) and takes away what must not be sent on.
+/// Resolves a `Location` (RFC 9110, 10.2.2).
 pub(super) fn resolve(base: &Url, location: &str) -> Option<Url> {
-    let mut url = base.join(location).ok()?;
+    sendable(base.join(location).ok()?)
+}
+
+/// A URL of HTTP without what must not be sent on.
+pub(super) fn sendable(mut url: Url) -> Option<Url> {
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
         return None;
     }

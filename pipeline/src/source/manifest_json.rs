@@ -13,6 +13,7 @@ use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::element::{ConfigFile, Image, ImageName, Layer, SourceManifest};
 use crate::error::{Error, MAX_INDEX_DEPTH};
+use crate::layout::MARKER;
 use crate::manifest::{
     self, Descriptor, Family, ImageManifest, LayerType, MAX_DOCUMENT, ParsedManifest, media_type,
 };
@@ -47,12 +48,16 @@ pub enum SavedImageError {
         reason: String,
     },
     /// It can be read, but is nobody's saved image.
-    #[error("{path} has no manifest.json: it is not a saved image")]
-    NoManifest {
+    #[error("{path} is not a saved image: {reason}")]
+    NotSaved {
         /// The file or directory.
         path: String,
+        /// What is wrong with its `manifest.json`.
+        reason: String,
+        /// It says that it is an OCI image layout.
+        is_layout: bool,
     },
-    /// `manifest.json` or `catalog.json` is not what it should be.
+    /// A manifest or `catalog.json` is not what it should be.
     #[error("{path}: {document}: {reason}")]
     BadDocument {
         /// The file or directory.
@@ -113,7 +118,7 @@ fn list(images: &[String]) -> String {
 impl SavedImageError {
     /// Whether another source or another of its images is meant: nothing is wrong with what is there.
     pub fn is_choice(&self) -> bool {
-        matches!(self, Self::WhichImage { .. } | Self::NoManifest { .. })
+        matches!(self, Self::WhichImage { .. } | Self::NotSaved { .. })
     }
 
     /// Whether the machine failed, rather than the content.
@@ -183,12 +188,18 @@ impl SavedImages<'_> {
     pub(super) fn find(&self, wanted: Wanted<'_>) -> Result<Image, Error> {
         let bytes = match self.members.get(self.document) {
             Err(MemberError::Missing) if self.document == MANIFEST => {
-                return Err(SavedImageError::NoManifest { path: self.path.clone() }.into());
+                return Err(self.not_saved(format!("it has no {MANIFEST}")).into());
             }
             region => self.document_bytes(&self.found(self.named_by, self.document, region)?)?,
         };
-        let mut images: Vec<SavedImage> =
-            serde_json::from_slice(&bytes).map_err(|error| self.bad(error.to_string()))?;
+        let bad = |error: serde_json::Error| match self.is_layout() {
+            true => self.not_saved(format!("its {} is no list of images: {error}", self.document)),
+            false => self.bad(format!("no list of images: {error}")),
+        };
+        let mut images: Vec<SavedImage> = serde_json::from_slice(&bytes).map_err(bad)?;
+        if images.is_empty() {
+            return Err(self.not_saved(format!("its {} lists no image", self.document)).into());
+        }
         if let (Some(wanted), 2..) = (wanted.diff_ids, images.len()) {
             // One for each platform, of which the Engine has told which one is meant.
             let has_layers = |image: &SavedImage| -> Option<bool> {
@@ -226,6 +237,14 @@ impl SavedImages<'_> {
         };
         let aliases = saved.tags().iter().filter(|alias| Some(*alias) != tag.as_ref()).cloned().collect();
         Ok(Image { name, aliases, manifest, family, config, layers })
+    }
+
+    fn is_layout(&self) -> bool {
+        self.members.get(MARKER).is_ok()
+    }
+
+    fn not_saved(&self, reason: String) -> SavedImageError {
+        SavedImageError::NotSaved { path: self.path.clone(), reason, is_layout: self.is_layout() }
     }
 
     fn bad(&self, reason: String) -> SavedImageError {

@@ -58,6 +58,10 @@ impl Store for RegistrySource {
         Ok(self.repository.blob(digest, size))
     }
 
+    fn layer(&self, descriptor: &Descriptor) -> Result<BlobRef, Error> {
+        Ok(self.repository.layer(descriptor))
+    }
+
     fn origin(&self) -> Option<Repository> {
         Some(self.repository.clone())
     }

@@ -34,6 +34,11 @@ pub(super) trait Store: Send + Sync {
     /// A blob, which may turn out not to be there when it is opened.
     fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<BlobRef, Error>;
 
+    /// A layer's blob likewise; of a foreign one, wherever its bytes are.
+    fn layer(&self, descriptor: &Descriptor) -> Result<BlobRef, Error> {
+        self.blob(&descriptor.digest, Some(descriptor.size))
+    }
+
     /// The repository that layers can be mounted from.
     fn origin(&self) -> Option<Repository> {
         None
@@ -140,7 +145,7 @@ fn layers(
         .map(|(index, descriptor)| {
             Ok(Layer {
                 index,
-                blob: store.blob(&descriptor.digest, Some(descriptor.size))?,
+                blob: store.layer(descriptor)?,
                 descriptor: Some(descriptor.clone()),
                 format: descriptor.layer_type().map_or(Format::None, |layer_type| layer_type.format),
                 diff_id: diff_ids.get(index).cloned().flatten(),

@@ -48,6 +48,7 @@ pub fn layer_status(layer: &Layer, written: &WrittenLayer) -> LayerStatus {
         diff_id: written.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
         changed: written.edited,
         worker: String::new(),
+        waiting_reason: String::new(),
         compression: compression(format).into(),
         kept: written.stored == StoredLayer::Original,
         source_digest,

@@ -92,7 +92,6 @@ pub async fn run(
         opened = source.end;
         (opened.as_ref(), source.max_workers)
     };
-    let queue = fleet.queue(&"".into(), &work.needs(), false);
     let at_once = |output_workers| source_workers.max(output_workers).unwrap_or(work.settings.parallel);
     let is_callers = work.destination.is_empty() && work.form != v1::LayerForm::None;
     let (output, to_caller, at_once): (Arc<dyn ImageOutput>, _, _) = if is_callers {
@@ -113,6 +112,7 @@ pub async fn run(
         let output = open::output(&work.destination, &work.settings)?;
         (output.end, None, at_once(output.max_workers))
     };
+    let queue = fleet.queue(&"".into(), &work.needs(output.form()), false);
     let workers = Workers::default();
     let watcher = CallWatcher { workers: workers.clone(), to_caller: to_caller.clone() };
     let executor: Arc<dyn Executor> = FleetExecutor::new(queue, at_once, Arc::new(watcher));
@@ -177,7 +177,7 @@ pub async fn search(
 ) -> Result<(), ServiceError> {
     let source = open::source(&work.source, &work.settings)?;
     let at_once = source.max_workers.unwrap_or(work.settings.parallel);
-    let queue = fleet.queue(&"".into(), &work.needs(), false);
+    let queue = fleet.queue(&"".into(), &work.needs(NoOutput.form()), false);
     let executor = FleetExecutor::new(queue, at_once, Arc::new(HitWatcher { hits }));
     process(source.end.as_ref(), work.plan, Arc::new(NoOutput), executor, &Progress::default()).await?;
     Ok(())

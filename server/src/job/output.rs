@@ -15,6 +15,7 @@ use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Report};
 use occy_pipeline::manifest::{Descriptor, Family, LayerType};
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use occy_pipeline::registry::Repository;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,10 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         self.inner.write_layer(index, stream, format, progress).await
     }
 
+    fn repository(&self) -> Option<&Repository> {
+        self.inner.repository()
+    }
+
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
         // Layers that stand in the image twice have been done once; their other places are done now.
         let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -177,6 +182,11 @@ pub struct JobWatcher {
 impl LayerWatcher for JobWatcher {
     async fn begun(&self, layer: &Layer, worker: &str) -> Result<(), ServiceError> {
         let change = Change::LayerBegun { index: place(layer.index), worker: worker.to_owned() };
+        self.attempt.apply(vec![change], None).await
+    }
+
+    async fn waiting(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        let change = Change::LayerWaiting { index: place(layer.index), reason: reason.to_owned() };
         self.attempt.apply(vec![change], None).await
     }
 

@@ -181,7 +181,7 @@ impl Jobs {
         let job = self.0.store.get(&attempt.id).await?.ok_or(ServiceError::JobEnded)?;
         debug_assert_eq!(job.state(), JobState::Running);
         // Once more: what is allowed may have changed since it was submitted.
-        let work = self.0.gate.admit(&job.spec.unwrap_or_default(), Ends::BothNamed)?;
+        let work = self.0.gate.admit_again(&job.spec.unwrap_or_default())?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");
@@ -189,7 +189,7 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue = self.0.fleet.queue(&"".into(), &work.needs(), true);
+        let queue = self.0.fleet.queue(&"".into(), &work.needs(output.form()), true).of_job(&attempt.id);
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;

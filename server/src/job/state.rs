@@ -24,6 +24,13 @@ pub enum Change {
         /// The worker's name.
         worker: String,
     },
+    /// A layer waits, and not only for its turn.
+    LayerWaiting {
+        /// Its place.
+        index: u32,
+        /// Why; empty when that is over.
+        reason: String,
+    },
     /// A layer is at the destination.
     LayerDone(LayerStatus),
     /// All layers are; the image is about to be made visible.
@@ -71,6 +78,16 @@ pub fn apply(job: &mut Job, change: Change, now: Timestamp) -> Result<Event, Ref
             }
             layer.set_state(LayerState::Running);
             layer.worker = worker;
+            layer.waiting_reason.clear();
+            Event::LayerChanged(layer.clone())
+        }
+        (Running, Change::LayerWaiting { index, reason }) => {
+            let layer = layer(job, index).ok_or(Refused(state))?;
+            if layer.state() == LayerState::Done {
+                return Err(Refused(state));
+            }
+            layer.set_state(LayerState::Waiting);
+            layer.waiting_reason = reason;
             Event::LayerChanged(layer.clone())
         }
         (Running, Change::LayerDone(done)) => {
@@ -131,6 +148,7 @@ mod tests {
             3 => Just(Change::Begin),
             3 => (0u32..3).prop_map(move |count| Change::Plan((0..count).map(layer).collect())),
             3 => (0u32..3).prop_map(|index| Change::LayerBegun { index, worker: "w".to_owned() }),
+            2 => (0u32..3).prop_map(|index| Change::LayerWaiting { index, reason: "w".to_owned() }),
             6 => (0u32..3).prop_map(move |index| Change::LayerDone(layer(index))),
             3 => Just(Change::Finalize),
             1 => Just(Change::Found(FilterOutput::default())),

@@ -88,6 +88,32 @@ fn dockers_config_file_is_read() {
 }
 
 #[test]
+fn podmans_file_is_read_where_dockers_says_nothing() {
+    let registry = Registry::with_htpasswd("ann", SECRET);
+    let source = registry.push(&small(), "app", "1");
+    let (docker, podman) = (scratch(), scratch());
+    let auths = |password: &str| {
+        let auth = STANDARD.encode(format!("ann:{password}"));
+        json!({"auths": {registry.host(): {"auth": auth}}}).to_string()
+    };
+    write(podman.path().join("containers/auth.json"), auths(SECRET));
+    info(&source).env("XDG_RUNTIME_DIR", podman.path()).ok().keeps(SECRET);
+    info(&source).env("XDG_CONFIG_HOME", podman.path()).ok();
+    let file = podman.path().join("containers/auth.json");
+    docker_config(docker.path(), &json!({"auths": {"elsewhere.example": {"auth": "!"}}}));
+    info(&source).env("REGISTRY_AUTH_FILE", &file).env("DOCKER_CONFIG", docker.path()).ok();
+    write(docker.path().join("config.json"), auths("wrong-secret"));
+    info(&source)
+        .env("REGISTRY_AUTH_FILE", &file)
+        .env("DOCKER_CONFIG", docker.path())
+        .fails(1)
+        .keeps("wrong-secret");
+    // A file that was named is the only one.
+    let named = ["info", &source, "--docker-config", &docker.path().display().to_string()];
+    occyctl(named).env("REGISTRY_AUTH_FILE", &file).fails(1);
+}
+
+#[test]
 fn credential_helpers_are_asked() {
     use std::os::unix::fs::PermissionsExt;
     let registry = Registry::with_htpasswd("ann", SECRET);

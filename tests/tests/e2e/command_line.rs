@@ -1,9 +1,12 @@
 //! The command line itself: exit codes, streams, help, environment.
 
+use occy_tests::certificates::text;
+use occy_tests::image::Image;
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::Registry;
+use occy_tests::tools::Packing;
 
-use crate::{scratch, small, tar_uri};
+use crate::{layers, names, scratch, small, tar_uri};
 
 #[test]
 fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
@@ -20,6 +23,8 @@ fn mistakes_on_the_command_line_end_with_2_and_say_what_is_right() {
         (&["process", "tar://x", "tar://y", "-j", "0"], "--parallel"),
         (&["process", "tar://x", "tar://y", "--format", "schema1"], "schema1"),
         (&["search", "tar://x", "["], "["),
+        (&["info", "registry://localhost:5000"], "registry://localhost:5000/IMAGE"),
+        (&["info", "tar://x", "--spool-limit", "1.5G"], "1.5G"),
         (&["frobnicate"], "frobnicate"),
         (&["info", "tar://x", "--client-cert", "a.pem"], "--client-key"),
     ] {
@@ -88,7 +93,7 @@ fn what_cannot_be_told_of_a_destination_that_was_written_has_a_code_of_its_own()
     let source = registry.push(&small(), "app", "1");
     let directory = scratch();
     let path = directory.path().join("out.tar");
-    let program = occy_tests::certificates::text(occy_tests::occyctl::path());
+    let program = text(occy_tests::occyctl::path());
     for (arguments, whole) in [
         ("--output-format json >/dev/full", "standard output"),
         ("-f search:pattern=late >/dev/full", "standard output"),
@@ -194,6 +199,20 @@ fn warnings_look_like_errors_and_hosts_like_hosts() {
     let source = registry.push(&small(), "app", "1");
     let ended = occyctl(["process", &source, "tar://-", "--compression", "zstd"]).ok();
     assert!(ended.stderr.starts_with("warning: --compression"), "{}", ended.stderr);
+    let directory = scratch();
+    let path = text(directory.path());
+    for (destination, idle) in [
+        ("tar://-".to_owned(), &["--format", "--force", "--verify"][..]),
+        (registry.uri("copy:1"), &["--force", "--verify"]),
+        (format!("dir://{path}/dir"), &["--format"]),
+        (format!("oci-layout://{path}/layout"), &["--force"]),
+    ] {
+        let all = ["process", &source, &destination, "--format", "docker", "--force", "--verify"];
+        let said = occyctl(all).ok().stderr;
+        let warned: Vec<_> =
+            said.lines().filter_map(|line| line.strip_prefix("warning: ")?.split(' ').next()).collect();
+        assert_eq!(warned, idle, "{destination}");
+    }
     for host in ["", "*", "a b", "http://a"] {
         occyctl(["info", &source, "--insecure", host]).fails(2).says(&["HOST:PORT"]);
     }
@@ -221,6 +240,42 @@ fn what_is_sent_again_or_not_at_all_is_told() {
 }
 
 #[test]
+fn zstd_and_dockers_format_do_not_go_together_whoever_finds_it() {
+    const WORDS: &str = "error: docker schema2 cannot name zstd layers: choose gzip, or the oci format\n";
+    let registry = Registry::start();
+    let docker = registry.push(&small(), "docker", "1");
+    let zstd = layers().into_iter().map(|layer| layer.packed(Packing::Zstd)).collect();
+    let zstd = registry.push(&Image::oci(zstd), "zstd", "1");
+    let directory = scratch();
+    for destination in
+        [registry.uri("copy:1"), format!("oci-layout://{}", text(&directory.path().join("out")))]
+    {
+        for (source, options) in [(&docker, &["--compression", "zstd"][..]), (&zstd, &[])] {
+            let run = [&["process", source, &destination, "--format", "docker"], options].concat();
+            assert_eq!(occyctl(run).fails(2).stderr, WORDS, "{destination} {options:?}");
+        }
+    }
+    assert!(names(directory.path()).is_empty() && !registry.has("copy", "1"));
+}
+
+#[test]
+fn what_inspect_finds_is_printed_where_its_file_is_a_dash() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let run = |destination: &str, file: &str| {
+        let filter = format!("inspect:file={file}");
+        occyctl(["process", &source, destination, "-f", &filter]).directory(directory.path()).ok()
+    };
+    run("tar://out.tar", "lines");
+    let line = run("tar://out.tar", "-").text();
+    assert_eq!(line.as_bytes(), occy_tests::tools::read(directory.path().join("lines")));
+    let ended = run("tar://-", "-");
+    assert!(ended.stderr.contains(&line), "{}", ended.stderr);
+    assert_eq!(names(directory.path()), ["lines", "out.tar"]);
+}
+
+#[test]
 fn errors_stand_on_a_line_with_a_hint_below() {
     let registry = Registry::start();
     let ended = occyctl(["info", &registry.uri("no/such:image")]).fails(1);
@@ -237,7 +292,7 @@ fn temporary_files_go_where_they_are_told_and_are_gone_after() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");
     let directory = scratch();
-    let temp = occy_tests::certificates::text(directory.path());
+    let temp = text(directory.path());
     occyctl(["process", &source, "tar://-", "--temp-dir", &temp]).ok();
     assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
     occyctl(["process", &source, "tar://-", "--temp-dir", "/nonexistent"]).fails(1).says(&["/nonexistent"]);

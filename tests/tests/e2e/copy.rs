@@ -10,6 +10,7 @@ use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::server::Server;
 use occy_tests::tools::{Packing, sha256};
 
 use crate::{layers, small};
@@ -169,7 +170,8 @@ fn foreign_layers_keep_their_urls_and_are_not_moved() {
 fn foreign_layers_are_moved_when_that_is_asked_for() {
     let (from, to) = (Registry::start(), Registry::start());
     let mut list = layers();
-    list[0] = list[0].clone().foreign("https://example.com/base.tar.gz");
+    // Not a public address.
+    list[0] = list[0].clone().foreign("https://10.0.0.1/base.tar.gz");
     let image = Image::oci(list);
     let (source, base) = (from.push(&image, "app", "1"), &image.layer_digests()[0]);
     let run = |destination: &str| occyctl(["process", &source, destination, "--foreign-layers"]);
@@ -183,6 +185,41 @@ fn foreign_layers_are_moved_when_that_is_asked_for() {
     let layout = directory.path().join("layout");
     run(&format!("oci-layout://{}", layout.display())).ok();
     assert!(layout.join("blobs/sha256").join(occy_tests::tools::hex(base)).exists());
+}
+
+#[test]
+fn foreign_layers_are_fetched_from_their_addresses_where_their_bytes_are_needed() {
+    let layer = layers()[0].clone();
+    let blob = layer.packing.pack(&layer.tar);
+    let owner = Server::start(move |_| Response::ok("application/octet-stream", blob.clone()));
+    // A name that is not the registry's.
+    let url = format!("http://localhost:{}/base.tar.gz", owner.port());
+    let registry = Registry::start();
+    let image = Image::docker(vec![layer.foreign(&url), layers()[1].clone()]);
+    let source = registry.push(&image, "app", "1");
+    let directory = crate::scratch();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    for destination in [format!("tar://{}", at("out.tar")), format!("oci://{}", at("out"))] {
+        occyctl(["process", &source, &destination]).fails(1).says(&["localhost", "--allow-network"]);
+    }
+    assert!(owner.seen().is_empty());
+    let allowed = ["--allow-network", "localhost"];
+    let search = ["search", &source, "*.conf"];
+    assert!(occyctl([&search[..], &allowed].concat()).ok().text().contains("etc/app.conf"));
+    for destination in [
+        format!("tar://{}", at("out.tar")),
+        format!("dir://{}", at("dir")),
+        format!("oci://{}", at("bundle")),
+        registry.uri("copy:1"),
+    ] {
+        let found =
+            [&["process", &source, &destination, "-f", "search:pattern=*.conf"][..], &allowed].concat();
+        assert!(occyctl(found).ok().text().contains("etc/app.conf"), "{destination}");
+    }
+    assert_eq!(occy_tests::saved::read_saved(std::path::Path::new(&at("out.tar"))).config, image.config);
+    assert_eq!(registry.manifest("copy", "1").body, image.manifest, "there it stays where it is");
+    let edited = ["process", &source, &registry.uri("copy:2"), "-f", "normalize-timestamps"];
+    occyctl([&edited[..], &allowed].concat()).fails(1).says(&["not distributable"]);
 }
 
 #[test]
@@ -247,7 +284,7 @@ fn zstd_makes_a_docker_image_oci() {
     }
     let docker = to.uri("app:2");
     let command = ["process", &source, &docker, "--compression", "zstd", "--format", "docker"];
-    occyctl(command).fails(1).says(&["zstd"]);
+    occyctl(command).fails(2).says(&["zstd"]);
     assert!(!to.has("app", "2"));
 }
 
@@ -324,7 +361,7 @@ fn a_format_that_cannot_name_a_layer_is_refused_before_anything_is_sent() {
     let source = from.push(&Image::oci(layers), "app", "1");
     let proxy = FaultProxy::before(to.host());
     let target = format!("registry://{}/app:1?format=docker", proxy.host());
-    occyctl(["process", &source, &target]).fails(1).says(&["zstd"]);
+    occyctl(["process", &source, &target]).fails(2).says(&["zstd"]);
     assert_eq!(proxy.count("POST", "*"), 0, "{}", proxy.story());
     occyctl(["process", &source, &target, "--compression", "gzip"]).ok();
 }

@@ -1,5 +1,6 @@
 //! Saved tars as a source, in every form that savers write.
 
+use occy_tests::certificates::text;
 use occy_tests::image::{Family, Image};
 use occy_tests::judge;
 use occy_tests::layer::{Member, tar};
@@ -71,7 +72,7 @@ fn what_real_tools_save_is_read() {
     let source = registry.push(&image, "app", "1").replace("registry://", "docker://");
     let directory = scratch();
     let (path, output) = (directory.path().join("in.tar"), directory.path().join("out.tar"));
-    let archive = format!("docker-archive:{}:example.com/app:1", occy_tests::certificates::text(&path));
+    let archive = format!("docker-archive:{}:example.com/app:1", text(&path));
     tool("skopeo", ["copy", "--quiet", "--src-tls-verify=false", &source, &archive]);
     occyctl(["process", &tar_uri(&path), &tar_uri(&output)]).ok();
     let saved = read_saved(&output);
@@ -148,6 +149,31 @@ fn of_several_images_one_must_be_chosen() {
         }
         let wrong = format!("{}?image=three:3", tar_uri(&path));
         occyctl(["process", &wrong, &tar_uri(&output)]).fails(1).says(&["three:3"]);
+    }
+}
+
+#[test]
+fn what_is_a_layout_and_no_saved_image_is_told_with_the_way_to_read_it() {
+    let directory = scratch();
+    let path = directory.path().join("in.tar");
+    let marker = Member::file("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
+    for (manifest, says) in [
+        (None, "it has no manifest.json"),
+        (Some("[]"), "its manifest.json lists no image"),
+        (Some("nothing"), "no list of images"),
+    ] {
+        let manifest = manifest.map(|text| Member::file("manifest.json", text));
+        let members: Vec<_> = manifest.into_iter().chain([Member::file("other", "x")]).collect();
+        write(&path, tar(&members));
+        let ended = occyctl(["info", &tar_uri(&path)]).fails(1).says(&[&text(&path), "manifest.json", says]);
+        assert!(!ended.stderr.contains("oci-layout"), "{}", ended.stderr);
+        write(&path, tar(&[&members[..], std::slice::from_ref(&marker)].concat()));
+        occyctl(["info", &tar_uri(&path)]).fails(1).says(&[
+            "not a saved image",
+            says,
+            "hint: ",
+            "oci-layout://",
+        ]);
     }
 }
 

@@ -33,6 +33,9 @@ mod tls;
 mod to_dir;
 mod to_tar;
 mod unpack;
+mod worker_faults;
+mod worker_jobs;
+mod worker_python;
 
 use std::path::Path;
 
@@ -70,4 +73,13 @@ fn tar_uri(path: &Path) -> String {
 /// A temporary directory.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
+}
+
+/// What is in a directory.
+fn names(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
+    names.sort();
+    names
 }

@@ -287,7 +287,8 @@ fn failures_are_told_the_same_with_the_same_exit_code() {
         &["process", "nonsense", &out],
         &["process", &good, &out, "-f", "strip"],
         &["process", &good, &out, "-f", "exclude"],
-        &["process", &good, &out, "--max-layer-size", "512"],
+        // One at a time, so that the same is the first to fail.
+        &["process", &good, &out, "--max-layer-size", "512", "-j", "1"],
         &["process", &good, "oci-layout:///proc/nowhere"],
         &["search", &good, "(", "--regex"],
         &["check", &missing],

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use crate::{layers, scratch, small};
 
 /// The chains that every way of the service is tried with: none, one that edits, one that observes.
-const CHAINS: [&[&str]; 3] = [
+pub(crate) const CHAINS: [&[&str]; 3] = [
     &[],
     &["exclude:pattern=*.conf", "normalize-timestamps:ts=1000"],
     &["search:pattern=*.conf", "inspect:file=layers.jsonl"],
 ];
 
 /// Images whose manifests are compared: a small one with a layer that stands twice, and one with zstd.
-fn images() -> [Image; 2] {
+pub(crate) fn images() -> [Image; 2] {
     let zstd = Layer::noise(1, 300_000).packed(Packing::Zstd);
     [
         Image::docker([layers(), layers()].concat()),
@@ -27,12 +27,17 @@ fn images() -> [Image; 2] {
 }
 
 /// Processes an image without the service; gives the manifest's digest.
-fn in_process(source: &str, to: &Registry, tag: &str, filters: &[&str]) -> String {
-    let directory = scratch();
-    let destination = to.uri(&format!("local:{tag}"));
-    let flags = filters.iter().flat_map(|filter| ["-f", filter]);
-    occyctl(["process", source, &destination].into_iter().chain(flags)).directory(directory.path()).ok();
+pub(crate) fn in_process(source: &str, to: &Registry, tag: &str, filters: &[&str]) -> String {
+    locally(source, &to.uri(&format!("local:{tag}")), filters, &[]);
     to.digest("local", tag)
+}
+
+/// Processes an image without the service, with more options.
+pub(crate) fn locally(source: &str, destination: &str, filters: &[&str], options: &[&str]) {
+    let directory = scratch();
+    let flags = filters.iter().flat_map(|filter| ["-f", filter]);
+    let arguments = ["process", source, destination].into_iter().chain(options.iter().copied()).chain(flags);
+    occyctl(arguments).directory(directory.path()).ok();
 }
 
 #[test]

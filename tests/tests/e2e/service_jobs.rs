@@ -19,10 +19,10 @@ use crate::small;
 
 /// Requests wait while it is shut.
 #[derive(Clone, Default)]
-struct Barrier(Arc<AtomicBool>);
+pub(crate) struct Barrier(Arc<AtomicBool>);
 
 impl Barrier {
-    fn fault(&self) -> Fault {
+    pub(crate) fn fault(&self) -> Fault {
         let open = Arc::clone(&self.0);
         Arc::new(move |request, upstream| {
             while !open.load(Ordering::Relaxed) {
@@ -32,7 +32,7 @@ impl Barrier {
         })
     }
 
-    fn open(&self) {
+    pub(crate) fn open(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
@@ -46,21 +46,21 @@ impl Drop for Barrier {
     }
 }
 
-fn submit(coordinator: &Coordinator, spec: &Value) -> Value {
+pub(crate) fn submit(coordinator: &Coordinator, spec: &Value) -> Value {
     let job = coordinator.ask("SubmitJob", &json!({"spec": spec})).one();
     json!({"job_id": job["job"]["id"]})
 }
 
-fn state(coordinator: &Coordinator, id: &Value) -> String {
+pub(crate) fn state(coordinator: &Coordinator, id: &Value) -> String {
     job(coordinator, id)["state"].as_str().expect("a state").to_owned()
 }
 
-fn job(coordinator: &Coordinator, id: &Value) -> Value {
+pub(crate) fn job(coordinator: &Coordinator, id: &Value) -> Value {
     coordinator.ask("GetJob", id).one()["job"].clone()
 }
 
 /// Events with a sequence, which progress has not.
-fn events(messages: &[Value]) -> Vec<&Value> {
+pub(crate) fn events(messages: &[Value]) -> Vec<&Value> {
     messages.iter().map(|message| &message["event"]).filter(|event| sequence(event) > 0).collect()
 }
 
@@ -236,20 +236,20 @@ fn a_cancelled_job_stops_and_gives_its_worker_back() {
 }
 
 /// An image of which all layers but one, which waits behind the barrier, come to the destination.
-struct Halfway {
+pub(crate) struct Halfway {
     from: Registry,
-    to: Registry,
-    source: FaultProxy,
+    pub(crate) to: Registry,
+    pub(crate) source: FaultProxy,
     destination: FaultProxy,
-    barrier: Barrier,
+    pub(crate) barrier: Barrier,
     /// The layers that come to the destination while the barrier is shut.
     done: Vec<String>,
     expected: String,
-    spec: Value,
+    pub(crate) spec: Value,
 }
 
 impl Halfway {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (from, to) = (Registry::start(), Registry::start());
         let layers: Vec<_> = (0..5).map(|seed| Layer::noise(seed as u64, 40_000 + 1000 * seed)).collect();
         let image = Image::docker(layers);
@@ -271,14 +271,14 @@ impl Halfway {
     }
 
     /// Waits until four of five layers are done.
-    fn wait_for_four(coordinator: &Coordinator, id: &Value) {
+    pub(crate) fn wait_for_four(coordinator: &Coordinator, id: &Value) {
         let mut watcher = coordinator.call("WatchJob", id).start();
         for _ in 0..4 {
             watcher.wait_for(|message| message["event"]["layer_changed"]["state"] == "LAYER_STATE_DONE");
         }
     }
 
-    fn check(&self, coordinator: &Coordinator, id: &Value) {
+    pub(crate) fn check(&self, coordinator: &Coordinator, id: &Value) {
         let job = job(coordinator, id);
         assert_eq!(job["state"], "JOB_STATE_SUCCEEDED", "{job}");
         assert_eq!(job["result"]["manifest_digest"], self.expected);

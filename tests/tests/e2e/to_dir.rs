@@ -12,7 +12,7 @@ use occy_tests::registry::Registry;
 use occy_tests::tools::{hex, read, run, sha256, write};
 use serde_json::{Value, json};
 
-use crate::{layers, scratch, small};
+use crate::{layers, names, scratch, small};
 
 fn dir_uri(path: &Path) -> String {
     format!("dir://{}", text(path))
@@ -20,14 +20,6 @@ fn dir_uri(path: &Path) -> String {
 
 fn shared_uri(path: &Path) -> String {
     format!("{}?unique_names=true", dir_uri(path))
-}
-
-fn names(path: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect();
-    names.sort();
-    names
 }
 
 /// Checks that a manifest's image is there, byte for byte.

@@ -9,10 +9,10 @@ use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, noise};
 use occy_tests::occyctl::{Ended, kills, moment, occyctl};
 use occy_tests::registry::Registry;
-use occy_tests::tools::{Packing, read, run, write};
+use occy_tests::tools::{Packing, hex, read, run, write};
 use serde_json::{Value, json};
 
-use crate::scratch;
+use crate::{names, scratch};
 
 /// A capability set as the kernel stores it: CAP_NET_RAW, permitted and effective.
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -224,12 +224,11 @@ fn escapes(name: &str, lower: &[Member], upper: &[Member], code: i32) {
         let ended = occyctl(["process", &source, &format!("{scheme}://{}{more}", text(&out))]).run();
         assert_eq!(ended.status.code(), Some(code), "{name}: {}", ended.stderr);
         assert_eq!(judge::tree(&outside), before, "{name}");
-        let mut there: Vec<_> = std::fs::read_dir(directory.path())
-            .expect("a directory")
-            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
-            .collect();
-        there.sort();
-        assert_eq!(there, if code == 0 { vec!["out", "secret"] } else { vec!["secret"] }, "{name}");
+        assert_eq!(
+            names(directory.path()),
+            if code == 0 { vec!["out", "secret"] } else { vec!["secret"] },
+            "{name}"
+        );
         if code == 0 {
             let tree = judge::tree(&out.join(root)).to_string();
             assert!(!tree.contains(&occy_tests::tools::sha256(b"secret")[7..]), "{name}: {tree}");
@@ -465,11 +464,8 @@ fn a_shared_directory_has_a_tree_for_each_image() {
         let source = registry.push(image, name, "1");
         occyctl(["process", &source, &uri]).ok();
     }
-    let names: Vec<String> = std::fs::read_dir(&path)
-        .expect("a directory")
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
-        .filter(|name| name.starts_with("manifest-") || name.contains("partial"))
-        .collect();
+    let mut names = names(&path);
+    names.retain(|name| name.starts_with("manifest-") || name.contains("partial"));
     assert_eq!(names.len(), 4, "two manifests and two trees: {names:?}");
     for name in names.iter().filter(|name| !name.ends_with(".json")) {
         let tree = judge::tree(&path.join(name));
@@ -594,13 +590,8 @@ fn killed(scheme: &str, more: &str, tree: &str) {
         }
         occyctl(["process", &source, &uri, "--force"]).ok();
         assert_eq!(judge::tree(&out.join(tree)), complete, "after kill {kill}");
-        let left = |path: &Path| {
-            let entries = std::fs::read_dir(path).expect("a directory");
-            let names =
-                entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
-            names.filter(|name| name.contains("partial")).collect::<Vec<_>>()
-        };
-        assert!(left(directory.path()).is_empty() && left(&out).is_empty(), "{scheme}{more}: kill {kill}");
+        let left = [names(directory.path()), names(&out)].concat();
+        assert!(left.iter().all(|name| !name.contains("partial")), "{scheme}{more}: kill {kill}: {left:?}");
     }
 }
 
@@ -644,10 +635,51 @@ fn a_killed_run_leaves_a_shared_directory_consistent() {
             let tree = judge::tree(&out.join(name.trim_end_matches(".json")));
             assert!(!tree["data/noise-2"].is_null(), "kill {kill}");
         }
-        let entries = std::fs::read_dir(&out).expect("a directory");
-        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
-        let left: Vec<_> = names.filter(|name| name.contains("partial")).collect();
-        assert!(left.is_empty(), "kill {kill}: {left:?}");
+        let left = names(&out);
+        assert!(left.iter().all(|name| !name.contains("partial")), "kill {kill}: {left:?}");
+    }
+}
+
+#[test]
+fn a_killed_update_of_a_shared_image_leaves_its_manifest_and_its_tree_the_old_or_the_new_ones() {
+    let images = ["one", "two"].map(|name| {
+        let files = (0..200).map(|file| Member::file(&format!("d/{name}-{file}"), "data"));
+        let members = [root(), Member::dir("d")].into_iter().chain(files);
+        Image::docker(vec![Layer::of(&members.collect::<Vec<_>>())])
+    });
+    let registry = Registry::start();
+    let directory = scratch();
+    let out = directory.path().join("out");
+    let uri = format!("dir://{}?unique_names=true&expand=true", text(&out));
+    let process = |image: &Image| occyctl(["process", &registry.push(image, "app", "1"), &uri]);
+    process(&images[1]).ok();
+    let start = Instant::now();
+    process(&images[0]).ok();
+    let whole = start.elapsed();
+    // Which image the catalog leads to; its tree has to be the same one's.
+    let found = || {
+        let catalog = json_of(&read(out.join("catalog.json")));
+        let name = catalog[format!("{}/app", registry.host())]["1"].as_str().expect("an entry").to_owned();
+        let config = json_of(&read(out.join(&name)))[0]["Config"].clone();
+        let is_its = |image: &&Image| config == format!("{}.json", hex(&image.config_digest()));
+        let image = images.iter().position(|image| is_its(&image)).expect("it is one of the two");
+        let tree = judge::tree(&out.join(name.trim_end_matches(".json")));
+        for file in 0..200 {
+            assert!(!tree[format!("d/{}-{file}", ["one", "two"][image])].is_null(), "{name}");
+        }
+        image
+    };
+    for (kill, next) in (0..kills()).zip([1, 0].into_iter().cycle()) {
+        let mut child = process(&images[next]).start();
+        std::thread::sleep(moment(whole, kill));
+        drop(child.kill());
+        child.wait().expect("a child can be waited for");
+        found();
+        process(&images[next]).ok();
+        assert_eq!(found(), next);
+        let mut left = names(&out);
+        left.retain(|name| name.contains("manifest-"));
+        assert_eq!(left.len(), 2, "kill {kill}: {left:?}");
     }
 }
 

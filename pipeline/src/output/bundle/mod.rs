@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::merged::{Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
-use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
 use crate::atomic::parent;
 use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, StoredLayer};
 use crate::error::Error;
 use crate::spool::SpoolDir;
 use crate::tar::Limits;
-use crate::thread;
+use crate::thread::{self, blocking};
 use crate::unpack;
 
 pub use self::user::UserError;
@@ -95,10 +95,7 @@ impl super::ImageOutput for BundleOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            let destination = format!("oci://{}", self.path.display());
-            return Err(OutputError::NotAnImage { destination }.into());
-        }
+        refuse_artifact(image, format!("oci://{}", self.path.display()))?;
         let (path, options, spools) = (self.path.clone(), self.options.clone(), self.spools.clone());
         let order = Order::of(image, expected);
         let bundle = blocking(move || {
@@ -110,14 +107,6 @@ impl super::ImageOutput for BundleOutput {
         });
         *self.bundle() = Some(Arc::new(bundle.await?));
         Ok(())
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("a bundle takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn write_layer(
@@ -157,9 +146,4 @@ impl super::ImageOutput for BundleOutput {
         .await?;
         Ok(Receipt { destination: format!("oci://{}", self.path.display()), ..Receipt::default() })
     }
-}
-
-/// Runs what waits for the disk where that holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("making a bundle does not panic")
 }

@@ -1,6 +1,10 @@
 //! `catalog.json`: which manifest belongs to which image and tag. The Python tool's form:
 //! `{"IMAGE": {"TAG": "manifest-IMAGE-TAG.json"}}`, with the image's `/` as `_` in the file's name.
 //!
+//! An image that is unpacked too consists of two things, a manifest and a tree, which cannot be replaced in one step. Their name
+//! then ends with a part of the config's digest, so that those of a new image stand beside those of the old one until the
+//! catalog's line, and it alone, leads from the one to the other. What no line leads to any more is removed.
+//!
 //! Any number of processes may add images at once. Each reads and replaces the catalog under a lock that the kernel takes
 //! away from a process that dies; a reader needs no lock, because the file is replaced in one step.
 
@@ -9,13 +13,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
-use crate::atomic::write_durably;
+use crate::atomic::{self, parent, write_durably};
 use crate::digest::Digest;
 use crate::output::OutputError;
-use crate::output::staging::fail;
+use crate::output::staging::{fail, remove};
 
 /// The catalog's name.
 pub const CATALOG: &str = "catalog.json";
@@ -23,6 +26,8 @@ pub const CATALOG: &str = "catalog.json";
 pub(super) const LOCK: &str = "catalog.lock";
 /// A file name may have this many bytes.
 const LONGEST_NAME: usize = 255;
+/// So many digits of a config's digest tell the versions of an unpacked image apart.
+const VERSION: usize = 16;
 
 /// A catalog, locked against every other writer until it is dropped.
 #[derive(Debug)]
@@ -37,12 +42,7 @@ impl Catalog {
     pub(super) fn lock(directory: &Path) -> Result<Self, OutputError> {
         let path = directory.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path).map_err(fail("open", &path))?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => break result.map_err(|errno| fail("lock", &path)(errno.into()))?,
-            }
-        }
+        atomic::lock(&lock).map_err(fail("lock", &path))?;
         let path = directory.join(CATALOG);
         let images = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -53,33 +53,66 @@ impl Catalog {
         Ok(Self { path, images, _lock: lock })
     }
 
-    /// The name of the manifest of an image, without `.json`: the one that it has, or one that no other image has.
-    pub(super) fn manifest_name(&self, image: &str, tag: &str) -> String {
-        if let Some(name) = self.images.get(image).and_then(|tags| tags.get(tag))
-            && let Some(stem) = name.strip_suffix(".json")
-            && !stem.contains('/')
-        {
-            return stem.to_owned();
-        }
-        let plain = plain_name(image, tag);
-        let is_taken = |name: &str| {
-            let mut names = self.images.values().flat_map(BTreeMap::values);
-            names.any(|taken| taken.strip_suffix(".json") == Some(name))
-        };
-        if plain.len() + ".json".len() <= LONGEST_NAME - 64 && !is_taken(&plain) {
-            return plain;
-        }
+    /// The name of the manifest of an image, without `.json`, that no other image has; of its tree, too, where `unpacked` is the
+    /// digest of the config that tells it from the image's earlier ones.
+    pub(super) fn manifest_name(&self, image: &str, tag: &str, unpacked: Option<&Digest>) -> String {
+        let version = unpacked.map(|config| format!("-{:.VERSION$}", config.hex())).unwrap_or_default();
         // `a/b` and `a_b`, or `a` with the tag `b-c` and `a-b` with the tag `c`, would have one name.
-        let hash = Digest::sha256(format!("{image}:{tag}"));
-        format!("{:.96}-{:.32}", plain, hash.hex())
+        let [plain, unique] = stems(image, tag).map(|stem| format!("{stem}{version}"));
+        let others = self.lines().filter(|(name, _)| *name != (image, tag));
+        let is_taken = others.map(|(_, manifest)| manifest).any(|manifest| stem_of(manifest) == Some(&plain));
+        if plain.len() + ".json".len() <= LONGEST_NAME && !is_taken { plain } else { unique }
     }
 
-    /// Adds an image, or replaces what it had, and writes the catalog.
-    pub(super) fn add(mut self, image: &str, tag: &str, manifest: String) -> Result<(), OutputError> {
+    /// Makes a manifest that is there, with its tree if it has one, the image's. What the image had before is removed, and so is
+    /// what a run left that was killed before it came so far.
+    pub(super) fn publish(mut self, image: &str, tag: &str, manifest: String) -> Result<(), OutputError> {
         self.images.entry(image.to_owned()).or_default().insert(tag.to_owned(), manifest);
         let value = serde_json::to_value(&self.images).expect("strings are always JSON");
-        write_durably(&self.path, &to_json(&value)).map_err(fail("write", &self.path))
+        write_durably(&self.path, &to_json(&value)).map_err(fail("write", &self.path))?;
+        self.remove_unnamed(&stems(image, tag));
+        Ok(())
     }
+
+    /// Every image and tag with its manifest.
+    fn lines(&self) -> impl Iterator<Item = ((&str, &str), &str)> {
+        self.images.iter().flat_map(|(image, tags)| {
+            tags.iter().map(|(tag, manifest)| ((image.as_str(), tag.as_str()), manifest.as_str()))
+        })
+    }
+
+    /// Removes the manifests and trees of these names, in any version, that no line leads to. Whoever writes one holds the lock.
+    fn remove_unnamed(&self, stems: &[String]) {
+        let is_version = |rest: &str| {
+            let hex = rest.strip_prefix('-').unwrap_or_default();
+            hex.len() == VERSION && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        let is_own = |name: &str| {
+            let mut rests = stems.iter().filter_map(|stem| name.strip_prefix(stem.as_str()));
+            rests.any(|rest| rest.is_empty() || is_version(rest))
+        };
+        for entry in std::fs::read_dir(parent(&self.path)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().map(|name| stem_of(name).unwrap_or(name)) else { continue };
+            if is_own(name) && self.lines().all(|(_, manifest)| stem_of(manifest) != Some(name)) {
+                remove(&entry.path());
+            }
+        }
+    }
+}
+
+/// The names that a manifest of an image can have, before what tells its versions apart: the Python tool's, and one that is no
+/// other image's.
+fn stems(image: &str, tag: &str) -> [String; 2] {
+    let plain = plain_name(image, tag);
+    let hash = Digest::sha256(format!("{image}:{tag}"));
+    let unique = format!("{:.96}-{:.32}", plain, hash.hex());
+    [plain, unique]
+}
+
+/// A manifest's name without `.json`, which is its tree's.
+fn stem_of(manifest: &str) -> Option<&str> {
+    manifest.strip_suffix(".json")
 }
 
 /// The Python tool's name for a manifest.
@@ -103,10 +136,53 @@ mod tests {
     use super::*;
 
     fn add(directory: &Path, image: &str, tag: &str) -> String {
+        add_unpacked(directory, image, tag, None)
+    }
+
+    /// Adds an image, with a tree if `config` is given.
+    fn add_unpacked(directory: &Path, image: &str, tag: &str, config: Option<&str>) -> String {
         let catalog = Catalog::lock(directory).unwrap();
-        let name = format!("{}.json", catalog.manifest_name(image, tag));
-        catalog.add(image, tag, name.clone()).unwrap();
+        let stem = catalog.manifest_name(image, tag, config.map(Digest::sha256).as_ref());
+        let name = format!("{stem}.json");
+        std::fs::write(directory.join(&name), "").unwrap();
+        if config.is_some() {
+            std::fs::create_dir_all(directory.join(stem).join("etc")).unwrap();
+        }
+        catalog.publish(image, tag, name.clone()).unwrap();
         name
+    }
+
+    fn manifests_and_trees(directory: &Path) -> Vec<String> {
+        let mut names = atomic::tests::names(directory);
+        names.retain(|name| name.starts_with("manifest-"));
+        names
+    }
+
+    #[test]
+    fn the_versions_of_an_unpacked_image_stand_side_by_side_until_the_catalog_leads_to_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        // As it was before versions had names of their own.
+        let plain = add(dir.path(), "a/b", "1");
+        std::fs::create_dir(dir.path().join("manifest-a_b-1")).unwrap();
+        let others = [add(dir.path(), "a/b", "1-0123456789abcdef"), add(dir.path(), "a_b", "1")];
+        let first = add_unpacked(dir.path(), "a/b", "1", Some("first"));
+        let there = |own: &[&str]| {
+            let mut names: Vec<_> = own.iter().copied().chain(others.iter().map(String::as_str)).collect();
+            names.sort_unstable();
+            assert_eq!(manifests_and_trees(dir.path()), names);
+        };
+        assert!(first.starts_with("manifest-a_b-1-") && first != plain, "{first}");
+        there(&[&first, first.strip_suffix(".json").unwrap()]);
+
+        let catalog = Catalog::lock(dir.path()).unwrap();
+        let killed = catalog.manifest_name("a/b", "1", Some(&Digest::sha256("killed")));
+        std::fs::create_dir(dir.path().join(&killed)).unwrap();
+        std::fs::write(dir.path().join(format!("{killed}.json")), "").unwrap();
+        drop(catalog);
+        let second = add_unpacked(dir.path(), "a/b", "1", Some("second"));
+        there(&[&second, second.strip_suffix(".json").unwrap()]);
+        assert_eq!(add(dir.path(), "a/b", "1"), plain);
+        there(&[&plain]);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //!
 //! - Plain, the directory is built beside its place and renamed into it, whole.
 //! - With `expand=true` the layers are also merged into one tree of files ([`unpack`](crate::unpack)): `manifest/` beside
-//!   `manifest.json`, and in a shared directory the image's own `manifest-IMAGE-TAG/`.
+//!   `manifest.json`, and in a shared directory, beside the image's own manifest, a tree of the same name without `.json`:
+//!   `manifest-IMAGE-TAG-VERSION/`.
 //! - With `unique_names=true` it is shared by any number of images and of processes: layers are named by what they hold and
 //!   stored once, each image has a manifest of its own ([`catalog`]), and a layer that is there is not fetched again
-//!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, manifest and, last, the
+//!   ([`index`]). A layer's file gets its name when it is whole and on the disk; then config, tree, manifest and, last, the
 //!   catalog's line. What a killed run leaves is a layer that nobody refers to, which the next image may need, and which is
 //!   safe to remove when no manifest names it.
 //!
@@ -24,6 +25,7 @@ pub mod catalog;
 mod index;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,16 +34,16 @@ use self::catalog::{CATALOG, Catalog, LOCK, to_json};
 use self::index::Entry;
 use super::merged::{Content, Keep, Merged, Order, report};
 use super::staging::{StagedDir, fail, wait_for_others};
-use super::{ExpectedLayer, FinishedImage, LayerForm, Moved, OutputError, OutputKind, Receipt};
-use crate::atomic::{UnnamedFile, remove_abandoned, write_durably};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use super::{ExpectedLayer, FinishedImage, LayerForm, OutputError, OutputKind, Receipt, refuse_artifact};
+use crate::atomic::{UnnamedFile, write_durably};
+use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::compression::Format;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
 use crate::tar::Limits;
-use crate::thread;
+use crate::thread::{self, blocking};
 use crate::unpack;
 
 /// This output's line in the table.
@@ -116,7 +118,8 @@ impl Place {
         let (root, staged) = match &store {
             Store::Staged(staged) => (staged.path().join("manifest"), None),
             Store::Shared(directory) => {
-                let manifest = Catalog::lock(directory)?.manifest_name(image, tag);
+                // Under which name of the image's it is put there, its config will tell.
+                let manifest = Catalog::lock(directory)?.manifest_name(image, tag, None);
                 let staged = StagedDir::create(&directory.join(manifest), true)?;
                 (staged.path().to_owned(), Some(staged))
             }
@@ -193,10 +196,7 @@ impl super::ImageOutput for DirOutput {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if !image.is_image() {
-            let destination = format!("dir://{}", self.path.display());
-            return Err(OutputError::NotAnImage { destination }.into());
-        }
+        refuse_artifact(image, format!("dir://{}", self.path.display()))?;
         let (path, options) = (self.path.clone(), self.options.clone());
         let (name, order) = (name_of(image), Order::of(image, expected));
         let place = blocking(move || Place::open(&path, &options, &name, order)).await?;
@@ -221,14 +221,6 @@ impl super::ImageOutput for DirOutput {
             Ok(Some(entry.into_written(layer.index)))
         })
         .await
-    }
-
-    async fn copy_layer(&self, _layer: &Layer, _progress: &ByteCount) -> Result<Moved, Error> {
-        unreachable!("a directory takes layers as plain tars")
-    }
-
-    async fn has_layer(&self, _layer: &Layer) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn write_layer(
@@ -337,15 +329,16 @@ impl Names {
         };
         write(&self.config_name(), &self.config)?;
         let catalog = Catalog::lock(directory)?;
-        let stem = catalog.manifest_name(&self.image, &self.tag);
+        let version = tree.is_some().then(|| Digest::sha256(&self.config));
+        let stem = catalog.manifest_name(&self.image, &self.tag, version.as_ref());
         let name = format!("{stem}.json");
         let mut manifest = self.manifest();
         manifest[0]["ImageName"] = self.image.as_str().into();
-        write(&name, &to_json(&manifest))?;
         if let Some(tree) = tree {
             tree.destined(directory.join(stem)).publish_tree()?;
         }
-        catalog.add(&self.image, &self.tag, name)
+        write(&name, &to_json(&manifest))?;
+        catalog.publish(&self.image, &self.tag, name)
     }
 }
 
@@ -360,24 +353,16 @@ struct LayerFile {
 
 impl LayerFile {
     fn create(directory: &Path) -> Result<Self, Error> {
-        let file = UnnamedFile::create_in(directory, LAYER).map_err(fail("create a layer in", directory))?;
+        let file = new_layer(directory)?;
         Ok(Self { file, directory: directory.to_owned() })
     }
 
     fn fill(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
-        let mut size = 0;
-        loop {
-            match stream.blocking_next()? {
-                LayerPiece::Data(bytes) => {
-                    let written = self.file.file().write_all_at(&bytes, size);
-                    written.map_err(fail("write a layer to", &self.directory))?;
-                    size += bytes.len() as u64;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => return Ok(summary),
-            }
-        }
+        let mut file = self.file.file();
+        stream.blocking_store(progress, |bytes| {
+            file.write_all(bytes).map_err(fail("write a layer to", &self.directory))?;
+            Ok(())
+        })
     }
 
     /// Names the file by what it holds; if it is to be durable, only once it is on the disk.
@@ -399,6 +384,10 @@ impl LayerFile {
     }
 }
 
+fn new_layer(directory: &Path) -> Result<UnnamedFile, OutputError> {
+    UnnamedFile::create_in(directory, LAYER).map_err(fail("create a layer in", directory))
+}
+
 /// Prepares a directory that images share. One that is not empty has to look like ours, unless it is forced.
 fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     std::fs::create_dir_all(path).map_err(fail("create", path))?;
@@ -407,7 +396,8 @@ fn open_shared(path: &Path, force: bool) -> Result<(), OutputError> {
     if !is_empty && !is_ours() && !force {
         return Err(OutputError::Taken { path: path.to_owned() });
     }
-    remove_abandoned(path, LAYER.as_ref());
+    // One that cannot be written to is told of now, and what killed runs left goes.
+    drop(new_layer(path)?);
     // From here on others see that it is ours.
     let lock = path.join(LOCK);
     File::options().create(true).append(true).open(&lock).map_err(fail("create", &lock))?;
@@ -438,9 +428,4 @@ fn hash(file: &File, size: u64) -> std::io::Result<Digest> {
         }
     }
     Ok(hasher.finish())
-}
-
-/// Runs what waits for the disk where that holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("writing a directory does not panic")
 }

@@ -1,17 +1,18 @@
 //! A layout that is one tar: blobs wait in spools until all are there, and then stand in a fixed order with fixed metadata, so
 //! that the same image always gives the same bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
 use super::empty_index;
-use crate::atomic::{UnnamedFile, copy_to_stream};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::atomic::copy_to_stream;
+use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::layout::{INDEX, MARKER, MARKER_CONTENT, blob_path};
@@ -19,6 +20,7 @@ use crate::manifest::{self, ParsedManifest};
 use crate::output::OutputError;
 use crate::output::staging::fail;
 use crate::output::tar::{header, header_of};
+use crate::output::target::{Target, shown};
 use crate::spool::{Spool, SpoolDir};
 use crate::tar::{BLOCK, ZEROS, padding};
 
@@ -33,38 +35,31 @@ pub(super) struct Archive {
     blobs: Mutex<Blobs>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Blobs {
-    spooled: HashMap<Digest, Spool>,
-    /// Configs and manifests, in the order in which images were finished.
-    documents: Vec<(Digest, Vec<u8>)>,
+    layers: HashMap<Digest, Spool>,
+    /// Configs and manifests, in the order in which images were finished: an index may lead to thousands.
+    documents: Vec<Document>,
+    /// Their bytes, one after the other.
+    bytes: Spool,
 }
 
+/// A small blob.
 #[derive(Debug)]
-enum Target {
-    /// A regular file that has no name yet.
-    File(UnnamedFile),
-    /// Something that can only be written from front to back.
-    Stream(File),
+struct Document {
+    digest: Digest,
+    offset: u64,
+    size: usize,
 }
 
 impl Archive {
     /// A tar that is to be at `path`, or on standard output when that is `-`. Spools of a file go beside it, others into `spools`.
     pub(super) fn create(path: &Path, spools: &SpoolDir) -> Result<Self, OutputError> {
-        let (target, spools) = if path == Path::new("-") {
-            let stdout =
-                rustix::io::dup(io::stdout()).map_err(|errno| fail("write to", path)(errno.into()))?;
-            (Target::Stream(File::from(stdout)), spools.clone())
-        } else if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-            let file = File::options().write(true).open(path).map_err(fail("open", path))?;
-            (Target::Stream(file), spools.clone())
-        } else {
-            let file = UnnamedFile::create(path).map_err(fail("create", path))?;
-            let spools = spools.at(file.directory());
-            (Target::File(file), spools)
-        };
-        let (target, blobs) = (Mutex::new(Some(target)), Mutex::default());
-        Ok(Self { path: path.to_owned(), target, spools, blobs })
+        let (target, spools) = Target::open(path, spools)?;
+        let bytes = spools.create().map_err(fail("write", path))?;
+        let blobs = Blobs { layers: HashMap::new(), documents: Vec::new(), bytes };
+        let (target, blobs) = (Mutex::new(Some(target)), Mutex::new(blobs));
+        Ok(Self { path: shown(path), target, spools, blobs })
     }
 
     fn blobs(&self) -> MutexGuard<'_, Blobs> {
@@ -72,30 +67,25 @@ impl Archive {
     }
 
     pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.blobs().spooled.contains_key(digest)
+        self.blobs().layers.contains_key(digest)
     }
 
     pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
         let mut spool = self.spools.create().map_err(fail("write", &self.path))?;
-        loop {
-            match stream.blocking_next()? {
-                LayerPiece::Data(bytes) => {
-                    spool.write_all(&bytes).map_err(fail("write", &self.path))?;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => {
-                    self.blobs().spooled.insert(summary.digest.clone(), spool);
-                    return Ok(summary);
-                }
-            }
-        }
+        let summary = stream.blocking_store::<Error>(progress, |bytes| {
+            spool.write_all(bytes).map_err(fail("write", &self.path))?;
+            Ok(())
+        })?;
+        self.blobs().layers.insert(summary.digest.clone(), spool);
+        Ok(summary)
     }
 
     pub(super) fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
-        let documents = &mut self.blobs().documents;
-        if documents.iter().all(|(other, _)| other != digest) {
-            documents.push((digest.clone(), bytes.to_vec()));
+        let mut blobs = self.blobs();
+        if blobs.documents.iter().all(|document| document.digest != *digest) {
+            let document = Document { digest: digest.clone(), offset: blobs.bytes.size(), size: bytes.len() };
+            blobs.bytes.write_all(bytes).map_err(fail("write", &self.path))?;
+            blobs.documents.push(document);
         }
         Ok(())
     }
@@ -123,21 +113,22 @@ impl Archive {
         small(out, MARKER, MARKER_CONTENT.as_bytes())?;
         small(out, INDEX, &serde_json::to_vec(&index).expect("a JSON map can be written"))?;
         let mut layers = Vec::new();
-        for (digest, bytes) in &blobs.documents {
-            small(out, &blob_path(digest), bytes)?;
-            if let Ok(ParsedManifest::Image(image)) = manifest::parse(bytes, None) {
-                layers.extend(image.layers.into_iter().map(|layer| layer.digest));
+        let mut present = HashSet::new();
+        for Document { digest, offset, size } in &blobs.documents {
+            let mut bytes = vec![0; *size];
+            blobs.bytes.file().read_exact_at(&mut bytes, *offset)?;
+            small(out, &blob_path(digest), &bytes)?;
+            if let Ok(ParsedManifest::Image(image)) = manifest::parse(&bytes, None) {
+                let named = image.layers.into_iter().map(|layer| layer.digest);
+                // A foreign layer is named, and is elsewhere.
+                let here = named.filter_map(|digest| blobs.layers.get_key_value(&digest));
+                layers.extend(here.filter(|(digest, _)| present.insert(*digest)));
             }
         }
-        let mut present = std::collections::HashSet::new();
-        for digest in layers {
-            // A foreign layer is named, and is elsewhere.
-            let Some(spool) = blobs.spooled.get(&digest) else { continue };
-            if present.insert(digest.clone()) {
-                begin(out, &blob_path(&digest), spool.size())?;
-                copy_to_stream(spool.file(), 0, out, spool.size())?;
-                out.write_all(&ZEROS[..padding(spool.size())])?;
-            }
+        for (digest, spool) in layers {
+            begin(out, &blob_path(digest), spool.size())?;
+            copy_to_stream(spool.file(), 0, out, spool.size())?;
+            out.write_all(&ZEROS[..padding(spool.size())])?;
         }
         out.write_all(&ZEROS[..2 * BLOCK])
     }

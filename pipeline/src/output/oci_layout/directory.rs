@@ -5,16 +5,15 @@
 //! dies. What a killed run leaves is blobs that nothing names, which the next run may need.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::{Map, Value};
 
 use super::empty_index;
-use crate::atomic::{UnnamedFile, write_durably};
-use crate::blob::{BlobSummary, ByteCount, LayerPiece, LayerStream};
+use crate::atomic::{self, UnnamedFile, write_durably};
+use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
@@ -43,7 +42,8 @@ impl Directory {
         }
         let blobs = path.join("blobs");
         std::fs::create_dir_all(&blobs).map_err(fail("create", &blobs))?;
-        // One that cannot be read later would make all the work be in vain.
+        // What cannot be written or read later would make all the work be in vain.
+        directory.new_blob()?;
         directory.index()?;
         Ok(directory)
     }
@@ -52,12 +52,16 @@ impl Directory {
     fn refuse_others(&self) -> Result<(), OutputError> {
         for entry in std::fs::read_dir(&self.path).map_err(fail("read", &self.path))? {
             let name = entry.map_err(fail("read", &self.path))?.file_name();
-            let is_ours = name == "blobs" || name.to_string_lossy().ends_with(".occystrap-partial");
+            let is_ours = name == "blobs" || name.to_string_lossy().ends_with(atomic::PARTIAL);
             if !is_ours {
                 return Err(self.not_a_layout(&format!("it is not empty and has no {MARKER}")));
             }
         }
         Ok(())
+    }
+
+    fn new_blob(&self) -> Result<UnnamedFile, OutputError> {
+        UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))
     }
 
     pub(super) fn has(&self, digest: &Digest, size: u64) -> bool {
@@ -74,31 +78,21 @@ impl Directory {
     }
 
     pub(super) fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
-        let file =
-            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
-        let mut size = 0;
-        loop {
-            match stream.blocking_next()? {
-                LayerPiece::Data(bytes) => {
-                    file.file().write_all_at(&bytes, size).map_err(fail("write a blob to", &self.path))?;
-                    size += bytes.len() as u64;
-                    progress.add(bytes.len() as u64);
-                    stream.recycle(bytes);
-                }
-                LayerPiece::End(summary) => {
-                    self.publish(file, &summary)?;
-                    return Ok(summary);
-                }
-            }
-        }
+        let file = self.new_blob()?;
+        let mut written = file.file();
+        let summary = stream.blocking_store::<Error>(progress, |bytes| {
+            written.write_all(bytes).map_err(fail("write a blob to", &self.path))?;
+            Ok(())
+        })?;
+        self.publish(file, &summary)?;
+        Ok(summary)
     }
 
     pub(super) fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
         if self.has(digest, bytes.len() as u64) {
             return Ok(());
         }
-        let file =
-            UnnamedFile::create_in(&self.path, PARTIAL).map_err(fail("create a blob in", &self.path))?;
+        let file = self.new_blob()?;
         file.file().write_all_at(bytes, 0).map_err(fail("write a blob to", &self.path))?;
         self.publish(file, &BlobSummary { digest: digest.clone(), size: bytes.len() as u64 })
     }
@@ -116,12 +110,7 @@ impl Directory {
     /// Adds an image that is there to `index.json`, in the place of one that had its name: its name in full, or `by_tag` alone.
     pub(super) fn name(&self, entry: &Map<String, Value>, by_tag: bool) -> Result<(), OutputError> {
         let lock = File::open(&self.path).map_err(fail("open", &self.path))?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => break result.map_err(|errno| fail("lock", &self.path)(errno.into()))?,
-            }
-        }
+        atomic::lock(&lock).map_err(fail("lock", &self.path))?;
         let marker = self.path.join(MARKER);
         if !marker.exists() {
             write_durably(&marker, MARKER_CONTENT.as_bytes()).map_err(fail("write", &marker))?;

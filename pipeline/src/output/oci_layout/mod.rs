@@ -29,6 +29,7 @@ use crate::reference::Reference;
 use crate::source::stored::SourceIndex;
 use crate::spool::SpoolDir;
 use crate::task::both;
+use crate::thread::blocking;
 
 /// This output's line in the table.
 pub const KIND: OutputKind = OutputKind {
@@ -78,7 +79,7 @@ struct Layout {
 #[derive(Debug)]
 enum Place {
     Directory(Directory),
-    Archive(Archive),
+    Archive(Box<Archive>),
 }
 
 impl LayoutOutput {
@@ -87,6 +88,19 @@ impl LayoutOutput {
     pub fn new(path: impl Into<PathBuf>, options: LayoutOptions, spools: SpoolDir) -> Self {
         let layout = Layout { path: path.into(), options, spools, place: Mutex::new(None) };
         Self { layout: Arc::new(layout), entry: None }
+    }
+
+    /// Opens the layout for the first image that goes there.
+    async fn open(&self) -> Result<(), OutputError> {
+        let layout = Arc::clone(&self.layout);
+        blocking(move || {
+            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
+            if place.is_none() {
+                *place = Some(Arc::new(Place::open(&layout)?));
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn place(&self) -> Arc<Place> {
@@ -147,7 +161,7 @@ impl Place {
                 Err(_) => path.extension().is_some_and(|extension| extension == "tar"),
             };
         match is_tar {
-            true => Archive::create(path, &layout.spools).map(Self::Archive),
+            true => Archive::create(path, &layout.spools).map(|archive| Self::Archive(archive.into())),
             false => Directory::open(path, layout.options.verify).map(Self::Directory),
         }
     }
@@ -181,21 +195,9 @@ impl ImageOutput for LayoutOutput {
         LayerForm::Stored { compression: self.layout.options.compression }
     }
 
-    async fn begin(&self, _image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
-        let options = &self.layout.options;
-        let docker = options.format == ManifestFormat::Always(Family::Docker);
-        if docker && options.compression.is_some_and(|compression| compression.format() == Format::Zstd) {
-            return Err(OutputError::ZstdInDocker.into());
-        }
-        let layout = Arc::clone(&self.layout);
-        blocking(move || {
-            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
-            if place.is_none() {
-                *place = Some(Arc::new(Place::open(&layout)?));
-            }
-            Ok(())
-        })
-        .await
+    async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
+        FinalManifest::foresee(image, self.layout.options.format, self.layout.options.compression)?;
+        Ok(self.open().await?)
     }
 
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
@@ -249,16 +251,8 @@ impl ImageOutput for LayoutOutput {
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
         self.refuse_other(&index.manifest.digest)?;
-        let layout = Arc::clone(&self.layout);
         // An index without images has begun none.
-        blocking(move || {
-            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
-            if place.is_none() {
-                *place = Some(Arc::new(Place::open(&layout)?));
-            }
-            Ok::<_, OutputError>(())
-        })
-        .await?;
+        self.open().await?;
         self.name(FinalManifest::of_index(index), &index.name, None).await
     }
 }
@@ -312,9 +306,4 @@ fn empty_index() -> Map<String, Value> {
         "manifests": [],
     });
     index.as_object().cloned().expect("it was just written as an object")
-}
-
-/// Runs what waits for the disk where that holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("writing a layout does not panic")
 }

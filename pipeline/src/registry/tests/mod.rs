@@ -2,6 +2,7 @@
 
 mod auth;
 mod blob_read;
+mod foreign;
 mod manifest;
 mod mount;
 pub(super) mod server;

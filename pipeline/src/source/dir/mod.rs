@@ -81,6 +81,16 @@ impl DirSource {
     }
 
     fn find(&self) -> Result<Image, Error> {
+        match self.find_once() {
+            // Since the catalog was read, a writer may have replaced the image, and removed what it was before.
+            Err(Error::SavedImage(SavedImageError::Missing { document, .. })) if document == CATALOG => {
+                self.find_once()
+            }
+            found => found,
+        }
+    }
+
+    fn find_once(&self) -> Result<Image, Error> {
         let members = DirMembers::open(&self.path)
             .map_err(|source| SavedImageError::Io { path: self.path(), source })?;
         let Some(entries) = self.catalog(&members)? else {

@@ -1,0 +1,452 @@
+//! Layers that connected workers have. Each attempt at one has a token that nobody guesses: the worker's right to its bytes, and the
+//! only name under which a result is taken. When the attempt ends, in whatever way, the token is worth nothing.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::BoxFuture;
+use occy_pipeline::blob::{BlobError, ByteCount, LayerStream, LayerWriter};
+use occy_pipeline::compression::Format;
+use occy_pipeline::digest::{Digest, Hasher};
+use occy_pipeline::element::{StoredLayer, WrittenLayer};
+use occy_pipeline::error::Error;
+use occy_pipeline::executor::LayerTask;
+use occy_pipeline::filter::Report;
+use occy_pipeline::output::{LayerForm, Moved};
+use occy_pipeline::progress::LayerState;
+use occy_pipeline::wire::convert;
+use occy_proto::v1::task_result::Outcome;
+use occy_proto::v1::{
+    CoordinatorBlob, RegistryRepository, Task, TaskDestination, TaskDone, TaskError, TaskFault, TaskResult,
+    TaskSource, task_destination, task_source,
+};
+use occy_worker::convert::task_form;
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use super::seat::{NotTold, RemoteSeat};
+use crate::error::{RemoteError, ServiceError};
+
+/// How an attempt failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// As it would anywhere.
+    Task(Error),
+    /// By the worker's fault, or because the worker was lost.
+    Worker(String),
+    /// The worker is being stopped.
+    HandedBack,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Task(error)
+    }
+}
+
+/// The attempts that have not ended, by their tokens. Clones are handles on the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Attempts(Arc<Mutex<HashMap<String, Arc<Attempt>>>>);
+
+/// An attempt that a worker has.
+pub struct Attempt {
+    /// Whose.
+    worker: u64,
+    /// What it is about.
+    pub(super) task: LayerTask,
+    /// Taken by the first that ends it.
+    end: Mutex<Option<oneshot::Sender<End>>>,
+    closed: watch::Sender<bool>,
+    /// To whoever has them stored.
+    writes: mpsc::Sender<Write>,
+    /// The layer that is written, where the coordinator stores it. Held by the stream that brings it.
+    pub(super) layer: tokio::sync::Mutex<Incoming<LayerSink>>,
+    /// What the filters report.
+    pub(super) reports: tokio::sync::Mutex<Incoming<Vec<u8>>>,
+}
+
+/// A blob that comes from a worker, maybe in several streams.
+#[derive(Debug)]
+pub(super) enum Incoming<S> {
+    /// Nothing has come, or nothing of it counts any more.
+    Nothing,
+    /// What has come went there.
+    Open { sink: S, hasher: Box<Hasher> },
+    /// All of it.
+    Complete { sink: S, size: u64 },
+}
+
+/// Where the bytes of a layer go.
+#[derive(Debug)]
+pub(super) struct LayerSink {
+    /// None when all have passed.
+    pub(super) writer: Option<LayerWriter>,
+    /// Hears when they are stored. Dropped, they could not be.
+    pub(super) stored: oneshot::Receiver<()>,
+}
+
+/// A layer that is to be stored.
+struct Write {
+    stream: LayerStream,
+    format: Format,
+    stored: oneshot::Sender<()>,
+}
+
+/// A layer that is being stored, and who hears of it.
+type Storing<'a> = (BoxFuture<'a, Result<StoredLayer, Error>>, oneshot::Sender<()>);
+
+/// What ends an attempt.
+enum End {
+    /// The worker says so.
+    Result(Outcome),
+    /// Its source failed.
+    Source(Error),
+    /// The worker is lost.
+    Lost(String),
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt")
+            .field("worker", &self.worker)
+            .field("layer", &self.task.layer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Attempt {
+    /// Whether it is a worker's.
+    pub(super) fn is_of(&self, worker: u64) -> bool {
+        self.worker == worker
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self, bytes: u64) {
+        self.task.layer_progress().bytes.set(bytes);
+    }
+
+    /// Its source failed: that is why the attempt fails, whatever the worker makes of it.
+    pub(super) fn source_failed(&self, error: BlobError) {
+        self.end(End::Source(error.into()));
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn closed(&self) {
+        // The sender is ours, so that this cannot fail.
+        let _ = self.closed.subscribe().wait_for(|&closed| closed).await;
+    }
+
+    /// Has the bytes stored that are going to come. What came of them before is void.
+    pub(super) async fn begin_layer(&self, format: Format) -> Option<LayerSink> {
+        let (writer, stream) = LayerStream::channel(CHANNEL, occy_pipeline::blob::BufferPool::default());
+        let (stored, is_stored) = oneshot::channel();
+        self.writes.send(Write { stream, format, stored }).await.ok()?;
+        Some(LayerSink { writer: Some(writer), stored: is_stored })
+    }
+
+    fn end(&self, end: End) {
+        if let Some(sender) = self.end.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Nobody hears of an attempt that was given up in this moment.
+            let _ = sender.send(end);
+        }
+    }
+}
+
+/// Chunks between a worker's stream and the destination: about a megabyte.
+const CHANNEL: usize = 4;
+
+impl Attempts {
+    /// The attempt with this token.
+    pub(super) fn find(&self, token: &str) -> Option<Arc<Attempt>> {
+        self.lock().get(token).cloned()
+    }
+
+    /// What a worker says came of an attempt. One that is not its own, or not any more, changes nothing.
+    pub(super) fn finish(&self, worker: u64, result: TaskResult) {
+        let Some(attempt) = self.find(&result.attempt).filter(|attempt| attempt.is_of(worker)) else {
+            tracing::debug!(worker, "a result of an attempt that has ended");
+            return;
+        };
+        attempt.end(End::Result(result.outcome.unwrap_or_else(|| Outcome::Error(TaskError::default()))));
+    }
+
+    /// All attempts of a worker are lost.
+    pub fn lose(&self, worker: u64, reason: &str) {
+        let lost: Vec<_> = self.lock().values().filter(|attempt| attempt.is_of(worker)).cloned().collect();
+        lost.iter().for_each(|attempt| attempt.end(End::Lost(reason.to_owned())));
+    }
+
+    /// Runs a layer on a connected worker.
+    ///
+    /// # Cancel safety
+    /// Dropped, it tells the worker to stop, and the attempt's token is worth nothing any more.
+    pub async fn run(
+        &self,
+        worker: u64,
+        seat: &RemoteSeat,
+        task: &LayerTask,
+        job: &str,
+    ) -> Result<WrittenLayer, Failure> {
+        if let Some(known) = task.known().await? {
+            return Ok(known);
+        }
+        if task.layer.is_foreign() {
+            // Its bytes are elsewhere: there is nothing to do, or nothing that can be done.
+            return Ok(task.run().await?);
+        }
+        let (end, ended) = oneshot::channel();
+        let (writes, written) = mpsc::channel(1);
+        let attempt = Arc::new(Attempt {
+            worker,
+            task: task.clone(),
+            end: Mutex::new(Some(end)),
+            closed: watch::Sender::new(false),
+            writes,
+            layer: tokio::sync::Mutex::new(Incoming::Nothing),
+            reports: tokio::sync::Mutex::new(Incoming::Nothing),
+        });
+        let progress = task.layer_progress();
+        progress.bytes.reset();
+        progress.set(LayerState::Running);
+        let mut open = Open::new(self, seat, Arc::clone(&attempt));
+        seat.give(message(&open.token, task, job))
+            .map_err(|NotTold| Failure::Worker("it does not read what it is told".to_owned()))?;
+        let (end, stored) = open.follow(ended, written).await?;
+        let outcome = match end {
+            End::Source(error) => return Err(error.into()),
+            End::Lost(reason) => return Err(Failure::Worker(format!("it was lost: {reason}"))),
+            End::Result(outcome) => outcome,
+        };
+        open.is_done = true;
+        let done = match outcome {
+            Outcome::Done(done) => done,
+            Outcome::Error(error) => return Err(failure(error)),
+        };
+        let reports = match std::mem::replace(&mut *attempt.reports.lock().await, Incoming::Nothing) {
+            Incoming::Complete { sink, .. } => Some(sink),
+            Incoming::Nothing | Incoming::Open { .. } => None,
+        };
+        let written = believe(task, &done, stored, reports.as_deref()).map_err(Failure::Worker)?;
+        let is_kept = written.stored == StoredLayer::Original;
+        let is_ours = task.output.repository().is_none() && task.output.form() != LayerForm::Nothing;
+        let mut reused = done.reused;
+        if is_kept && is_ours {
+            reused = task.output.copy_layer(&task.layer, &ByteCount::default()).await? == Moved::Nothing;
+        }
+        progress.set(if reused { LayerState::Reused } else { LayerState::Done });
+        Ok(written)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Attempt>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An attempt that is going on. Dropped, it has ended.
+struct Open<'a> {
+    attempts: &'a Attempts,
+    seat: &'a RemoteSeat,
+    token: String,
+    attempt: Arc<Attempt>,
+    /// The worker has nothing to do with it any more.
+    is_done: bool,
+}
+
+impl<'a> Open<'a> {
+    fn new(attempts: &'a Attempts, seat: &'a RemoteSeat, attempt: Arc<Attempt>) -> Self {
+        let token = Uuid::new_v4().to_string();
+        attempts.lock().insert(token.clone(), Arc::clone(&attempt));
+        Self { attempts, seat, token, attempt, is_done: false }
+    }
+
+    /// Stores what the worker writes until the attempt ends; gives its end, and what was stored last.
+    async fn follow(
+        &self,
+        mut ended: oneshot::Receiver<End>,
+        mut writes: mpsc::Receiver<Write>,
+    ) -> Result<(End, Option<StoredLayer>), Failure> {
+        let task = &self.attempt.task;
+        let ignored = ByteCount::default();
+        let mut storing: Option<Storing<'_>> = None;
+        let mut last = None;
+        let end = loop {
+            tokio::select! {
+                // A layer that begins anew has dropped what came before, so that this ends first.
+                stored = async { storing.as_mut().expect("checked").0.as_mut().await }, if storing.is_some() => {
+                    let told = storing.take();
+                    match (stored, told) {
+                        (Ok(stored), Some((_, told))) => {
+                            last = Some(stored);
+                            // Who brought it may have gone.
+                            let _ = told.send(());
+                        }
+                        (Err(error), _) if !error.is_interrupted() => return Err(error.into()),
+                        _ => last = None,
+                    }
+                }
+                Some(write) = writes.recv(), if storing.is_none() => {
+                    last = None;
+                    let Write { stream, format, stored } = write;
+                    storing = Some((task.output.write_layer(task.layer.index, stream, format, &ignored), stored));
+                }
+                end = &mut ended => break end.unwrap_or_else(|_| End::Lost("it is gone".to_owned())),
+            }
+        };
+        self.close();
+        if let Some((storing, told)) = storing {
+            drop(told);
+            // What is half written ends, before anybody else writes the same layer.
+            *self.attempt.layer.lock().await = Incoming::Nothing;
+            let _ = storing.await;
+        }
+        Ok((end, last))
+    }
+
+    fn close(&self) {
+        self.attempts.lock().remove(&self.token);
+        self.attempt.closed.send_replace(true);
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.close();
+        if !self.is_done {
+            self.seat.cancel(&self.token);
+        }
+    }
+}
+
+/// The task as the worker is told it.
+fn message(token: &str, task: &LayerTask, job: &str) -> Task {
+    let LayerTask { layer, plan, output, .. } = task;
+    let at = |host: &str, repository: &str| RegistryRepository {
+        host: host.to_owned(),
+        repository: repository.to_owned(),
+    };
+    let (digest, size) = match &layer.descriptor {
+        Some(descriptor) => (descriptor.digest.to_string(), Some(descriptor.size)),
+        // Docker's schema 1 names its layers by digest alone.
+        None if layer.origin.is_some() => (layer.blob.identity(), layer.blob.size()),
+        None => (String::new(), layer.blob.size()),
+    };
+    let source = TaskSource {
+        content: Some(match &layer.origin {
+            Some(origin) => task_source::Content::Registry(at(origin.host(), origin.name())),
+            None => task_source::Content::Coordinator(CoordinatorBlob {}),
+        }),
+        digest,
+        size,
+        media_type: layer
+            .descriptor
+            .as_ref()
+            .map(|descriptor| descriptor.media_type.clone())
+            .unwrap_or_default(),
+        compression: convert::compression(layer.format).into(),
+        diff_id: layer.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
+        keep_stored: layer.keep_stored,
+        known_by_diff_id_alone: layer.known_by_diff_id_alone,
+    };
+    let (form, compression) = task_form(output.form());
+    let destination = TaskDestination {
+        content: Some(match output.repository() {
+            Some(repository) => task_destination::Content::Registry(at(repository.host(), repository.name())),
+            None => task_destination::Content::Coordinator(CoordinatorBlob {}),
+        }),
+        form: form.into(),
+        compression,
+    };
+    Task {
+        attempt: token.to_owned(),
+        job_id: job.to_owned(),
+        layer_index: convert::count(layer.index),
+        source: Some(source),
+        destination: Some(destination),
+        filters: plan.chain.specs(),
+        verify_diff_id: plan.verify_diff_ids,
+        max_layer_size: plan.max_layer_size,
+    }
+}
+
+/// Whether a worker gives a task back because it is being stopped.
+pub(super) fn is_handed_back(result: &TaskResult) -> bool {
+    matches!(&result.outcome, Some(Outcome::Error(error)) if error.fault() == TaskFault::HandedBack)
+}
+
+/// Why a worker says that it failed.
+fn failure(error: TaskError) -> Failure {
+    match error.fault() {
+        TaskFault::Task => Failure::Task(ServiceError::Remote(RemoteError::from(error)).into()),
+        TaskFault::HandedBack => Failure::HandedBack,
+        TaskFault::Worker | TaskFault::Unspecified => Failure::Worker(error.message),
+    }
+}
+
+/// What a worker says that it did, checked against what is known here. What is in a registry is looked at there, before the image is
+/// made visible.
+fn believe(
+    task: &LayerTask,
+    done: &TaskDone,
+    stored: Option<StoredLayer>,
+    reports: Option<&[u8]>,
+) -> Result<WrittenLayer, String> {
+    let LayerTask { layer, plan, output, .. } = task;
+    let digest = |text: &str| text.parse::<Digest>().map_err(|error| format!("it gave no digest: {error}"));
+    let diff_id = match done.diff_id.as_str() {
+        "" => None,
+        text => Some(digest(text)?),
+    };
+    let is_kept = done.original || output.form() == LayerForm::Nothing;
+    let stored = if is_kept {
+        if done.changed || !plan.may_keep(output.form(), layer) {
+            return Err("it left a layer as it is that cannot stay so".to_owned());
+        }
+        StoredLayer::Original
+    } else {
+        let (claimed, claimed_size) = (digest(&done.digest)?, done.size);
+        match stored {
+            _ if output.repository().is_some() => {
+                let format = convert::format(done.compression()).unwrap_or(Format::None);
+                StoredLayer::Written { digest: claimed, size: claimed_size, format }
+            }
+            Some(StoredLayer::Written { digest, size, .. })
+                if (&digest, size) != (&claimed, claimed_size) =>
+            {
+                return Err(format!(
+                    "it wrote {digest} of {size} bytes and says {claimed} of {claimed_size} bytes"
+                ));
+            }
+            Some(stored) => stored,
+            None => return Err("it says that it wrote a layer, and did not".to_owned()),
+        }
+    };
+    match (&stored, &diff_id, &layer.diff_id) {
+        (StoredLayer::Written { digest, .. }, Some(diff_id), _)
+            if output.form() == LayerForm::Tar && digest != diff_id =>
+        {
+            return Err(format!("it wrote the tar {digest} and says that it is {diff_id}"));
+        }
+        (StoredLayer::Written { .. }, None, _) => {
+            return Err("it does not say the diff_id of what it wrote".to_owned());
+        }
+        (_, Some(diff_id), Some(expected)) if !done.changed && diff_id != expected => {
+            return Err(format!("it says that an unchanged layer is {diff_id}, which is {expected}"));
+        }
+        _ => {}
+    }
+    let reports: Vec<Option<Report>> = match reports {
+        Some(document) => serde_json::from_slice(document)
+            .map_err(|error| format!("its reports cannot be read: {error}"))?,
+        None => vec![None; plan.chain.filters().len()],
+    };
+    if reports.len() != plan.chain.filters().len() {
+        return Err(format!(
+            "it reports of {} filters, and there are {}",
+            reports.len(),
+            plan.chain.filters().len()
+        ));
+    }
+    let diff_id = diff_id.or_else(|| layer.diff_id.clone());
+    Ok(WrittenLayer { index: layer.index, stored, diff_id, edited: done.changed, reports })
+}

@@ -1,0 +1,110 @@
+//! A server of the product as a process: started, signalled, waited for.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::tools::{read, tool};
+
+/// How long it may take to start or to stop.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A process that logs into a file. It ends with the value.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Nothing yet, that will log there.
+    pub(crate) fn new(log: PathBuf) -> Self {
+        Self { child: None, log }
+    }
+
+    /// Starts a program with default signals and no environment but what `configure` gives it. What it prints is returned.
+    pub(crate) fn start(
+        &mut self,
+        program: &Path,
+        configure: impl FnOnce(&mut Command),
+    ) -> BufReader<ChildStdout> {
+        assert!(self.child.is_none(), "it is running");
+        let log = std::fs::File::options().create(true).append(true).open(&self.log);
+        // Whoever runs the tests in the background ignores signals, and what is started from there would too.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,TERM").arg(program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("RUST_BACKTRACE", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("a log file"));
+        configure(&mut command);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let stdout = child.stdout.take().expect("piped above");
+        self.child = Some(child);
+        BufReader::new(stdout)
+    }
+
+    /// What follows `prefix` in the next line that it prints.
+    #[track_caller]
+    pub(crate) fn says(&self, stdout: &mut impl BufRead, prefix: &str) -> String {
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("a pipe can be read");
+        let rest = line.trim().strip_prefix(prefix);
+        rest.unwrap_or_else(|| panic!("it does not start:\n{}", self.log())).to_owned()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("it is running");
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// Sends it a signal: `TERM`, `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        tool("kill", [format!("-{name}"), self.id().to_string()]);
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().expect("it is running").id()
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it is running");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().expect("a child can be asked") {
+                return status;
+            }
+            if start.elapsed() > LIMIT {
+                drop(child.kill());
+                drop(child.wait());
+                panic!("it does not end:\n{}", self.log());
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&read(&self.log)).into_owned()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the log in {}:\n{}", self.log.display(), self.log());
+        } else {
+            assert!(!self.log().contains("panicked"), "{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Workers that are killed, stopped, cut off and sent away, in the middle of layers; and coordinators that are.
+
+use occy_tests::coordinator::Coordinator;
+use occy_tests::image::Image;
+use occy_tests::layer::Layer;
+use occy_tests::proxy::{self, FaultProxy};
+use occy_tests::registry::Registry;
+use occy_tests::worker::{PythonWorker, Worker};
+use serde_json::{Value, json};
+
+use crate::service_jobs::{Barrier, Halfway, events, job, state, submit};
+use crate::small;
+
+fn bare(arguments: &[&str]) -> Coordinator {
+    Coordinator::start(&[&["--embedded-workers", "0"], arguments].concat())
+}
+
+/// The worker that has the layer which waits behind the barrier.
+fn holder(coordinator: &Coordinator, id: &Value) -> String {
+    job(coordinator, id)["layers"][0]["worker"].as_str().expect("text").to_owned()
+}
+
+/// Two workers, the first of which has the layer behind the barrier: the second came later.
+fn two(coordinator: &Coordinator, case: &Halfway) -> (Worker, Worker, Value) {
+    let first = Worker::start(coordinator, &["--name", "first", "--slots", "4"]);
+    let id = submit(coordinator, &case.spec);
+    Halfway::wait_for_four(coordinator, &id);
+    assert_eq!(holder(coordinator, &id), "first");
+    let second = Worker::start(coordinator, &["--name", "second", "--slots", "1"]);
+    (first, second, id)
+}
+
+#[test]
+fn a_killed_workers_layer_is_done_by_another() {
+    let case = Halfway::new();
+    let coordinator = bare(&[]);
+    let (mut first, _second, id) = two(&coordinator, &case);
+    first.kill();
+    coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    assert_eq!(holder(&coordinator, &id), "second");
+    case.barrier.open();
+}
+
+#[test]
+fn what_a_worker_says_behind_its_lease_changes_nothing() {
+    let case = Halfway::new();
+    let coordinator = bare(&["--lease", "3"]);
+    let (mut first, _second, id) = two(&coordinator, &case);
+    first.signal("STOP");
+    let messages = coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    let before = job(&coordinator, &id);
+    assert_eq!(holder(&coordinator, &id), "second");
+    let reasons: Vec<_> = events(&messages)
+        .into_iter()
+        .filter_map(|event| event["layer_changed"]["waiting_reason"].as_str())
+        .filter(|reason| !reason.is_empty())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(reasons, ["attempt 1 failed: first: it was lost: it was not heard of for 3s"]);
+    // It goes on where it was, and comes to the end of a layer that is not its own any more.
+    case.barrier.open();
+    first.signal("CONT");
+    first.registers_again();
+    assert_eq!(job(&coordinator, &id), before);
+    case.check(&coordinator, &id);
+}
+
+#[test]
+fn a_worker_that_is_stopped_finishes_what_it_has() {
+    let case = Halfway::new();
+    let coordinator = bare(&[]);
+    let (mut first, _second, id) = two(&coordinator, &case);
+    first.signal("TERM");
+    while free(&coordinator, "first") != Some(0) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // It gets nothing new, though it has three slots that are free.
+    let other = submit(
+        &coordinator,
+        &json!({"source": case.to.uri("local:1"), "destination": case.to.uri("other:1")}),
+    );
+    coordinator.ask("WatchJob", &other).all();
+    assert_eq!(holder(&coordinator, &other), "second");
+    case.barrier.open();
+    assert!(first.ended().success());
+    coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    assert_eq!(holder(&coordinator, &id), "first");
+}
+
+#[test]
+fn a_worker_that_cannot_finish_in_time_hands_back_what_it_has() {
+    let case = Halfway::new();
+    // One attempt: what is handed back does not count as one.
+    let coordinator = bare(&["--max-attempts", "1"]);
+    let first = Worker::start(&coordinator, &["--name", "first", "--slots", "4", "--drain-timeout", "0"]);
+    let id = submit(&coordinator, &case.spec);
+    Halfway::wait_for_four(&coordinator, &id);
+    let _second = Worker::start(&coordinator, &["--name", "second"]);
+    let mut first = first;
+    first.signal("TERM");
+    assert!(first.ended().success());
+    coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    assert_eq!(holder(&coordinator, &id), "second");
+    case.barrier.open();
+}
+
+#[test]
+fn a_layer_that_fails_everywhere_ends_with_every_reason() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = from.push(&small(), "app", "1");
+    let coordinator = bare(&["--max-attempts", "2"]);
+    let id = {
+        let mut worker = PythonWorker::start(&coordinator, &["--hold"]);
+        let spec =
+            json!({"source": source, "destination": to.uri("app:1"), "filters": ["shout"], "parallel": 1});
+        let id = submit(&coordinator, &spec);
+        worker.wait_for("task");
+        id
+    };
+    let mut worker = PythonWorker::start(&coordinator, &["--hold"]);
+    worker.wait_for("task");
+    drop(worker);
+    coordinator.ask("WatchJob", &id).all();
+    let job = job(&coordinator, &id);
+    let error = &job["error"];
+    assert_eq!(error["reason"], "ATTEMPTS_EXHAUSTED", "{job}");
+    let message = error["message"].as_str().expect("text");
+    assert!(message.contains("2 attempts") && message.matches("it was lost").count() == 2, "{message}");
+    assert!(!to.has("app", "1"));
+}
+
+#[test]
+fn workers_come_back_to_a_coordinator_that_was_killed_and_its_jobs_go_on() {
+    let case = Halfway::new();
+    let mut coordinator = bare(&[]);
+    let mut worker = Worker::start(&coordinator, &["--name", "one", "--slots", "4"]);
+    let id = submit(&coordinator, &case.spec);
+    Halfway::wait_for_four(&coordinator, &id);
+    coordinator.kill();
+    case.barrier.open();
+    case.source.heal();
+    coordinator.restart_there();
+    worker.registers_again();
+    coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    assert_eq!(job(&coordinator, &id)["attempts"], 2);
+    // Stopped politely, too.
+    coordinator.terminate();
+    assert!(coordinator.ended().success());
+    coordinator.restart_there();
+    worker.registers_again();
+    assert_eq!(state(&coordinator, &id), "JOB_STATE_SUCCEEDED");
+}
+
+#[test]
+fn a_lost_worker_in_the_middle_of_a_tar_leaves_the_right_one() {
+    let from = Registry::start();
+    let image = Image::docker(vec![Layer::noise(1, 3_000_000)]);
+    let source = from.push(&image, "app", "1");
+    let before = FaultProxy::before(from.host());
+    let barrier = Barrier::default();
+    // A part of the layer comes, and the rest is asked for in vain.
+    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
+    before.fault(1, "GET", &layer, proxy::truncate(2_000_000));
+    before.fault(1, "GET", &layer, barrier.fault());
+    let directory = crate::scratch();
+    let root = directory.path().to_str().expect("UTF-8").to_owned();
+    let coordinator = bare(&["--allow-path", &root]);
+    let mut first = Worker::start(&coordinator, &["--name", "first"]);
+    let path = directory.path().join("image.tar");
+    let through = source.replace(from.host(), &before.host());
+    let id = submit(&coordinator, &json!({"source": through, "destination": crate::tar_uri(&path)}));
+    while before.pending() > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let _second = Worker::start(&coordinator, &["--name", "second"]);
+    first.kill();
+    coordinator.ask("WatchJob", &id).all();
+    assert_eq!(state(&coordinator, &id), "JOB_STATE_SUCCEEDED");
+    let saved = occy_tests::saved::read_saved(&path);
+    assert_eq!(saved.config, image.config);
+    occy_tests::judge::skopeo_reads(&format!("docker-archive:{}", path.display()));
+    barrier.open();
+}
+
+/// A worker's slots that are free.
+fn free(coordinator: &Coordinator, name: &str) -> Option<u64> {
+    let can = coordinator.ask("ListCapabilities", &json!({})).one();
+    can["workers"].as_array()?.iter().find(|worker| worker["name"] == name)?["free_slots"].as_u64()
+}

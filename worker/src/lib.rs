@@ -1,0 +1,19 @@
+//! The worker: runs layers for a coordinator, and keeps nothing.
+//!
+//! [`run`] connects, registers and hears of tasks; [`task`] makes a [`LayerTask`](occy_pipeline::executor::LayerTask) of each,
+//! which runs as it does anywhere: between registries by itself, and through [`blobs`] where only the coordinator has the bytes or
+//! can store them. [`settings`] and [`connect`] say where the coordinator is, and how it is reached.
+//!
+//! [`config`], [`convert`] and [`verdict`] are what a coordinator needs as well: how both are configured, and how what happens
+//! here is told there.
+//!
+//! Not here: which task goes where, and what becomes of an image as a whole. That is the coordinator's.
+
+pub mod blobs;
+pub mod config;
+pub mod connect;
+pub mod convert;
+pub mod run;
+pub mod settings;
+pub mod task;
+pub mod verdict;

@@ -1,0 +1,356 @@
+//! The worker at work: connects, registers, runs what it is given, and comes back when the connection is lost.
+//!
+//! A lost connection ends all tasks: the coordinator gives them to others. So nothing here has to be remembered, and a worker
+//! that was stopped for a while, or cut off, cannot be in anybody's way.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
+use occy_pipeline::output::OUTPUTS;
+use occy_pipeline::progress::Progress;
+use occy_pipeline::registry::Client;
+use occy_proto::v1::blob_service_client::BlobServiceClient;
+use occy_proto::v1::connect_request::Message as Said;
+use occy_proto::v1::connect_response::Message as Told;
+use occy_proto::v1::task_result::Outcome;
+use occy_proto::v1::worker_service_client::WorkerServiceClient;
+use occy_proto::v1::{
+    Compression, ConnectRequest, ConnectResponse, Draining, FilterCapability, Heartbeat, Register, Task,
+    TaskError, TaskFault, TaskProgress, TaskResult, Welcome,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
+
+use crate::connect;
+use crate::settings::Settings;
+use crate::task::Bench;
+
+/// The largest message, in bytes, in either direction.
+pub const MESSAGE_MAX: usize = 1024 * 1024;
+/// How often the coordinator hears how far tasks are.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long the coordinator may take to say welcome.
+const WELCOME: Duration = Duration::from_secs(15);
+/// How long the last words of a worker that goes may take to arrive.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// The waits between attempts to connect: from about so long to about so long.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Messages that wait for the connection.
+const OUTGOING: usize = 16;
+
+/// Works until `stop`, and then until the tasks that it has are done or handed back. `registered` hears its name each time that a
+/// coordinator has welcomed it.
+pub async fn work(
+    settings: &Settings,
+    stop: impl Future<Output = ()>,
+    registered: impl Fn(&str),
+) -> anyhow::Result<()> {
+    let endpoint = connect::endpoint(settings).await?;
+    // Of its own, whose first call connects it.
+    let blobs = BlobServiceClient::new(endpoint.connect_lazy())
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let registries = Client::new(settings.registry.options())?;
+    let worker = Worker {
+        bench: Bench { registries, blobs, spools: settings.spool.directory() },
+        register: register(settings),
+        endpoint,
+        patience: Duration::from_secs(settings.drain_timeout),
+    };
+    let (stopping, is_stopping) = watch::channel(false);
+    let working = worker.work(is_stopping, &registered);
+    let mut working = std::pin::pin!(working);
+    tokio::select! {
+        result = &mut working => return result,
+        () = stop => {}
+    }
+    stopping.send_replace(true);
+    working.await
+}
+
+/// The filters that there are in this program.
+pub fn filters() -> Vec<FilterCapability> {
+    let filters = FILTERS.iter().map(|filter| FilterCapability {
+        name: filter.name.to_owned(),
+        about: filter.help.to_owned(),
+        options: filter.keys.iter().map(|key| key.names[0].to_owned()).collect(),
+    });
+    filters.collect()
+}
+
+fn register(settings: &Settings) -> Register {
+    let offers =
+        |chosen: &[String], name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    let filters = filters().into_iter().filter(|filter| offers(&settings.filters, &filter.name));
+    let outputs =
+        OUTPUTS.iter().map(|output| output.scheme).filter(|scheme| offers(&settings.outputs, scheme));
+    let cores = || std::thread::available_parallelism().map_or(2, usize::from);
+    Register {
+        name: settings.name.clone().unwrap_or_else(host_name),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        encoder_version: ENCODER_VERSION.to_string(),
+        filters: filters.collect(),
+        outputs: outputs.map(str::to_owned).collect(),
+        codecs: vec![Compression::Gzip.into(), Compression::Zstd.into()],
+        slots: settings.slots.map_or_else(|| u32::try_from(cores()).unwrap_or(1), u32::from),
+    }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "worker".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+struct Worker {
+    bench: Bench,
+    register: Register,
+    endpoint: Endpoint,
+    /// How long tasks may take to come to their end when the worker is stopped.
+    patience: Duration,
+}
+
+/// Why a connection ended before the worker wanted it to.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("cannot connect: {}", cause(.0))]
+    Connect(#[source] tonic::transport::Error),
+    #[error("{}", .0.message())]
+    Status(#[from] Box<Status>),
+    #[error("it ended the connection")]
+    Ended,
+    #[error("it says nothing")]
+    Silent,
+}
+
+/// The innermost reason: tonic's own words are "transport error".
+fn cause(error: &tonic::transport::Error) -> String {
+    let mut error: &dyn std::error::Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+impl From<Status> for Lost {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl Worker {
+    async fn work(
+        &self,
+        mut stopping: watch::Receiver<bool>,
+        registered: &impl Fn(&str),
+    ) -> anyhow::Result<()> {
+        let mut wait = BACKOFF.0;
+        while !*stopping.borrow() {
+            let mut welcomed = false;
+            let mut heard = |name: &str| {
+                welcomed = true;
+                registered(name);
+            };
+            let lost = match self.connection(&mut stopping, &mut heard).await {
+                Ok(()) => return Ok(()),
+                Err(Lost::Status(status)) if is_final(&status) => {
+                    return Err(anyhow::anyhow!("{}", status.message()))
+                        .context("the coordinator refuses this worker");
+                }
+                Err(lost) => lost,
+            };
+            if welcomed {
+                wait = BACKOFF.0;
+            }
+            // Workers that lost the same coordinator come back one by one.
+            let jittered = wait.mul_f64(0.5 + fastrand::f64());
+            tracing::warn!(coordinator = %self.endpoint.uri(), "{lost}; connecting again in {jittered:.1?}");
+            wait = (wait * 2).min(BACKOFF.1);
+            tokio::select! {
+                () = tokio::time::sleep(jittered) => {}
+                _ = stopping.wait_for(|&stopping| stopping) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects and registers.
+    async fn open(&self) -> Result<(Outgoing, Streaming<ConnectResponse>, Welcome), Lost> {
+        let channel = self.endpoint.connect().await.map_err(Lost::Connect)?;
+        let mut client = WorkerServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        let said = Outgoing(outgoing);
+        said.send(Said::Register(self.register.clone())).await?;
+        let answers = timeout(WELCOME, client.connect(ReceiverStream::new(requests)));
+        let mut answers = answers.await.map_err(|_| Lost::Silent)??.into_inner();
+        let first = timeout(WELCOME, answers.message()).await.map_err(|_| Lost::Silent)??;
+        match first.ok_or(Lost::Ended)?.message {
+            Some(Told::Welcome(welcome)) => Ok((said, answers, welcome)),
+            _ => Err(Lost::Silent),
+        }
+    }
+
+    /// One connection, until the worker is stopped and has drained. Whatever else ends it ends its tasks, too.
+    async fn connection(
+        &self,
+        stopping: &mut watch::Receiver<bool>,
+        registered: &mut impl FnMut(&str),
+    ) -> Result<(), Lost> {
+        let (said, mut answers, welcome) = tokio::select! {
+            opened = self.open() => opened?,
+            _ = stopping.wait_for(|&stopping| stopping) => return Ok(()),
+        };
+        tracing::info!(coordinator = %self.endpoint.uri(), name = welcome.worker_id, "registered");
+        registered(&welcome.worker_id);
+        let every = welcome.heartbeat_interval.and_then(|every| Duration::try_from(every).ok());
+        let every = every.filter(|every| !every.is_zero()).unwrap_or(PROGRESS_EVERY);
+        let (mut beat, mut told_progress) = (ticks(every), ticks(PROGRESS_EVERY.min(every)));
+        let mut tasks = Tasks::default();
+        // Set when the worker is being stopped.
+        let mut until: Option<Instant> = None;
+        while until.is_none() || !tasks.is_empty() {
+            tokio::select! {
+                // Whichever branch is lost is there again in the next round: none takes anything before it is ready.
+                answer = answers.message() => match answer?.ok_or(Lost::Ended)?.message {
+                    Some(Told::Task(task)) => tasks.start(&self.bench, task),
+                    Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt),
+                    Some(Told::Drain(_)) => tracing::info!("the coordinator is being stopped"),
+                    Some(Told::Welcome(_)) | None => {}
+                },
+                Some(result) = tasks.ended() => if let Some(result) = result {
+                    said.send(Said::Result(result)).await?;
+                },
+                _ = beat.tick() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
+                _ = told_progress.tick(), if !tasks.is_empty() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
+                _ = stopping.wait_for(|&stopping| stopping), if until.is_none() => {
+                    tracing::info!(tasks = tasks.running.len(), "stopping: tasks come to their end");
+                    said.send(Said::Draining(Draining {})).await?;
+                    until = Some(Instant::now() + self.patience);
+                },
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    for attempt in tasks.abort() {
+                        said.send(Said::Result(handed_back(attempt))).await?;
+                    }
+                }
+            }
+        }
+        drop(said);
+        // The coordinator ends its side when it has read everything.
+        let read = async { while let Ok(Some(_)) = answers.message().await {} };
+        // In time or not: a task whose result is lost is begun again elsewhere.
+        let _ = timeout(GOODBYE, read).await;
+        Ok(())
+    }
+}
+
+/// Whether the coordinator will never take this worker.
+fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument | Code::Unimplemented | Code::PermissionDenied | Code::Unauthenticated
+    )
+}
+
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the worker says.
+struct Outgoing(mpsc::Sender<ConnectRequest>);
+
+impl Outgoing {
+    async fn send(&self, message: Said) -> Result<(), Lost> {
+        let message = ConnectRequest { message: Some(message) };
+        self.0.send(message).await.map_err(|_| Lost::Ended)
+    }
+}
+
+/// The tasks of one connection, which end with the value.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<TaskResult>,
+    running: HashMap<Id, Running>,
+}
+
+struct Running {
+    attempt: String,
+    progress: Progress,
+    handle: AbortHandle,
+}
+
+impl Tasks {
+    fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    fn start(&mut self, bench: &Bench, task: Task) {
+        tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
+        let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
+        let shared = progress.clone();
+        let handle = self.set.spawn(async move { bench.run(task, shared).await });
+        self.running.insert(handle.id(), Running { attempt, progress, handle });
+    }
+
+    fn cancel(&mut self, attempt: &str) {
+        // Its end is nobody's business any more.
+        self.running.retain(|_, running| {
+            let is_meant = running.attempt == attempt;
+            if is_meant {
+                running.handle.abort();
+            }
+            !is_meant
+        });
+    }
+
+    /// Ends all of them, and gives their attempts.
+    fn abort(&mut self) -> Vec<String> {
+        self.set.abort_all();
+        self.running.drain().map(|(_, running)| running.attempt).collect()
+    }
+
+    /// Waits until a task has ended, and gives its result unless it was cancelled. Pending while there are none.
+    ///
+    /// # Cancel safety
+    /// Cancelled before it returns, it has taken nothing.
+    async fn ended(&mut self) -> Option<Option<TaskResult>> {
+        let (id, result) = match self.set.join_next_with_id().await? {
+            Ok((id, result)) => (id, Ok(result)),
+            Err(error) => (error.id(), Err(error)),
+        };
+        let Some(Running { attempt, .. }) = self.running.remove(&id) else { return Some(None) };
+        Some(Some(result.unwrap_or_else(|error| {
+            tracing::error!(%error, "a task panicked");
+            failed(attempt, TaskFault::Worker, "its part of the worker panicked")
+        })))
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let progress = |running: &Running| TaskProgress {
+            attempt: running.attempt.clone(),
+            bytes: running.progress.layers().first().map_or(0, |layer| layer.bytes.get()),
+        };
+        Heartbeat { tasks: self.running.values().map(progress).collect() }
+    }
+}
+
+fn handed_back(attempt: String) -> TaskResult {
+    failed(attempt, TaskFault::HandedBack, "the worker was stopped")
+}
+
+fn failed(attempt: String, fault: TaskFault, message: &str) -> TaskResult {
+    let error = TaskError { fault: fault.into(), message: message.to_owned(), ..TaskError::default() };
+    TaskResult { attempt, outcome: Some(Outcome::Error(error)) }
+}

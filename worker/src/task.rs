@@ -1,0 +1,219 @@
+//! A task: from its message to the layer, the filters and the output that it names, and from what comes of them to its result.
+
+use std::sync::Arc;
+
+use occy_pipeline::blob::BlobRef;
+use occy_pipeline::codec::Pool;
+use occy_pipeline::compression::Format;
+use occy_pipeline::digest::Digest;
+use occy_pipeline::element::{Layer, StoredLayer, WrittenLayer};
+use occy_pipeline::error::{Blame, Error};
+use occy_pipeline::executor::LayerTask;
+use occy_pipeline::filter::FilterChain;
+use occy_pipeline::manifest::Descriptor;
+use occy_pipeline::output::ImageOutput;
+use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::output::registry::RegistryOutput;
+use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::reference::Reference;
+use occy_pipeline::registry::{Access, Client, Repository};
+use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::Limits;
+use occy_pipeline::task::LayerPlan;
+use occy_pipeline::wire::convert;
+use occy_proto::v1::blob_service_client::BlobServiceClient;
+use occy_proto::v1::task_result::Outcome;
+use occy_proto::v1::{self, TaskDone, TaskError, TaskFault, TaskResult, task_destination, task_source};
+use tonic::transport::Channel;
+
+use crate::blobs::Blobs;
+use crate::convert::layer_form;
+use crate::verdict::{self, Verdict};
+
+/// What all tasks of a worker share.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// How registries are spoken to, and who we are there: the worker's own credentials, as its operator configured them. Those of
+    /// a single job would come in here.
+    pub registries: Client,
+    /// The coordinator's bytes.
+    pub blobs: BlobServiceClient<Channel>,
+    /// Where temporary files go.
+    pub spools: SpoolDir,
+}
+
+/// Why a task failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// It says what this worker cannot understand.
+    #[error("the task cannot be used: {0}")]
+    Unusable(String),
+    /// The pipeline.
+    #[error(transparent)]
+    Pipeline(#[from] Error),
+}
+
+impl Bench {
+    /// Runs a task. Its progress is the first layer's. Dropped, it stops.
+    pub async fn run(&self, task: v1::Task, progress: Progress) -> TaskResult {
+        let attempt = task.attempt.clone();
+        let outcome = match self.done(task, &progress).await {
+            Ok(done) => Outcome::Done(done),
+            Err(failure) => Outcome::Error(error(&failure)),
+        };
+        TaskResult { attempt, outcome: Some(outcome) }
+    }
+
+    async fn done(&self, task: v1::Task, progress: &Progress) -> Result<TaskDone, Failure> {
+        let blobs = Blobs::new(self.blobs.clone(), task.attempt.clone().into());
+        let layer = self.layer(&task, &blobs)?;
+        progress.begin([(layer.label(), layer.blob.size())].into_iter());
+        let task = LayerTask {
+            output: self.output(&task, &blobs)?,
+            plan: Arc::new(LayerPlan {
+                chain: FilterChain::parse(&task.filters).map_err(Error::from)?,
+                pool: Pool::shared().clone(),
+                spools: self.spools.clone(),
+                limits: Limits::default(),
+                max_layer_size: task.max_layer_size,
+                verify_diff_ids: task.verify_diff_id,
+            }),
+            layer,
+            progress: progress.clone(),
+        };
+        let written = task.run().await?;
+        if written.reports.iter().any(Option::is_some) {
+            let document = serde_json::to_vec(&written.reports).expect("reports are plain data");
+            blobs.write_reports(document.into()).await.map_err(Error::from)?;
+        }
+        Ok(done(written, task.layer_progress().state() == LayerState::Reused))
+    }
+
+    /// The layer, which is alone in this process, and so has index 0.
+    fn layer(&self, task: &v1::Task, blobs: &Blobs) -> Result<Layer, Failure> {
+        let source = task.source.as_ref().ok_or_else(|| unusable("it has no source"))?;
+        let digest = digest(&source.digest)?;
+        let descriptor = match (&digest, source.size, source.media_type.as_str()) {
+            (Some(digest), Some(size), media_type) if !media_type.is_empty() => {
+                Some(Descriptor::new(media_type, digest, size))
+            }
+            (_, _, "") => None,
+            _ => return Err(unusable("a media type without digest and size")),
+        };
+        let (blob, origin): (BlobRef, _) = match (&source.content, digest) {
+            (Some(task_source::Content::Registry(at)), Some(digest)) => {
+                let repository = self.repository(at, Access::Pull)?;
+                (repository.blob(&digest, source.size), Some(repository))
+            }
+            (Some(task_source::Content::Coordinator(_)), digest) => {
+                let name =
+                    digest.map_or_else(|| format!("layer {}", task.layer_index), |digest| digest.to_string());
+                (Arc::new(blobs.layer(name, source.size)), None)
+            }
+            _ => return Err(unusable("its source is in no place that is known, or has no name there")),
+        };
+        Ok(Layer {
+            index: 0,
+            blob,
+            descriptor,
+            format: convert::format(source.compression()).unwrap_or(Format::None),
+            diff_id: self::digest(&source.diff_id)?,
+            origin,
+            keep_stored: source.keep_stored,
+            known_by_diff_id_alone: source.known_by_diff_id_alone,
+        })
+    }
+
+    fn output(&self, task: &v1::Task, blobs: &Blobs) -> Result<Arc<dyn ImageOutput>, Failure> {
+        use task_destination::Content;
+        let destination = task.destination.as_ref().ok_or_else(|| unusable("it has no destination"))?;
+        let form = layer_form(destination.form(), &destination.compression)
+            .ok_or_else(|| unusable("its destination's form is not known"))?;
+        match (&destination.content, form) {
+            (Some(Content::Registry(at)), occy_pipeline::output::LayerForm::Stored { compression }) => {
+                let reference = reference(at)?;
+                Ok(Arc::new(RegistryOutput::new(
+                    &self.registries,
+                    reference,
+                    compression,
+                    ManifestFormat::Keep,
+                )))
+            }
+            (Some(Content::Coordinator(_)), form) => Ok(Arc::new(blobs.output(form))),
+            _ => Err(unusable("its destination is in no place that is known")),
+        }
+    }
+
+    fn repository(&self, at: &v1::RegistryRepository, access: Access) -> Result<Repository, Failure> {
+        Ok(self.registries.repository(&reference(at)?, access))
+    }
+}
+
+fn reference(at: &v1::RegistryRepository) -> Result<Reference, Failure> {
+    format!("{}/{}", at.host, at.repository)
+        .parse()
+        .map_err(|error| Failure::Pipeline(Error::Reference(error)))
+}
+
+fn digest(text: &str) -> Result<Option<Digest>, Failure> {
+    match text {
+        "" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|error: occy_pipeline::digest::InvalidDigest| unusable(&error.to_string())),
+    }
+}
+
+fn unusable(problem: &str) -> Failure {
+    Failure::Unusable(problem.to_owned())
+}
+
+fn done(written: WrittenLayer, reused: bool) -> TaskDone {
+    let done = TaskDone {
+        diff_id: written.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
+        changed: written.edited,
+        reused,
+        ..TaskDone::default()
+    };
+    match written.stored {
+        StoredLayer::Original => TaskDone { original: true, ..done },
+        StoredLayer::Written { digest, size, format } => {
+            let compression = convert::compression(format).into();
+            TaskDone { digest: digest.to_string(), size, compression, ..done }
+        }
+    }
+}
+
+/// An error as the coordinator is told of it. Its own words for what happened to its bytes are better than ours.
+fn error(failure: &Failure) -> TaskError {
+    let error = match failure {
+        Failure::Pipeline(error) => error,
+        Failure::Unusable(_) => {
+            return TaskError {
+                fault: TaskFault::Worker.into(),
+                message: failure.to_string(),
+                ..TaskError::default()
+            };
+        }
+    };
+    let Verdict { code, reason, retryable } = Verdict::of(error);
+    let registry = verdict::registry(error);
+    TaskError {
+        fault: match error.blame() {
+            Blame::Machine => TaskFault::Worker,
+            Blame::Caller | Blame::Image | Blame::Network => TaskFault::Task,
+        }
+        .into(),
+        code: code.into(),
+        reason: reason.into_owned(),
+        message: error.to_string(),
+        hint: error.hint().unwrap_or_default(),
+        retryable,
+        registry: registry
+            .and_then(|error| error.request())
+            .map(|request| request.host.clone())
+            .unwrap_or_default(),
+        http_status: registry.and_then(|error| error.status()).map(u32::from).unwrap_or_default(),
+    }
+}
