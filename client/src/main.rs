@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use occy_pipeline::error::Error;
-use occy_pipeline::manifest::BuildError;
 use occy_pipeline::output::remove_unpublished;
 use occy_pipeline::registry;
 use occy_pipeline::tar::path::printable;
@@ -145,12 +144,7 @@ fn report(error: &anyhow::Error) -> Exit {
     }
     let Some(error) = error.downcast_ref::<Error>() else { return Exit::Failed };
     hint(error.hint());
-    match error {
-        Error::Uri(_) | Error::Reference(_) | Error::Filter(_) | Error::Build(BuildError::Zstd(_)) => {
-            Exit::Usage
-        }
-        _ => Exit::Failed,
-    }
+    if error.is_misuse() { Exit::Usage } else { Exit::Failed }
 }
 
 fn hint(hint: Option<String>) {

@@ -249,6 +249,11 @@ impl Error {
         }
     }
 
+    /// Whether the request is written wrongly, or asks for what cannot go together.
+    pub fn is_misuse(&self) -> bool {
+        matches!(self, Self::Uri(_) | Self::Reference(_) | Self::Filter(_) | Self::Build(BuildError::Zstd(_)))
+    }
+
     /// An error of the layer at `index`, of `total`.
     pub(crate) fn in_layer(
         action: &'static str,

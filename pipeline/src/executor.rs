@@ -55,6 +55,11 @@ pub trait Executor: Send + Sync {
         false
     }
 
+    /// Whether a layer may be lost on its way and come again from its first byte, whatever its filters: where workers may be lost.
+    fn may_begin_anew(&self) -> bool {
+        false
+    }
+
     /// Called when all layers are done: the final config, from an executor whose layers pass their filters elsewhere.
     async fn final_config(&self) -> Result<Option<Bytes>, Error> {
         Ok(None)

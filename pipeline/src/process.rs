@@ -71,7 +71,9 @@ pub async fn process(
     progress.begin(image.layers.iter().map(|layer| (layer.label(), layer.blob.size())));
     let distinct = distinct_layers(&image.layers);
     let written: Vec<usize> = (0..image.layers.len()).filter(|&index| distinct[index] == index).collect();
-    output.begin(&image, &expected(&image, &written, &plan, output.as_ref()).await).await?;
+    output
+        .begin(&image, &expected(&image, &written, &plan, output.as_ref(), executor.as_ref()).await)
+        .await?;
     let coming = Coming::new(source, order(&image, written, output.as_ref(), executor.as_ref()));
     let done = run_layers(&image, coming, &plan, &output, &executor, progress).await?;
     source.settle(&mut image).await?;
@@ -105,9 +107,10 @@ async fn expected(
     written: &[usize],
     plan: &LayerPlan,
     output: &dyn ImageOutput,
+    executor: &dyn Executor,
 ) -> Vec<ExpectedLayer> {
-    let may_restart = plan.chain.edits();
-    let guess = output.wants_tar_sizes() && !may_restart && written.len() > 1;
+    let guess = output.wants_tar_sizes() && !plan.chain.edits() && written.len() > 1;
+    let may_restart = plan.chain.edits() || executor.may_begin_anew();
     let sizes = written.iter().copied().map(|index| async move {
         let layer = &image.layers[index];
         let tar_size = match layer.format {

@@ -28,7 +28,7 @@ use occy_pipeline::uri::Uri;
 use occy_proto::v1::{self, PipelineSpec};
 
 use crate::error::ServiceError;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Origin};
 use crate::other;
 use crate::schedule::Capabilities;
 
@@ -88,6 +88,8 @@ pub struct Work {
     pub findings: OutputFormat,
     /// Whether the caller, where it is the destination, says which layers it wants.
     pub caller_chooses: bool,
+    /// The search that is the last filter of the plan's, where the spec has one.
+    search: Option<v1::SearchSpec>,
 }
 
 impl Gate {
@@ -183,6 +185,7 @@ impl Gate {
             settings,
             findings,
             caller_chooses: spec.caller_chooses,
+            search: spec.search.clone(),
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
                 Ok(v1::LayerForm::None) if ends == Ends::Any => v1::LayerForm::None,
@@ -259,6 +262,15 @@ impl Gate {
 }
 
 impl Work {
+    /// What workers are told of all its layers, as a call's.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            job: String::new(),
+            search: self.search.clone(),
+            foreign_layers: self.settings.foreign_layers,
+        }
+    }
+
     /// What a worker must offer for its layers, which go to an output of that form.
     pub fn needs(&self, form: LayerForm) -> Capabilities {
         let chain = &self.plan.chain;

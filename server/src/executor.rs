@@ -50,12 +50,16 @@ impl Executor for FleetExecutor {
         self.at_once
     }
 
+    fn may_begin_anew(&self) -> bool {
+        self.queue.has_connected_workers()
+    }
+
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
         let mut reasons = Vec::new();
         loop {
             let lease = self.lease(&task.layer).await?;
             self.watcher.begun(&task.layer, lease.worker()).await?;
-            match lease.run(&task, self.queue.job()).await {
+            match lease.run(&task, self.queue.origin()).await {
                 Ok(written) => {
                     drop(lease);
                     self.watcher.done(&task.layer, &written).await?;

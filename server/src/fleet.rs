@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use occy_pipeline::element::WrittenLayer;
 use occy_pipeline::executor::LayerTask;
-use occy_proto::v1::FilterCapability;
+use occy_proto::v1::{FilterCapability, SearchSpec};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::ServiceError;
@@ -18,7 +18,7 @@ use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
 
 /// Workers that may be connected at once.
-const WORKERS_MAX: usize = 4096;
+const WORKERS_MAX: usize = 2048;
 
 /// The workers. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
@@ -133,7 +133,7 @@ impl Fleet {
                 state.schedule.hold(id);
             }
         }
-        FleetQueue { fleet: self.clone(), id, needs: Arc::clone(needs), job: String::new() }
+        FleetQueue { fleet: self.clone(), id, needs: Arc::clone(needs), origin: Origin::default() }
     }
 
     /// The workers.
@@ -325,27 +325,37 @@ impl Drop for Membership {
     }
 }
 
+/// Whose layers they are, and what workers are told of all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The job's id; empty for a call.
+    pub job: String,
+    /// The search that is the last filter of their chain, where the request has it as [`SearchSpec`] and not as a text.
+    pub search: Option<SearchSpec>,
+    /// Whether registries get the bytes of foreign layers too.
+    pub foreign_layers: bool,
+}
+
 /// The layers of one job. Dropped, it leaves the fleet.
 #[derive(Debug)]
 pub struct FleetQueue {
     fleet: Fleet,
     id: u64,
     needs: Capabilities,
-    /// The job's id; empty for a call.
-    job: String,
+    origin: Origin,
 }
 
 impl FleetQueue {
-    /// The same, of the job with this id: that is what workers call it.
+    /// The same, of that origin.
     #[must_use]
-    pub fn of_job(mut self, id: &str) -> Self {
-        id.clone_into(&mut self.job);
+    pub fn of(mut self, origin: Origin) -> Self {
+        self.origin = origin;
         self
     }
 
-    /// The job's id; empty for a call.
-    pub fn job(&self) -> &str {
-        &self.job
+    /// Whose layers they are.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// How patient the fleet is.
@@ -373,6 +383,11 @@ impl FleetQueue {
     /// Why no worker that is there can ever have one of the layers; None where one can.
     pub fn missing(&self) -> Option<String> {
         self.fleet.lock().missing(&self.needs)
+    }
+
+    /// Whether there are workers that could be lost.
+    pub fn has_connected_workers(&self) -> bool {
+        self.fleet.lock().members.values().any(|member| matches!(*member.seat, Seat::Remote(_)))
     }
 
     /// Hears when workers come and go.
@@ -421,10 +436,10 @@ impl Lease {
     }
 
     /// Runs a layer there. Dropped, it stops.
-    pub async fn run(&self, task: &LayerTask, job: &str) -> Result<WrittenLayer, Failure> {
+    pub async fn run(&self, task: &LayerTask, origin: &Origin) -> Result<WrittenLayer, Failure> {
         match &*self.seat {
             Seat::Here => task.run().await.map_err(Failure::Task),
-            Seat::Remote(seat) => self.fleet.attempts().run(self.assignment.worker, seat, task, job).await,
+            Seat::Remote(seat) => self.fleet.attempts().run(self.assignment.worker, seat, task, origin).await,
         }
     }
 }

@@ -29,6 +29,8 @@ pub const MESSAGE_MAX: usize = 1024 * 1024;
 const ANSWERS: usize = 4;
 /// Bytes of what filters found in the one answer of WriteImage.
 const FOUND_IN_ANSWER: usize = 512 * 1024;
+/// Bytes of filters in the answer of ListCapabilities.
+const FILTERS_IN_ANSWER: usize = 256 * 1024;
 /// Bytes of jobs in one page.
 const PAGE_BYTES: usize = 640 * 1024;
 /// Bytes of an idempotency key.
@@ -310,10 +312,13 @@ impl PipelineService for Api {
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let workers = self.0.fleet.workers();
+        // Workers offer what they like, and an answer has its limit.
         let mut filters: Vec<v1::FilterCapability> = Vec::new();
+        let mut bytes = 0;
         for filter in workers.iter().flat_map(|worker| &worker.about.filters) {
             if filters.iter().all(|known| known.name != filter.name) {
-                filters.push(filter.clone());
+                bytes += filter.encoded_len();
+                filters.extend((bytes < FILTERS_IN_ANSWER).then(|| filter.clone()));
             }
         }
         let workers = workers.into_iter().map(|WorkerStatus { about, free }| v1::WorkerCapability {

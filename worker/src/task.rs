@@ -9,7 +9,8 @@ use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::{Blame, Error};
 use occy_pipeline::executor::LayerTask;
-use occy_pipeline::filter::FilterChain;
+use occy_pipeline::filter::search::Search;
+use occy_pipeline::filter::{Filter, FilterChain};
 use occy_pipeline::manifest::Descriptor;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::manifest::ManifestFormat;
@@ -71,7 +72,7 @@ impl Bench {
         let task = LayerTask {
             output: self.output(&task, &blobs)?,
             plan: Arc::new(LayerPlan {
-                chain: FilterChain::parse(&task.filters).map_err(Error::from)?,
+                chain: chain(&task)?,
                 pool: Pool::shared().clone(),
                 spools: self.spools.clone(),
                 limits: Limits::default(),
@@ -95,7 +96,9 @@ impl Bench {
         let digest = digest(&source.digest)?;
         let descriptor = match (&digest, source.size, source.media_type.as_str()) {
             (Some(digest), Some(size), media_type) if !media_type.is_empty() => {
-                Some(Descriptor::new(media_type, digest, size))
+                let mut descriptor = Descriptor::new(media_type, digest, size);
+                descriptor.urls.clone_from(&source.urls);
+                Some(descriptor)
             }
             (_, _, "") => None,
             _ => return Err(unusable("a media type without digest and size")),
@@ -131,13 +134,9 @@ impl Bench {
             .ok_or_else(|| unusable("its destination's form is not known"))?;
         match (&destination.content, form) {
             (Some(Content::Registry(at)), occy_pipeline::output::LayerForm::Stored { compression }) => {
-                let reference = reference(at)?;
-                Ok(Arc::new(RegistryOutput::new(
-                    &self.registries,
-                    reference,
-                    compression,
-                    ManifestFormat::Keep,
-                )))
+                let (registries, reference) = (&self.registries, reference(at)?);
+                let output = RegistryOutput::new(registries, reference, compression, ManifestFormat::Keep);
+                Ok(Arc::new(output.with_foreign_layers(destination.foreign_layers)))
             }
             (Some(Content::Coordinator(_)), form) => Ok(Arc::new(blobs.output(form))),
             _ => Err(unusable("its destination is in no place that is known")),
@@ -147,6 +146,14 @@ impl Bench {
     fn repository(&self, at: &v1::RegistryRepository, access: Access) -> Result<Repository, Failure> {
         Ok(self.registries.repository(&reference(at)?, access))
     }
+}
+
+fn chain(task: &v1::Task) -> Result<FilterChain, Failure> {
+    let filters = FilterChain::parse(&task.filters).map_err(Error::from)?;
+    let Some(v1::SearchSpec { pattern, regex, script_friendly }) = &task.search else { return Ok(filters) };
+    let search = Search::new(pattern, *regex, *script_friendly).map_err(|problem| unusable(&problem))?;
+    let search: Arc<dyn Filter> = Arc::new(search);
+    Ok(FilterChain::new(filters.filters().iter().cloned().chain([search]).collect()))
 }
 
 fn reference(at: &v1::RegistryRepository) -> Result<Reference, Failure> {

@@ -42,6 +42,7 @@ impl Verdict {
         }
         match (error.blame(), innermost(error)) {
             (_, Error::Output(OutputError::BlobLost { .. })) => verdict(Code::Unavailable, "BLOB_LOST"),
+            (Blame::Caller, error) if error.is_misuse() => verdict(Code::InvalidArgument, "MALFORMED"),
             (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
             (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => {
                 verdict(Code::FailedPrecondition, "REGISTRY")
@@ -50,9 +51,6 @@ impl Verdict {
                 Blame::Caller,
                 Error::NotAnImage { .. } | Error::Foreign(_) | Error::Build(_) | Error::Output(_),
             ) => verdict(Code::FailedPrecondition, "NOT_POSSIBLE"),
-            (Blame::Caller, Error::Uri(_) | Error::Reference(_) | Error::Filter(_)) => {
-                verdict(Code::InvalidArgument, "MALFORMED")
-            }
             (Blame::Caller, _) => verdict(Code::InvalidArgument, "INVALID"),
             (Blame::Image, _) => verdict(Code::FailedPrecondition, "IMAGE_BROKEN"),
             (Blame::Network, _) => verdict(Code::Unavailable, "NETWORK"),

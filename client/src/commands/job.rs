@@ -170,6 +170,9 @@ fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
         let line =
             format!("  {:>3} {state:<8} {} {}", layer.index + 1, shown(&layer.label), shown(&layer.worker));
         writeln!(out, "{}", line.trim_end())?;
+        if !layer.waiting_reason.is_empty() {
+            writeln!(out, "      {}", shown(&layer.waiting_reason))?;
+        }
     }
     Ok(out)
 }

@@ -250,5 +250,6 @@ pub(crate) fn layer_document(layer: &v1::LayerStatus) -> serde_json::Value {
         "diff_id": named(&layer.diff_id),
         "edited": layer.changed,
         "worker": named(&layer.worker),
+        "waiting_reason": named(&layer.waiting_reason),
     })
 }

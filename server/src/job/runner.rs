@@ -22,7 +22,7 @@ use super::watch::{LiveJob, LiveJobs};
 use crate::admit::{Ends, Gate};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Origin};
 
 /// Bytes of what filters print or append that one job may leave.
 const FOUND_MAX: usize = 64 * 1024 * 1024;
@@ -189,7 +189,11 @@ impl Jobs {
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
         let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue = self.0.fleet.queue(&"".into(), &work.needs(output.form()), true).of_job(&attempt.id);
+        let queue = self
+            .0
+            .fleet
+            .queue(&"".into(), &work.needs(output.form()), true)
+            .of(Origin { job: attempt.id.clone(), ..work.origin() });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome =
             process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;

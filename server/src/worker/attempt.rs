@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::seat::{NotTold, RemoteSeat};
 use crate::error::{RemoteError, ServiceError};
+use crate::fleet::Origin;
 
 /// How an attempt failed.
 #[derive(Debug)]
@@ -186,13 +187,14 @@ impl Attempts {
         worker: u64,
         seat: &RemoteSeat,
         task: &LayerTask,
-        job: &str,
+        origin: &Origin,
     ) -> Result<WrittenLayer, Failure> {
         if let Some(known) = task.known().await? {
             return Ok(known);
         }
-        if task.layer.is_foreign() {
-            // Its bytes are elsewhere: there is nothing to do, or nothing that can be done.
+        let is_copied = task.plan.chain.is_empty() && matches!(task.output.form(), LayerForm::Stored { .. });
+        if task.layer.is_foreign() && is_copied {
+            // Its bytes are elsewhere, and stay there.
             return Ok(task.run().await?);
         }
         let (end, ended) = oneshot::channel();
@@ -210,7 +212,7 @@ impl Attempts {
         progress.bytes.reset();
         progress.set(LayerState::Running);
         let mut open = Open::new(self, seat, Arc::clone(&attempt));
-        seat.give(message(&open.token, task, job))
+        seat.give(message(&open.token, task, origin))
             .map_err(|NotTold| Failure::Worker("it does not read what it is told".to_owned()))?;
         let (end, stored) = open.follow(ended, written).await?;
         let outcome = match end {
@@ -319,7 +321,7 @@ impl Drop for Open<'_> {
 }
 
 /// The task as the worker is told it.
-fn message(token: &str, task: &LayerTask, job: &str) -> Task {
+fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
     let LayerTask { layer, plan, output, .. } = task;
     let at = |host: &str, repository: &str| RegistryRepository {
         host: host.to_owned(),
@@ -347,6 +349,7 @@ fn message(token: &str, task: &LayerTask, job: &str) -> Task {
         diff_id: layer.diff_id.as_ref().map(Digest::to_string).unwrap_or_default(),
         keep_stored: layer.keep_stored,
         known_by_diff_id_alone: layer.known_by_diff_id_alone,
+        urls: layer.descriptor.as_ref().map(|descriptor| descriptor.urls.clone()).unwrap_or_default(),
     };
     let (form, compression) = task_form(output.form());
     let destination = TaskDestination {
@@ -356,14 +359,20 @@ fn message(token: &str, task: &LayerTask, job: &str) -> Task {
         }),
         form: form.into(),
         compression,
+        foreign_layers: origin.foreign_layers,
     };
+    let mut filters = plan.chain.specs();
+    if origin.search.is_some() {
+        filters.pop();
+    }
     Task {
         attempt: token.to_owned(),
-        job_id: job.to_owned(),
+        job_id: origin.job.clone(),
         layer_index: convert::count(layer.index),
         source: Some(source),
         destination: Some(destination),
-        filters: plan.chain.specs(),
+        filters,
+        search: origin.search.clone(),
         verify_diff_id: plan.verify_diff_ids,
         max_layer_size: plan.max_layer_size,
     }

@@ -85,12 +85,15 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     if !(1..=SLOTS_MAX).contains(&slots) {
         return Err(bad("slots", "expected 1 to 1024"));
     }
-    if [filters.len(), outputs.len(), codecs.len()].iter().any(|&count| count > OFFERS_MAX) {
+    if filters.len().max(outputs.len()).max(codecs.len()) > OFFERS_MAX
+        || filters.iter().any(|filter| filter.options.len() > OFFERS_MAX)
+    {
         return Err(bad("filters", "a worker can offer 256 of anything"));
     }
-    let words = filters.iter().map(|filter| &filter.name).chain(&outputs).chain([&version, &encoder_version]);
-    if words.into_iter().any(|word| word.len() > NAME_MAX) {
-        return Err(bad("filters", "a name has more than 128 bytes"));
+    let words = filters.iter().flat_map(|filter| filter.options.iter().chain([&filter.name, &filter.about]));
+    let words = words.chain(&outputs).chain([&version, &encoder_version]);
+    if words.into_iter().any(|word| word.len() > NAME_MAX || word.chars().any(char::is_control)) {
+        return Err(bad("filters", "expected words of at most 128 bytes that can be printed"));
     }
     let filters_offered = filters.iter().map(|filter| admit::filter_need(&filter.name));
     let offers: BTreeSet<_> = filters_offered

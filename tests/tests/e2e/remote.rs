@@ -315,6 +315,7 @@ fn failures_are_told_the_same_with_the_same_exit_code() {
         &["process", &broken, &copy],
         &["process", &good, "registry://UPPER/Case/"],
         &["process", "nonsense", &out],
+        &["process", &good, &copy, "--compression", "zstd", "--format", "docker"],
         &["process", &good, &out, "-f", "strip"],
         &["process", &good, &out, "-f", "exclude"],
         // One at a time, so that the same is the first to fail.

@@ -1,10 +1,12 @@
 //! Workers that are killed, stopped, cut off and sent away, in the middle of layers; and coordinators that are.
 
+use occy_tests::certificates::text;
 use occy_tests::coordinator::Coordinator;
 use occy_tests::image::Image;
-use occy_tests::layer::Layer;
+use occy_tests::layer::{Layer, Member, noise};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::tools::read;
 use occy_tests::worker::{PythonWorker, Worker};
 use serde_json::{Value, json};
 
@@ -157,34 +159,40 @@ fn workers_come_back_to_a_coordinator_that_was_killed_and_its_jobs_go_on() {
 }
 
 #[test]
-fn a_lost_worker_in_the_middle_of_a_tar_leaves_the_right_one() {
+fn a_worker_that_is_lost_in_the_middle_of_a_layer_spoils_no_file() {
     let from = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, 3_000_000)]);
+    let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, 3_000_000))])]);
     let source = from.push(&image, "app", "1");
-    let before = FaultProxy::before(from.host());
-    let barrier = Barrier::default();
-    // A part of the layer comes, and the rest is asked for in vain.
-    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
-    before.fault(1, "GET", &layer, proxy::truncate(2_000_000));
-    before.fault(1, "GET", &layer, barrier.fault());
-    let directory = crate::scratch();
-    let root = directory.path().to_str().expect("UTF-8").to_owned();
-    let coordinator = bare(&["--allow-path", &root]);
-    let mut first = Worker::start(&coordinator, &["--name", "first"]);
-    let path = directory.path().join("image.tar");
-    let through = source.replace(from.host(), &before.host());
-    let id = submit(&coordinator, &json!({"source": through, "destination": crate::tar_uri(&path)}));
-    while before.pending() > 0 {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    for scheme in ["tar", "oci"] {
+        let before = FaultProxy::before(from.host());
+        let barrier = Barrier::default();
+        // A part of the layer comes, and the rest is asked for in vain.
+        let layer = format!("*/blobs/{}", image.layer_digests()[0]);
+        before.fault(1, "GET", &layer, proxy::truncate(2_000_000));
+        before.fault(1, "GET", &layer, barrier.fault());
+        let directory = crate::scratch();
+        let root = text(directory.path());
+        let coordinator = bare(&["--allow-path", &root]);
+        let mut first = Worker::start(&coordinator, &["--name", "first"]);
+        let path = directory.path().join("image");
+        let through = source.replace(from.host(), &before.host());
+        let destination = format!("{scheme}://{}", text(&path));
+        let id = submit(&coordinator, &json!({"source": through, "destination": destination}));
+        while before.pending() > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let _second = Worker::start(&coordinator, &["--name", "second"]);
+        first.kill();
+        coordinator.ask("WatchJob", &id).all();
+        let done = job(&coordinator, &id);
+        assert_eq!(done["state"], "JOB_STATE_SUCCEEDED", "{scheme}: {done}");
+        assert_eq!(holder(&coordinator, &id), "second");
+        match scheme {
+            "tar" => assert_eq!(occy_tests::saved::read_saved(&path).config, image.config),
+            _ => assert_eq!(read(path.join("rootfs/noise")), noise(1, 3_000_000)),
+        }
+        barrier.open();
     }
-    let _second = Worker::start(&coordinator, &["--name", "second"]);
-    first.kill();
-    coordinator.ask("WatchJob", &id).all();
-    assert_eq!(state(&coordinator, &id), "JOB_STATE_SUCCEEDED");
-    let saved = occy_tests::saved::read_saved(&path);
-    assert_eq!(saved.config, image.config);
-    occy_tests::judge::skopeo_reads(&format!("docker-archive:{}", path.display()));
-    barrier.open();
 }
 
 /// A worker's slots that are free.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use occy_tests::certificates::{Certificates, text};
 use occy_tests::coordinator::Coordinator;
 use occy_tests::image::Image;
-use occy_tests::layer::Layer;
+use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::Registry;
 use occy_tests::token::basic_header;
@@ -120,6 +120,20 @@ fn ends_that_only_the_coordinator_or_the_client_has_are_streamed() {
 }
 
 #[test]
+fn a_search_finds_what_no_text_of_a_filter_could_say() {
+    let from = Registry::start();
+    let odd = "etc/a:regex=true";
+    let layers = vec![Layer::of(&[Member::file(odd, ""), Member::file("etc/a", "")])];
+    let source = from.push(&Image::docker(layers), "app", "1");
+    let coordinator = bare(&[]);
+    let _worker = Worker::start(&coordinator, &[]);
+    let hits = coordinator.ask("SearchImage", &json!({"source": source, "pattern": odd})).all();
+    let paths: Vec<_> =
+        hits.iter().flat_map(|page| page["hits"].as_array()).flatten().map(|hit| &hit["path"]).collect();
+    assert_eq!(paths, [odd]);
+}
+
+#[test]
 fn a_layer_goes_only_where_all_that_it_needs_is_offered() {
     let (from, to) = (Registry::start(), Registry::start());
     let source = from.push(&small(), "app", "1");
@@ -209,6 +223,8 @@ fn errors_are_those_of_one_process() {
     };
     let filters = ["normalize-timestamps"];
     write(&source, &from.uri("copy:1"), &filters);
+    let foreign = Image::docker(vec![Layer::noise(1, 1000).foreign("https://example.com/layer")]);
+    write(&from.push(&foreign, "foreign", "1"), &from.uri("copy:1"), &filters);
     write(&broken, &from.uri("copy:1"), &filters);
     write(&source, &protected.uri("copy:1"), &[]);
     drop(worker);
