@@ -88,10 +88,17 @@ impl BlobService for Blobs {
     ) -> Result<Response<BlobStatusResponse>, Status> {
         let request = request.into_inner();
         let attempt = self.find(&request.attempt)?;
-        let (committed_size, complete) = match request.kind() {
-            BlobKind::Layer => attempt.layer.lock().await.status(),
-            BlobKind::Reports => attempt.reports.lock().await.status(),
-            BlobKind::Unspecified => return Err(Status::invalid_argument("what is written is not known")),
+        // A stream that is still open, or is not yet known to be broken, is waited for.
+        let status = async {
+            match request.kind() {
+                BlobKind::Layer => Ok(attempt.layer.lock().await.status()),
+                BlobKind::Reports => Ok(attempt.reports.lock().await.status()),
+                BlobKind::Unspecified => Err(Status::invalid_argument("what is written is not known")),
+            }
+        };
+        let (committed_size, complete) = tokio::select! {
+            status = status => status?,
+            () = attempt.closed() => return Err(ended()),
         };
         Ok(Response::new(BlobStatusResponse { committed_size, complete }))
     }

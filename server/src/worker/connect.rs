@@ -160,3 +160,39 @@ async fn listen(
         let _ = messages.try_send(Err(status));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use occy_proto::v1::FilterCapability;
+
+    use super::*;
+
+    #[test]
+    fn a_registration_is_bounded_and_says_what_is_offered() {
+        let filter = |name: &str| FilterCapability { name: name.to_owned(), ..FilterCapability::default() };
+        let good = || Register {
+            name: "one".to_owned(),
+            encoder_version: "7".to_owned(),
+            filters: vec![filter("shout")],
+            outputs: vec!["tar".to_owned()],
+            codecs: vec![Compression::Zstd.into()],
+            slots: 3,
+            ..Register::default()
+        };
+        let (about, offers) = look_at(good()).unwrap();
+        assert_eq!((about.name.as_str(), about.slots), ("one", 3));
+        let offers: Vec<_> = offers.iter().map(String::as_str).collect();
+        assert_eq!(offers, ["codec:zstd", "encoder:7", "filter:shout", "output:tar"]);
+        for bad in [
+            Register { name: String::new(), ..good() },
+            Register { name: "two\nlines".to_owned(), ..good() },
+            Register { slots: 0, ..good() },
+            Register { slots: 1025, ..good() },
+            Register { filters: vec![filter("f"); 257], ..good() },
+            Register { filters: vec![filter(&"f".repeat(129))], ..good() },
+            Register { outputs: vec!["o".repeat(129)], ..good() },
+        ] {
+            assert!(look_at(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+}
