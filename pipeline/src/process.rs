@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::compression::Format;
 use crate::config::ConfigError;
@@ -169,12 +170,13 @@ async fn run_layers(
                 };
                 let executor = Arc::clone(executor);
                 let total = image.layers.len();
-                running.spawn(async move {
+                let run = async move {
                     let _arrival = arrival;
                     let (label, action) = (task.layer.label(), task.output.form().action());
                     let result = executor.run(task).await;
                     result.map_err(|error| Error::in_layer(action, index, total, label, error))
-                });
+                };
+                running.spawn(run.in_current_span());
             }
             Some(ended) = running.join_next(), if !running.is_empty() => match ended {
                 Ok(Ok(written)) => {

@@ -6,6 +6,7 @@ use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::error::ServiceError;
 use crate::fleet::{FleetQueue, Lease};
@@ -55,11 +56,21 @@ impl Executor for FleetExecutor {
     }
 
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
+        let (index, layer) = (task.layer.index, task.layer.label());
+        let span = tracing::info_span!("layer", index, layer);
+        self.attempts(&task).instrument(span).await
+    }
+}
+
+impl FleetExecutor {
+    /// Runs the layer on one worker after the other, as often as that may help.
+    async fn attempts(&self, task: &LayerTask) -> Result<WrittenLayer, Error> {
         let mut reasons = Vec::new();
         loop {
             let lease = self.lease(&task.layer).await?;
             self.watcher.begun(&task.layer, lease.worker()).await?;
-            match lease.run(&task, self.queue.origin()).await {
+            let span = tracing::info_span!("attempt", worker = lease.worker());
+            match lease.run(task, self.queue.origin()).instrument(span).await {
                 Ok(written) => {
                     drop(lease);
                     self.watcher.done(&task.layer, &written).await?;
@@ -86,9 +97,7 @@ impl Executor for FleetExecutor {
             }
         }
     }
-}
 
-impl FleetExecutor {
     /// Waits for a worker, and says why where no worker that is there offers what the layer needs.
     async fn lease(&self, layer: &Layer) -> Result<Lease, ServiceError> {
         let lease = self.queue.lease(layer.blob.size());

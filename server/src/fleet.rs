@@ -3,9 +3,9 @@
 //! What goes where is [`crate::schedule`]'s decision; here are the lock, the waiting and the giving back. A lease is the right to
 //! run one layer: in this process, or on a worker that is connected ([`crate::worker`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use occy_pipeline::element::WrittenLayer;
 use occy_pipeline::executor::LayerTask;
@@ -13,6 +13,7 @@ use occy_proto::v1::{FilterCapability, SearchSpec};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::ServiceError;
+use crate::metrics::Metrics;
 use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
@@ -50,6 +51,7 @@ struct Shared {
     closed: watch::Sender<bool>,
     attempts: Attempts,
     patience: Patience,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +60,8 @@ struct State {
     members: BTreeMap<u64, Member>,
     /// The queues whose layers can be done by a later coordinator too.
     durable: HashSet<u64>,
-    waiters: HashMap<u64, oneshot::Sender<Lease>>,
+    /// By ticket, so the one that came first is the first.
+    waiters: BTreeMap<u64, Waiter>,
     running: usize,
     draining: bool,
 }
@@ -94,6 +97,30 @@ pub struct WorkerStatus {
     pub free: usize,
 }
 
+/// Who waits for a worker.
+#[derive(Debug)]
+struct Waiter {
+    since: Instant,
+    lease: oneshot::Sender<Lease>,
+}
+
+/// How much there is to do, and to do it with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Layers that wait for a worker.
+    pub waiting: u64,
+    /// Layers that workers have.
+    pub running: u64,
+    /// How long the layer that came first has been waiting.
+    pub oldest: Duration,
+    /// Workers.
+    pub workers: u64,
+    /// Layers that they can have at once.
+    pub slots: u64,
+    /// How many more they can take.
+    pub free: u64,
+}
+
 impl Fleet {
     /// So many workers in this process, each with one slot, all of which offer the same.
     pub fn embedded(
@@ -109,6 +136,7 @@ impl Fleet {
             closed: watch::Sender::new(false),
             attempts: Attempts::default(),
             patience,
+            metrics: Metrics::default(),
         }));
         for number in 1..=workers {
             let about = About {
@@ -144,6 +172,27 @@ impl Fleet {
             free: state.schedule.free_slots(id),
         };
         state.members.iter().map(worker).collect()
+    }
+
+    /// How much there is to do now.
+    pub fn load(&self) -> Load {
+        let state = self.lock();
+        let free: usize = state.members.keys().map(|&worker| state.schedule.free_slots(worker)).sum();
+        let slots: usize = state.members.values().map(|member| member.about.slots).sum();
+        let oldest = state.waiters.values().next().map(|waiter| waiter.since.elapsed());
+        Load {
+            waiting: state.waiters.len() as u64,
+            running: state.running as u64,
+            oldest: oldest.unwrap_or_default(),
+            workers: state.members.len() as u64,
+            slots: slots as u64,
+            free: free as u64,
+        }
+    }
+
+    /// Where is counted what happens to its layers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     /// Whether a worker offers this.
@@ -252,7 +301,8 @@ impl State {
             let waiter =
                 self.waiters.remove(&assignment.ticket).expect("who waits has a place to hear of it");
             // The lease must not be dropped here, under the lock that it needs.
-            returned.extend(waiter.send(lease).err());
+            fleet.0.metrics.layer_waited(waiter.since.elapsed());
+            returned.extend(waiter.lease.send(lease).err());
         }
         fleet.0.running.send_replace(self.running);
         returned
@@ -380,7 +430,7 @@ impl FleetQueue {
         let layer = {
             let mut state = self.fleet.lock();
             let layer = state.schedule.push(self.id, size.unwrap_or(0));
-            state.waiters.insert(layer.ticket, sender);
+            state.waiters.insert(layer.ticket, Waiter { since: Instant::now(), lease: sender });
             layer
         };
         let _place = Place { queue: self, layer };
@@ -445,10 +495,13 @@ impl Lease {
 
     /// Runs a layer there. Dropped, it stops.
     pub async fn run(&self, task: &LayerTask, origin: &Origin) -> Result<WrittenLayer, Failure> {
-        match &*self.seat {
+        let start = Instant::now();
+        let result = match &*self.seat {
             Seat::Here => task.run().await.map_err(Failure::Task),
             Seat::Remote(seat) => self.fleet.attempts().run(self.assignment.worker, seat, task, origin).await,
-        }
+        };
+        self.fleet.metrics().layer_ended(result.is_ok(), start.elapsed());
+        result
     }
 }
 

@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use crate::admit::{Ends, Gate};
 use crate::call::{self, Answer, Elements, look};
@@ -394,6 +395,7 @@ where
 {
     let (sender, answers) = mpsc::channel(ANSWERS);
     let work = work(sender);
+    let work = work.in_current_span();
     let task = tokio::spawn(async move {
         let _permit = permit;
         match deadline {

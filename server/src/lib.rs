@@ -15,6 +15,7 @@ pub mod executor;
 pub mod fleet;
 pub mod grpc;
 pub mod job;
+pub mod metrics;
 pub mod other;
 pub mod schedule;
 pub mod serve;

@@ -6,7 +6,6 @@ use occy_server::serve::serve;
 use occy_server::settings::Settings;
 use occy_worker::config;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     match run() {
@@ -20,15 +19,12 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let settings: Settings = config::load(std::env::args_os().collect::<Vec<_>>())?;
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&settings.log)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("nothing installs a provider before main does");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // The exporter of spans lives on the runtime.
+    let exporting = runtime.block_on(async { settings.telemetry.start("occy-server") })?;
     let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -41,6 +37,7 @@ fn run() -> anyhow::Result<()> {
         // Standard output tells who started it where it can be reached: the port may have been the system's choice.
         serve(&settings, stop, |address| println!("listening on {address}")).await
     });
+    exporting.finish();
     // What still runs on blocking threads has nobody who waits for it.
     runtime.shutdown_background();
     served

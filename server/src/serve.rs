@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use occy_pipeline::registry::Traffic;
 use occy_proto::FILE_DESCRIPTOR_SET;
 use occy_proto::v1::blob_service_server::BlobServiceServer;
 use occy_proto::v1::pipeline_service_server::PipelineServiceServer;
 use occy_proto::v1::worker_service_server::WorkerServiceServer;
 use occy_worker::run::filters;
+use occy_worker::telemetry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::server::TcpIncoming;
@@ -23,6 +25,7 @@ use crate::fleet::{Fleet, Patience};
 use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
 use crate::job::store::{Limits, Store};
+use crate::metrics;
 use crate::settings::Settings;
 use crate::worker::blobs::Blobs;
 use crate::worker::connect::Workers;
@@ -41,7 +44,8 @@ pub async fn serve(
     listening: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
     let fleet = Fleet::embedded(workers(settings), &admit::offered(), &filters(), patience(settings));
-    let gate = Arc::new(gate(settings, fleet.clone())?);
+    let traffic = Traffic::default();
+    let gate = Arc::new(gate(settings, fleet.clone(), &traffic)?);
     let store = open_store(settings).await?;
     let jobs = Jobs::new(store, Arc::clone(&gate), fleet.clone(), settings.running_jobs.max(1));
     let tls = tls(settings).await?;
@@ -84,7 +88,8 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE));
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .trace_fn(telemetry::call_span);
     if let Some(tls) = tls {
         server = server.tls_config(tls)?;
     }
@@ -95,6 +100,10 @@ pub async fn serve(
         .add_service(api)
         .add_service(workers)
         .add_service(blobs);
+    let mut all = occy_worker::metrics::registry(traffic);
+    metrics::register(&mut all, fleet.clone());
+    let exposition = occy_worker::metrics::listen(settings.telemetry.metrics_listen).await?;
+    let exposition = occy_worker::metrics::serve(exposition, all);
     listening(address);
     let patience = Duration::from_secs(settings.drain_timeout);
     let begun = |mut is_draining: watch::Receiver<bool>| async move {
@@ -122,6 +131,7 @@ pub async fn serve(
         result = async { tokio::try_join!(served, drained) } => result.map(|_| ()).context("failed to serve"),
         // A client that does not go is left behind.
         () = cut => Ok(()),
+        result = exposition => result,
     }
 }
 
@@ -138,13 +148,13 @@ fn patience(settings: &Settings) -> Patience {
     }
 }
 
-fn gate(settings: &Settings, fleet: Fleet) -> anyhow::Result<Gate> {
+fn gate(settings: &Settings, fleet: Fleet, traffic: &Traffic) -> anyhow::Result<Gate> {
     let roots = settings.allow_path.iter().map(|path| {
         path.canonicalize().with_context(|| format!("failed to allow the path {}", path.display()))
     });
     Ok(Gate {
         roots: roots.collect::<Result<_, _>>()?,
-        registry: settings.registry.options(),
+        registry: settings.registry.options(traffic),
         spools: settings.spool.directory(),
         max_layer_size: settings.max_layer_size,
         parallel: settings.parallel.max(1),

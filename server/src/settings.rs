@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use occy_pipeline::size;
 use occy_worker::config::{RegistrySettings, SpoolSettings, seconds};
+use occy_worker::telemetry::Telemetry;
 
 /// The coordinator: reads, filters and writes container images for clients over gRPC.
 ///
@@ -75,9 +76,9 @@ pub struct Settings {
     /// A layer that is larger uncompressed is refused.
     #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::parse, env = "OCCYSTRAP_MAX_LAYER_SIZE")]
     pub max_layer_size: u64,
-    /// What is logged, in tracing's syntax: `info`, `debug`, `warn,occy_server=debug`.
-    #[arg(long, value_name = "FILTER", default_value = "info", env = "OCCYSTRAP_LOG")]
-    pub log: String,
+    /// Logs, spans, metrics.
+    #[command(flatten)]
+    pub telemetry: Telemetry,
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ parser.add_argument("--corrupt", action="store_true", help="send another first b
 parser.add_argument("--stop-after", type=int, help="go away after so many messages")
 parser.add_argument("--pause", type=float, default=0, help="wait so many seconds before each message is read")
 parser.add_argument("--wait-first", action="store_true", help="send everything before the first message is read")
+parser.add_argument("--metadata", action="append", default=[], metavar="NAME:VALUE", help="a header")
 parser.add_argument("--ca", help="speak TLS, and trust this authority")
 parser.add_argument("--certificate")
 parser.add_argument("--key")
@@ -174,10 +175,11 @@ class Image:
 
 
 def main(connection):
-    timeout = {"timeout": options.timeout}
+    metadata = [tuple(pair.split(":", 1)) for pair in options.metadata]
+    settings = {"timeout": options.timeout, "metadata": metadata}
     if options.method == "Health":
         stub = health_pb2_grpc.HealthStub(connection)
-        show(message(stub.Check(health_pb2.HealthCheckRequest(**options.request), **timeout)))
+        show(message(stub.Check(health_pb2.HealthCheckRequest(**options.request), **settings)))
         return
     if options.method == "Services":
         stub = reflection_pb2_grpc.ServerReflectionStub(connection)
@@ -185,7 +187,7 @@ def main(connection):
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="occy.v1.PipelineService"),
         ]
-        listed, described = stub.ServerReflectionInfo(iter(asked), **timeout)
+        listed, described = stub.ServerReflectionInfo(iter(asked), **settings)
         show({
             "services": [service.name for service in listed.list_services_response.service],
             "described": len(described.file_descriptor_response.file_descriptor_proto) > 0,
@@ -195,10 +197,10 @@ def main(connection):
     if options.method in ("WriteImage", "ProcessImage"):
         kind = getattr(pipeline_pb2, options.method + "Request")
         sent = list(requests(kind)) if options.wait_first else requests(kind)
-        answers = call(iter(sent), **timeout)
+        answers = call(iter(sent), **settings)
     else:
         kind = getattr(pipeline_pb2, options.method + "Request")
-        answers = call(json_format.ParseDict(options.request, kind()), **timeout)
+        answers = call(json_format.ParseDict(options.request, kind()), **settings)
     if not hasattr(answers, "cancel"):
         show(message(answers))
         return

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser};
-use occy_pipeline::registry::{AllowedNetwork, ConfigFile, Options};
+use occy_pipeline::registry::{AllowedNetwork, ConfigFile, Options, Traffic};
 use occy_pipeline::size;
 use occy_pipeline::spool::SpoolDir;
+
+use crate::telemetry;
 
 /// A program's options from the command line, the environment, and the file that `--config` names. Ends the process for `--help`
 /// and for a wrong command line, as clap does.
@@ -71,8 +73,8 @@ pub struct RegistrySettings {
 }
 
 impl RegistrySettings {
-    /// As the client of registries has it.
-    pub fn options(&self) -> Options {
+    /// As the client of registries has it, which counts what it does in `traffic`.
+    pub fn options(&self, traffic: &Traffic) -> Options {
         Options {
             insecure_hosts: self.insecure.clone(),
             ca_files: self.ca_cert.clone(),
@@ -84,6 +86,8 @@ impl RegistrySettings {
             // A client named it, and not who runs this process.
             trust_registry_host: false,
             attempts: self.retries.saturating_add(1),
+            hook: Some(telemetry::request_hook()),
+            traffic: traffic.clone(),
             ..Options::default()
         }
     }

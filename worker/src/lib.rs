@@ -4,8 +4,8 @@
 //! which runs as it does anywhere: between registries by itself, and through [`blobs`] where only the coordinator has the bytes or
 //! can store them. [`settings`] and [`connect`] say where the coordinator is, and how it is reached.
 //!
-//! [`config`], [`convert`] and [`verdict`] are what a coordinator needs as well: how both are configured, and how what happens
-//! here is told there.
+//! [`config`], [`convert`], [`verdict`], [`telemetry`] and [`metrics`] are what a coordinator needs as well: how both are configured,
+//! how what happens here is told there, and what both say and count while they work.
 //!
 //! Not here: which task goes where, and what becomes of an image as a whole. That is the coordinator's.
 
@@ -13,7 +13,9 @@ pub mod blobs;
 pub mod config;
 pub mod connect;
 pub mod convert;
+pub mod metrics;
 pub mod run;
 pub mod settings;
 pub mod task;
+pub mod telemetry;
 pub mod verdict;

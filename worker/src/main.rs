@@ -8,7 +8,6 @@ use occy_worker::config;
 use occy_worker::run::work;
 use occy_worker::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// How long registries may take to forget the uploads of tasks that were cancelled.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -25,15 +24,12 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let settings: Settings = config::load(std::env::args_os().collect::<Vec<_>>())?;
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&settings.log)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("nothing installs a provider before main does");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // The exporter of spans lives on the runtime.
+    let exporting = runtime.block_on(async { settings.telemetry.start("occy-worker") })?;
     let worked = runtime.block_on(async {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -48,6 +44,7 @@ fn run() -> anyhow::Result<()> {
         registry::uploads_ended(LAST_WORDS).await;
         worked
     });
+    exporting.finish();
     // What still runs on blocking threads has nobody who waits for it.
     runtime.shutdown_background();
     worked

@@ -11,7 +11,7 @@ use anyhow::Context;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::registry::Client;
+use occy_pipeline::registry::{Client, Traffic};
 use occy_proto::v1::blob_service_client::BlobServiceClient;
 use occy_proto::v1::connect_request::Message as Said;
 use occy_proto::v1::connect_response::Message as Told;
@@ -27,10 +27,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
+use tracing::Instrument as _;
 
-use crate::connect;
 use crate::settings::Settings;
 use crate::task::Bench;
+use crate::{connect, metrics, telemetry};
 
 /// The largest message, in bytes, in either direction.
 pub const MESSAGE_MAX: usize = 1024 * 1024;
@@ -57,7 +58,9 @@ pub async fn work(
     let blobs = BlobServiceClient::new(endpoint.connect_lazy())
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
-    let registries = Client::new(settings.registry.options())?;
+    let traffic = Traffic::default();
+    let listener = metrics::listen(settings.telemetry.metrics_listen).await?;
+    let registries = Client::new(settings.registry.options(&traffic))?;
     let worker = Worker {
         bench: Bench { registries, blobs, spools: settings.spool.directory() },
         register: register(settings),
@@ -66,13 +69,19 @@ pub async fn work(
     };
     let (stopping, is_stopping) = watch::channel(false);
     let working = worker.work(is_stopping, &registered);
-    let mut working = std::pin::pin!(working);
+    let working = async {
+        let mut working = std::pin::pin!(working);
+        tokio::select! {
+            result = &mut working => return result,
+            () = stop => {}
+        }
+        stopping.send_replace(true);
+        working.await
+    };
     tokio::select! {
-        result = &mut working => return result,
-        () = stop => {}
+        result = working => result,
+        result = metrics::serve(listener, metrics::registry(traffic)) => result,
     }
-    stopping.send_replace(true);
-    working.await
 }
 
 /// The filters that there are in this program.
@@ -300,7 +309,9 @@ impl Tasks {
         tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
         let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
         let shared = progress.clone();
-        let handle = self.set.spawn(async move { bench.run(task, shared).await });
+        let span = tracing::info_span!("task", job = task.job_id, layer = task.layer_index);
+        telemetry::go_on(&span, &task.traceparent);
+        let handle = self.set.spawn(async move { bench.run(task, shared).await }.instrument(span));
         self.running.insert(handle.id(), Running { attempt, progress, handle });
     }
 

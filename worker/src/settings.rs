@@ -7,6 +7,7 @@ use occy_pipeline::filter::FILTERS;
 use occy_pipeline::output::OUTPUTS;
 
 use crate::config::{RegistrySettings, SpoolSettings};
+use crate::telemetry::Telemetry;
 
 /// A worker: runs layers for a coordinator. It keeps nothing, and may be stopped or killed at any time.
 ///
@@ -50,9 +51,9 @@ pub struct Settings {
     /// Where temporary files go.
     #[command(flatten)]
     pub spool: SpoolSettings,
-    /// What is logged, in tracing's syntax: `info`, `debug`, `warn,occy_worker=debug`.
-    #[arg(long, value_name = "FILTER", default_value = "info", env = "OCCYSTRAP_LOG")]
-    pub log: String,
+    /// Logs, spans, metrics.
+    #[command(flatten)]
+    pub telemetry: Telemetry,
 }
 
 fn filter(name: &str) -> Result<String, String> {

@@ -167,6 +167,7 @@ impl Reader {
             let patience = self.host.options.read_timeout;
             let failure = match tokio::time::timeout(patience, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => {
+                    self.host.options.traffic.add_received(chunk.len());
                     *pending = chunk;
                     continue;
                 }

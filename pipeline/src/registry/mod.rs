@@ -12,7 +12,7 @@
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
-//! times it; `auth`
+//! times it, and `traffic` counts; `auth`
 //! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
@@ -40,6 +40,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod token;
+mod traffic;
 mod transport;
 mod upload_blob;
 mod upload_stream;
@@ -59,8 +60,9 @@ use self::host::RegistryHost;
 use self::http::HttpClients;
 pub use self::manifest::{FetchedManifest, ManifestHead};
 pub use self::mount::Mount;
-pub use self::options::{ClientCertificate, Options};
+pub use self::options::{ClientCertificate, Options, RequestHook};
 pub use self::session::{UploadSession, uploads_ended};
+pub use self::traffic::Traffic;
 use self::transport::Call;
 use crate::reference::Reference;
 

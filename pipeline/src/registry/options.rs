@@ -1,10 +1,15 @@
 //! How registries are spoken to: what the command line, the environment or a server's configuration chooses.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use reqwest::header::HeaderMap;
 
 use super::address::AllowedNetwork;
 use super::credentials::{ConfigFile, Credentials};
+use super::traffic::Traffic;
 
 /// The choices for one [`Client`](super::Client). Source and destination have a client each, so that each has its own credentials.
 #[derive(Clone, Debug)]
@@ -39,6 +44,32 @@ pub struct Options {
     pub user_agent: String,
     /// The size of the pieces, in bytes, in which a blob of unknown size is uploaded. Each is held until it is acknowledged.
     pub upload_chunk: usize,
+    /// What is added to every request.
+    pub hook: Option<RequestHook>,
+    /// Where what is sent and received is counted.
+    pub traffic: Traffic,
+}
+
+/// Adds headers to a request before it is sent: those of a distributed trace, which this crate knows nothing of. It is called in
+/// the request's own [span](tracing::Span).
+#[derive(Clone)]
+pub struct RequestHook(Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl RequestHook {
+    /// Calls `hook` for every request. It must return at once.
+    pub fn new(hook: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hook))
+    }
+
+    pub(super) fn apply(&self, headers: &mut HeaderMap) {
+        (self.0)(headers);
+    }
+}
+
+impl fmt::Debug for RequestHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RequestHook")
+    }
 }
 
 /// A certificate and its private key.
@@ -67,6 +98,8 @@ impl Default for Options {
             read_timeout: Duration::from_secs(60),
             user_agent: concat!("occystrap/", env!("CARGO_PKG_VERSION")).to_owned(),
             upload_chunk: 8 * 1024 * 1024,
+            hook: None,
+            traffic: Traffic::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::options::Options;
+use super::traffic::Traffic;
 
 /// The longest single wait that is our own idea.
 const BACKOFF_MAX: Duration = Duration::from_secs(20);
@@ -19,6 +20,7 @@ pub(super) struct Backoff {
     attempts: u32,
     first: Duration,
     wait: Duration,
+    traffic: Traffic,
 }
 
 impl Backoff {
@@ -30,6 +32,7 @@ impl Backoff {
             attempts: options.attempts.max(1),
             first: options.backoff,
             wait: options.retry_wait,
+            traffic: options.traffic.clone(),
         };
         backoff.reset();
         backoff
@@ -74,6 +77,7 @@ impl Backoff {
                     tracing::warn!("{failure}; trying again in {seconds:.1} s ({again} of {of})");
                 }
                 tokio::time::sleep(wait).await;
+                self.traffic.retried();
                 true
             }
             None => false,

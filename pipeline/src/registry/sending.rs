@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use reqwest::{Method, Response};
+use tracing::Instrument as _;
 
 use super::error::{RegistryError, Request};
 use super::host::RegistryHost;
 use super::http::{self, describe};
+use super::traffic::Traffic;
 use crate::blob::{BlobError, ByteCount};
 
 /// Bodies go in pieces of at most this many bytes, so that a slow way is seen to move.
@@ -25,6 +27,7 @@ const PATIENCE_FOR_WHOLE: u32 = 5;
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     progress: ByteCount,
+    traffic: Traffic,
     /// All that is to be sent, in bytes.
     size: u64,
     sent: AtomicU64,
@@ -35,8 +38,8 @@ pub(super) struct Meter {
 
 impl Meter {
     /// Of a body of `size` bytes, which `progress` counts.
-    pub(super) fn new(size: u64, progress: &ByteCount) -> Arc<Self> {
-        Arc::new(Self { size, progress: progress.clone(), ..Self::default() })
+    pub(super) fn new(size: u64, progress: &ByteCount, traffic: &Traffic) -> Arc<Self> {
+        Arc::new(Self { size, progress: progress.clone(), traffic: traffic.clone(), ..Self::default() })
     }
 
     /// What was wrong with the content.
@@ -57,6 +60,7 @@ impl Meter {
         }
         self.sent.store(sent, Ordering::Relaxed);
         self.progress.add(bytes.len() as u64);
+        self.traffic.add_sent(bytes.len());
         Ok(bytes)
     }
 
@@ -108,6 +112,28 @@ impl RegistryHost {
         request: &Request,
         meter: &Meter,
     ) -> Result<Response, RegistryError> {
+        // OpenTelemetry's names for what a client's span has. Without the query: a storage's holds a signature, an upload's its state.
+        let span = tracing::trace_span!(
+            "registry request",
+            otel.kind = "client",
+            http.request.method = %built.method(),
+            server.address = http::peer(built.url()),
+            url.path = built.url().path(),
+            http.response.status_code = tracing::field::Empty,
+        );
+        self.execute_in(&span, built, request, meter).instrument(span.clone()).await
+    }
+
+    async fn execute_in(
+        &self,
+        span: &tracing::Span,
+        mut built: reqwest::Request,
+        request: &Request,
+        meter: &Meter,
+    ) -> Result<Response, RegistryError> {
+        if let Some(hook) = &self.options.hook {
+            hook.apply(built.headers_mut());
+        }
         let (method, url) = (built.method().clone(), built.url().clone());
         let client = self.http.for_url(&url, self.owns(&url), request).await?;
         let mut answer = std::pin::pin!(client.execute(built));
@@ -130,7 +156,8 @@ impl RegistryHost {
                 return Err(RegistryError::Timeout { request, after: patience * allowed });
             }
         };
-        // Without the query: a storage's holds a signature, an upload's its state.
+        self.options.traffic.answered(response.status());
+        span.record("http.response.status_code", response.status().as_u16());
         tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
         Ok(response)
     }

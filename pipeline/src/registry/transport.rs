@@ -122,7 +122,7 @@ impl RegistryHost {
         for _ in 0..=REDIRECTS_MAX {
             let mut built = reqwest::Request::new(call.method.clone(), url.clone());
             *built.headers_mut() = call.headers.clone();
-            let meter = Meter::new(call.body.size(), &ByteCount::default());
+            let meter = Meter::new(call.body.size(), &ByteCount::default(), &self.options.traffic);
             *built.body_mut() = metered(call.body.stream(), &meter);
             if let Some(authorization) = authorization {
                 built.headers_mut().insert(AUTHORIZATION, authorization.header());

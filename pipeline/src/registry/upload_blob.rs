@@ -139,7 +139,7 @@ impl Repository {
         if let Some(authorization) = &authorization {
             put.headers_mut().insert(AUTHORIZATION, authorization.header());
         }
-        let meter = Meter::new(size, progress);
+        let meter = Meter::new(size, progress, &self.host.options.traffic);
         *put.body_mut() = metered(content, &meter);
 
         let answered = self.host.execute(put, &request, &meter).await;

@@ -25,6 +25,7 @@ use super::store::{Applied, Store};
 use super::watch::LiveJobs;
 use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
+use crate::metrics::Metrics;
 
 /// Layers that an image of a job may have: all that a record can list in one message.
 const MAX_LAYERS: usize = 2048;
@@ -38,6 +39,8 @@ pub struct Attempt {
     pub store: Store,
     /// Where its watchers are.
     pub live: LiveJobs,
+    /// Where their ends are counted.
+    pub metrics: Metrics,
     /// How many jobs are making their image visible.
     pub finalizing: Arc<AtomicUsize>,
 }
@@ -51,6 +54,7 @@ impl Attempt {
     ) -> Result<(), ServiceError> {
         match self.store.apply(&self.id, changes, written).await? {
             Applied::Done(job) => {
+                self.metrics.job_changed(&job);
                 self.live.wake(&self.id, job.last_sequence);
                 Ok(())
             }

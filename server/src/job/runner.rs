@@ -12,8 +12,10 @@ use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
+use occy_worker::telemetry;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
@@ -85,7 +87,7 @@ impl Jobs {
         // What is written wrongly is said now, to the one who wrote it.
         open::source(&work.source, &work.settings)?;
         open::output(&work.destination, &work.settings)?;
-        match self.0.store.submit(spec, key.clone()).await? {
+        match self.0.store.submit(spec, key.clone(), telemetry::traceparent()).await? {
             Submitted::New(job) => {
                 self.start(&job.id);
                 Ok(job)
@@ -103,6 +105,7 @@ impl Jobs {
     pub async fn cancel(&self, id: &str) -> Result<Job, ServiceError> {
         match self.0.store.apply(id, vec![Change::Cancel], None).await? {
             Applied::Done(job) => {
+                self.0.fleet.metrics().job_changed(&job);
                 self.0.live.wake(id, job.last_sequence);
                 if let Some(task) = self.0.tasks().remove(id) {
                     task.abort();
@@ -156,9 +159,15 @@ impl Jobs {
             id: id.clone(),
             store: self.0.store.clone(),
             live: self.0.live.clone(),
+            metrics: self.0.fleet.metrics().clone(),
             finalizing: Arc::clone(&self.0.finalizing),
         };
-        let result = AssertUnwindSafe(self.attempt(&attempt, &live)).catch_unwind().await;
+        let span = tracing::info_span!("job", id);
+        if let Ok(Some(trace)) = self.0.store.trace(&id).await {
+            telemetry::go_on(&span, &trace);
+        }
+        let work = self.attempt(&attempt, &live).instrument(span);
+        let result = AssertUnwindSafe(work).catch_unwind().await;
         let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
         if let Err(error) = result
             && !matches!(error, ServiceError::JobEnded)

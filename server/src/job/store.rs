@@ -7,6 +7,7 @@
 //! | `keys` | idempotency key | id |
 //! | `events` | id, sequence | the `JobEvent` of the API |
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
+//! | `traces` | id of a job that has not ended | the `traceparent` of its submission |
 //!
 //! Ids are UUIDs of version 7: their order is that of their time.
 
@@ -26,6 +27,7 @@ const ACTIVE: TableDefinition<'_, &str, &str> = TableDefinition::new("active");
 const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
 const EVENTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("events");
 const LAYERS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("layers");
+const TRACES: TableDefinition<'_, &str, &str> = TableDefinition::new("traces");
 
 /// Events that are read at once.
 const EVENTS_AT_ONCE: usize = 64;
@@ -99,6 +101,7 @@ impl Store {
         write.open_table(KEYS).during("open")?;
         write.open_table(EVENTS).during("open")?;
         write.open_table(LAYERS).during("open")?;
+        write.open_table(TRACES).during("open")?;
         write.commit().during("open")?;
         Ok(Self { database: Arc::new(database), limits })
     }
@@ -108,12 +111,22 @@ impl Store {
         self.limits
     }
 
-    /// Accepts a job.
-    pub async fn submit(&self, spec: PipelineSpec, key: String) -> Result<Submitted, StoreError> {
-        self.blocking(move |store| store.submit_now(spec, &key)).await
+    /// Accepts a job. `trace` is the `traceparent` that it goes on with.
+    pub async fn submit(
+        &self,
+        spec: PipelineSpec,
+        key: String,
+        trace: Option<String>,
+    ) -> Result<Submitted, StoreError> {
+        self.blocking(move |store| store.submit_now(spec, &key, trace.as_deref())).await
     }
 
-    fn submit_now(&self, spec: PipelineSpec, key: &str) -> Result<Submitted, StoreError> {
+    fn submit_now(
+        &self,
+        spec: PipelineSpec,
+        key: &str,
+        trace: Option<&str>,
+    ) -> Result<Submitted, StoreError> {
         let write = self.database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
@@ -146,6 +159,9 @@ impl Store {
             active.insert(&*job.id, key).during("write")?;
             if !key.is_empty() {
                 keys.insert(key, &*job.id).during("write")?;
+            }
+            if let Some(trace) = trace {
+                write.open_table(TRACES).during("write")?.insert(&*job.id, trace).during("write")?;
             }
             job
         };
@@ -222,6 +238,7 @@ impl Store {
             }
             if state::is_final(job.state()) {
                 write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
+                write.open_table(TRACES).during("write")?.remove(id).during("write")?;
                 // An idle end of the range: no name of a layer sorts behind it.
                 layers.retain_in((id, "")..=(id, "\u{10ffff}"), |_, _| false).during("write")?;
             }
@@ -293,6 +310,17 @@ impl Store {
         .await
     }
 
+    /// The `traceparent` of a job that has not ended, if it was submitted with one.
+    pub async fn trace(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let id = id.to_owned();
+        self.blocking(move |store| {
+            let read = store.database.begin_read().during("read")?;
+            let traces = read.open_table(TRACES).during("read")?;
+            Ok(traces.get(&*id).during("read")?.map(|trace| trace.value().to_owned()))
+        })
+        .await
+    }
+
     /// What an earlier attempt wrote of a layer.
     pub async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, StoreError> {
         let (id, layer) = (id.to_owned(), layer.to_owned());
@@ -341,7 +369,7 @@ mod tests {
     }
 
     async fn submit(store: &Store, source: &str, key: &str) -> Job {
-        match store.submit(spec(source), key.to_owned()).await.unwrap() {
+        match store.submit(spec(source), key.to_owned(), None).await.unwrap() {
             Submitted::New(job) => job,
             other => panic!("{other:?}"),
         }
@@ -352,11 +380,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("jobs"), LIMITS).unwrap();
         let job = submit(&store, "a", "key").await;
-        let again = store.submit(spec("a"), "key".to_owned()).await.unwrap();
+        let again = store.submit(spec("a"), "key".to_owned(), None).await.unwrap();
         assert!(matches!(again, Submitted::Earlier(earlier) if earlier == job));
-        assert!(matches!(store.submit(spec("b"), "key".to_owned()).await.unwrap(), Submitted::KeyReused));
+        assert!(matches!(
+            store.submit(spec("b"), "key".to_owned(), None).await.unwrap(),
+            Submitted::KeyReused
+        ));
         assert_ne!(submit(&store, "a", "").await.id, submit(&store, "a", "").await.id);
-        assert!(matches!(store.submit(spec("a"), String::new()).await.unwrap(), Submitted::Full));
+        assert!(matches!(store.submit(spec("a"), String::new(), None).await.unwrap(), Submitted::Full));
     }
 
     #[tokio::test]

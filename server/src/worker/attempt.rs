@@ -22,6 +22,7 @@ use occy_proto::v1::{
     TaskSource, task_destination, task_source,
 };
 use occy_worker::convert::task_form;
+use occy_worker::telemetry;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
@@ -379,6 +380,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
         search: origin.search.clone(),
         verify_diff_id: plan.verify_diff_ids,
         max_layer_size: plan.max_layer_size,
+        traceparent: telemetry::traceparent().unwrap_or_default(),
     }
 }
 

@@ -29,6 +29,7 @@ mod service_calls;
 mod service_faults;
 mod service_jobs;
 mod service_rules;
+mod service_telemetry;
 mod tls;
 mod to_dir;
 mod to_tar;

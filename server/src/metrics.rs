@@ -1,0 +1,113 @@
+//! What a coordinator counts: what happens, when it happens; what is the case in the fleet, when somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use occy_proto::v1::{Job, JobState};
+use occy_worker::metrics::put;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::fleet::Fleet;
+
+/// One label with one of a few values.
+type Label = [(&'static str, &'static str); 1];
+
+/// What happens, counted. Clones count into the same.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    jobs: Family<Label, Counter>,
+    job_seconds: Histogram,
+    layers: Family<Label, Counter>,
+    wait_seconds: Histogram,
+    layer_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From 5 ms to 3 hours, and from 5 ms to 23 minutes.
+        let (long, short) = (exponential_buckets(0.005, 4.0, 12), exponential_buckets(0.005, 4.0, 10));
+        Self(Arc::new(Counted {
+            jobs: Family::default(),
+            job_seconds: Histogram::new(long.collect::<Vec<_>>()),
+            layers: Family::default(),
+            wait_seconds: Histogram::new(short.collect::<Vec<_>>()),
+            layer_seconds: Histogram::new(exponential_buckets(0.005, 4.0, 12)),
+        }))
+    }
+}
+
+impl Metrics {
+    /// A job has changed. It counts if that was its last change.
+    pub fn job_changed(&self, job: &Job) {
+        let state = match job.state() {
+            JobState::Succeeded => "succeeded",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+            _ => return,
+        };
+        self.0.jobs.get_or_create(&[("state", state)]).inc();
+        if let (Some(from), Some(to)) = (&job.create_time, &job.update_time) {
+            let seconds = (to.seconds - from.seconds) as f64 + f64::from(to.nanos - from.nanos) / 1e9;
+            self.0.job_seconds.observe(seconds);
+        }
+    }
+
+    /// A layer has got a worker's slot after so long.
+    pub fn layer_waited(&self, wait: Duration) {
+        self.0.wait_seconds.observe(wait.as_secs_f64());
+    }
+
+    /// A worker is done with a layer after so long.
+    pub fn layer_ended(&self, succeeded: bool, after: Duration) {
+        let result = if succeeded { "done" } else { "failed" };
+        self.0.layers.get_or_create(&[("result", result)]).inc();
+        self.0.layer_seconds.observe(after.as_secs_f64());
+    }
+}
+
+/// Adds what a coordinator counts.
+pub fn register(all: &mut Registry, fleet: Fleet) {
+    let counted = Arc::clone(&fleet.metrics().0);
+    all.register("jobs", "Jobs that have come to their end", counted.jobs.clone());
+    let help = "From a job's acceptance to its end";
+    all.register_with_unit("job_duration", help, Unit::Seconds, counted.job_seconds.clone());
+    all.register("layers", "Layers that workers are done with", counted.layers.clone());
+    let help = "How long layers waited for a worker";
+    all.register_with_unit("layer_wait", help, Unit::Seconds, counted.wait_seconds.clone());
+    let help = "How long workers had a layer";
+    all.register_with_unit("layer_duration", help, Unit::Seconds, counted.layer_seconds.clone());
+    all.register_collector(Box::new(Live(fleet)));
+}
+
+/// What is the case now.
+#[derive(Debug)]
+struct Live(Fleet);
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (to, load) = (&mut encoder, self.0.load());
+        put(to, "layers_waiting", "Layers that wait for a worker", None, &ConstGauge::new(load.waiting))?;
+        put(to, "layers_running", "Layers that workers have", None, &ConstGauge::new(load.running))?;
+        let (help, age) = ("How long the layer that came first has been waiting", load.oldest.as_secs_f64());
+        put(to, "queue_age", help, Some(&Unit::Seconds), &ConstGauge::new(age))?;
+        put(to, "workers", "Workers", None, &ConstGauge::new(load.workers))?;
+        put(
+            to,
+            "worker_slots",
+            "Layers that all workers can have at once",
+            None,
+            &ConstGauge::new(load.slots),
+        )?;
+        put(to, "worker_slots_free", "How many more they can take", None, &ConstGauge::new(load.free))
+    }
+}
