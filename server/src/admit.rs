@@ -86,6 +86,8 @@ pub struct Work {
     pub form: v1::LayerForm,
     /// How what filters find is printed.
     pub findings: OutputFormat,
+    /// Whether the caller, where it is the destination, says which layers it wants.
+    pub caller_chooses: bool,
     /// The search that is the last filter of the plan's, where the spec has one.
     search: Option<v1::SearchSpec>,
 }
@@ -182,6 +184,7 @@ impl Gate {
             plan: self.plan(chain, spec.verify_diff_ids, max_layer_size),
             settings,
             findings,
+            caller_chooses: spec.caller_chooses,
             search: spec.search.clone(),
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,

@@ -83,7 +83,7 @@ const OWN: [&str; 12] = [
 
 thread_local! {
     /// One for each test, which has a thread of its own; it ends with it.
-    static COORDINATOR: Coordinator = Coordinator::start(&[]);
+    static COORDINATOR: Coordinator = Coordinator::start(&["--allow-network", "::1"]);
 }
 
 /// Prepares to run `occyctl` with the arguments, in its own process unless they say otherwise. No setting of the user's, of
@@ -115,6 +115,13 @@ impl Run {
             self.command.env_remove("OCCYSTRAP_COORDINATOR");
         }
         self.command.env(name, value);
+        self
+    }
+
+    /// In its own process in any case: for what is said or done there only.
+    #[must_use]
+    pub fn here(mut self) -> Self {
+        self.command.env_remove("OCCYSTRAP_COORDINATOR");
         self
     }
 

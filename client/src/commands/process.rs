@@ -116,14 +116,11 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     let settings = opened(options, global)?;
     let chain = findings::chain(&work.filters).map_err(Error::from)?;
     let mut spec = spec::of_work(work, global);
-    let source = match is_registry(&work.source) {
-        true => None,
-        false => Some(open::source(&work.source, &settings)?),
-    };
-    let output = match is_registry(&work.destination) {
-        true => None,
-        false => Some(open::output(&work.destination, &settings)?),
-    };
+    // What is written wrongly is said before anything is opened, whosever it is.
+    let (source, output) =
+        (open::source(&work.source, &settings)?, open::output(&work.destination, &settings)?);
+    let source = (!is_registry(&work.source)).then_some(source);
+    let output = (!is_registry(&work.destination)).then_some(output);
     if let Some(workers) = source.as_ref().and_then(|source| source.max_workers) {
         spec.parallel = convert::count(workers);
     }
@@ -139,13 +136,14 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
         source: source.map(|source| source.end),
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: chain.clone(),
+        format: rendered(global),
         progress,
     };
     let told = match output {
         None => Told::of_sent(call::send(&coordinator, call).await?, files),
         Some(output) => {
             // What has passed the filters is looked at no more: only the output wants to know which they were.
-            let layers = plan(global, &settings, chain, false);
+            let layers = plan(global, &settings, chain, work.verify_diff_ids);
             let (outcome, renderings) = call::receive(&coordinator, call, layers, output.end).await?;
             Told::of(&outcome, renderings, files)
         }

@@ -49,9 +49,10 @@ async fn here(options: &Search, filter: SearchFilter, global: &Global) -> anyhow
 async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<Vec<Rendering>> {
     spec::refuse_registry_options(global, &[&options.source])?;
     let settings = settings(global, &options.source, None)?;
+    let opened = open::source(&options.source, &settings)?;
     let (own, source) = match is_registry(&options.source) {
         true => (None, options.source.clone()),
-        false => (Some(open::source(&options.source, &settings)?), String::new()),
+        false => (Some(opened), String::new()),
     };
     let parallel = own.as_ref().and_then(|source| source.max_workers).unwrap_or(settings.parallel);
     let spec = PipelineSpec {
@@ -75,6 +76,7 @@ async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<V
         source: own.map(|source| source.end),
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: FilterChain::default(),
+        format: rendered(global),
         progress,
     };
     Ok(call::send(&coordinator, call).await?.renderings)

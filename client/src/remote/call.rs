@@ -4,6 +4,7 @@
 //! other, with the call as its source *and* as its executor: layers come filtered and compressed, by index, and are only put
 //! where the output wants them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,10 +13,10 @@ use bytes::Bytes;
 use occy_pipeline::blob::{BlobError, BlobSummary, BufferPool, ByteCount, LayerStream, LayerWriter};
 use occy_pipeline::compression::Format;
 use occy_pipeline::digest::{Algorithm, Digest, Hasher};
-use occy_pipeline::element::{Image, StoredLayer, WrittenLayer};
+use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer, distinct_layers};
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
-use occy_pipeline::filter::{FilterChain, Rendering};
+use occy_pipeline::filter::{FilterChain, OutputFormat, Rendering, Report};
 use occy_pipeline::output::{ImageOutput, LayerForm};
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::{LayerState, Progress};
@@ -26,7 +27,10 @@ use occy_pipeline::wire::head::Head;
 use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::image_element::Element;
 use occy_proto::v1::process_image_response::Part;
-use occy_proto::v1::{ImageResult, LayerEnd, LayerStart, LayerStatus, PipelineSpec, ProcessImageResponse};
+use occy_proto::v1::{
+    ImageElement, ImageResult, LayerChoice, LayerEnd, LayerReport, LayerStart, LayerStatus, PipelineSpec,
+    ProcessImageRequest, ProcessImageResponse, process_image_request,
+};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,6 +45,9 @@ use super::{show, upload};
 const REQUESTS: usize = 4;
 /// Chunks of a layer between the stream and the output.
 const CHUNKS: usize = 4;
+/// Filters of one call, and bytes that one may report of a layer: as many as a coordinator of ours allows.
+const MOST_FILTERS: usize = 65;
+const REPORT_MAX: usize = 128 * 1024 * 1024;
 
 /// What a call is about.
 pub(crate) struct Plan {
@@ -52,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) sending: Arc<LayerPlan>,
     /// The filters, as far as they are known here.
     pub(crate) chain: FilterChain,
+    /// How what filters found is printed.
+    pub(crate) format: OutputFormat,
     /// What is shown.
     pub(crate) progress: Progress,
 }
@@ -92,33 +101,50 @@ pub(crate) async fn receive(
     layers: Arc<LayerPlan>,
     output: Arc<dyn ImageOutput>,
 ) -> anyhow::Result<(Outcome, Vec<Rendering>)> {
-    let (chain, progress) = (plan.chain.clone(), plan.progress.clone());
+    let (chain, format, progress) = (plan.chain.clone(), plan.format, plan.progress.clone());
     let answers = Answers::begin(coordinator, plan).await?;
     let call = Arc::new(Call(Mutex::new(answers)));
     let executor = Arc::clone(&call);
     let outcome = process(call.as_ref(), layers, output, executor, &progress).await;
     let outcome = outcome.map_err(RemoteError::told)?;
-    let findings = std::mem::take(&mut call.0.lock().await.findings);
-    Ok((outcome, findings.renderings(&chain)?))
+    let own = outcome.placed_renderings(&chain, format);
+    let renderings = call.0.lock().await.findings.renderings_with(&chain, own)?;
+    Ok((outcome, renderings))
 }
 
 /// What the coordinator answers.
 struct Answers {
     coordinator: Coordinator,
     stream: Streaming<ProcessImageResponse>,
+    /// What is being sent, if something is.
     upload: Option<Upload>,
+    /// Where the choice of layers goes, if it has not yet, and nothing else is sent before it.
+    requests: Option<mpsc::Sender<ProcessImageRequest>>,
     progress: Progress,
     /// Whether bytes are counted by the coordinator: nothing is sent from here.
     counts_bytes: bool,
     /// An element that was looked at and not used.
     pending: Option<Element>,
     findings: Findings,
+    /// The layers, until it was said which of them are wanted.
+    layers: Option<Vec<Layer>>,
+    /// What the output has of them from earlier.
+    known: HashMap<usize, WrittenLayer>,
     /// The config as the source has it, and in the end as it is.
     config: Option<Bytes>,
 }
 
 /// What is being sent, for as long as it is wanted.
-struct Upload(JoinHandle<Result<(), Error>>);
+struct Upload(JoinHandle<Result<mpsc::Sender<ProcessImageRequest>, Error>>);
+
+impl Upload {
+    async fn ended(mut self) -> Result<mpsc::Sender<ProcessImageRequest>, Error> {
+        match (&mut self.0).await {
+            Ok(ended) => ended,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
 
 impl Drop for Upload {
     fn drop(&mut self) {
@@ -130,26 +156,32 @@ impl Answers {
     async fn begin(coordinator: &Coordinator, plan: Plan) -> anyhow::Result<Self> {
         let Plan { spec, source, sending, progress, .. } = plan;
         let counts_bytes = source.is_none();
+        let foreign_layers = spec.foreign_layers;
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        let sent = upload::send(spec, source, sending, requests, progress.clone());
-        let upload = Upload(tokio::spawn(sent));
+        let spec = ProcessImageRequest { part: Some(process_image_request::Part::Spec(spec)) };
+        requests.try_send(spec).expect("there is room for the first");
         let coordinator = coordinator.clone();
+        // Answered when the spec was looked at: what is refused is not even opened here.
         let answered = coordinator.client.clone().process_image(ReceiverStream::new(receiver)).await;
-        let stream = match answered {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => {
-                let error = failure(coordinator.error(status), Some(upload)).await;
-                return Err(RemoteError::told(error));
+        let stream = answered.map_err(|status| coordinator.error(status))?.into_inner();
+        let (upload, requests) = match source {
+            None => (None, Some(requests)),
+            Some(source) => {
+                let sent = upload::send(source, foreign_layers, sending, requests, progress.clone());
+                (Some(Upload(tokio::spawn(sent))), None)
             }
         };
         Ok(Self {
             coordinator,
             stream,
-            upload: Some(upload),
+            upload,
+            requests,
             progress,
             counts_bytes,
             pending: None,
             findings: Findings::default(),
+            layers: None,
+            known: HashMap::new(),
             config: None,
         })
     }
@@ -191,7 +223,8 @@ impl Answers {
     /// Everything up to the first layer.
     async fn image(&mut self) -> Result<Image, Error> {
         let mut head = Head::default();
-        loop {
+        // The first layer comes only when it was chosen.
+        while !head.is_whole() {
             let element = self.element().await?;
             if let Some(other) = head.take(element)? {
                 self.pending = Some(other);
@@ -200,7 +233,30 @@ impl Answers {
         }
         let image = head.finish()?.into_image()?;
         self.config.clone_from(&image.config.original);
+        self.layers = Some(image.layers.clone());
         Ok(image)
+    }
+
+    /// Says which layers are not wanted, once.
+    async fn choose(&mut self, plan: &LayerPlan, output: &dyn ImageOutput) -> Result<(), Error> {
+        let Some(layers) = self.layers.take() else { return Ok(()) };
+        let distinct = distinct_layers(&layers);
+        for layer in layers.iter().filter(|layer| distinct[layer.index] == layer.index) {
+            if let Some(known) = known(layer, plan, output).await? {
+                self.known.insert(layer.index, known);
+            }
+        }
+        let unwanted = self.known.keys().map(|&index| convert::count(index)).collect();
+        let choice = Element::LayerChoice(LayerChoice { unwanted });
+        let requests = match self.upload.take() {
+            Some(upload) => Some(upload.ended().await?),
+            None => self.requests.take(),
+        };
+        if let Some(requests) = requests {
+            // Whoever does not read it any more says why in its answer.
+            drop(requests.send(upload::message(ImageElement { element: Some(choice) })).await);
+        }
+        Ok(())
     }
 
     /// Everything behind the last layer.
@@ -242,8 +298,9 @@ impl Answers {
     }
 
     /// The bytes of a layer into `writer`, which is left without an end if the layer begins again. None: it does.
-    async fn layer_bytes(&mut self, mut writer: Option<LayerWriter>) -> Result<Option<LayerEnd>, Error> {
+    async fn layer_bytes(&mut self, mut writer: Option<LayerWriter>) -> Result<Option<Ended>, Error> {
         let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut reports: Vec<Document> = Vec::new();
         loop {
             match self.element().await? {
                 Element::LayerChunk(chunk) => {
@@ -251,10 +308,21 @@ impl Answers {
                     let Some(writer) = &writer else { continue };
                     writer.send(chunk.data).await.map_err(|_| BlobError::Interrupted)?;
                 }
+                Element::LayerReport(LayerReport { filter, report }) => {
+                    let filter = filter as usize;
+                    if filter >= MOST_FILTERS {
+                        return Err(WireError::elements("it has too many filters").into());
+                    }
+                    reports.resize_with(reports.len().max(filter + 1), Document::default);
+                    let report = report.unwrap_or_default();
+                    reports[filter].take_up_to(REPORT_MAX, &report, "what a filter reports")?;
+                }
                 Element::LayerEnd(end) => {
                     let size = hasher.size();
                     let summary = BlobSummary { digest: hasher.finish(), size };
-                    let Some(writer) = writer.take() else { return Ok(Some(end)) };
+                    let ended = Ended { end, reports };
+                    let Some(writer) = writer.take() else { return Ok(Some(ended)) };
+                    let end = &ended.end;
                     if end.digest != summary.digest.to_string() {
                         let expected = end
                             .digest
@@ -264,7 +332,7 @@ impl Answers {
                         return Err(BlobError::Digest { expected, computed, size }.into());
                     }
                     writer.finish(summary).await.map_err(|_| BlobError::Interrupted)?;
-                    return Ok(Some(end));
+                    return Ok(Some(ended));
                 }
                 again @ Element::LayerStart(_) => {
                     self.pending = Some(again);
@@ -276,16 +344,59 @@ impl Answers {
     }
 }
 
+/// A layer that has come to its end.
+struct Ended {
+    end: LayerEnd,
+    /// What filters report of it, in JSON, by their places.
+    reports: Vec<Document>,
+}
+
+impl Ended {
+    /// The reports of a chain of filters; what one says that we do not have is left out.
+    fn reports(self, chain: &FilterChain) -> Result<Vec<Option<Report>>, WireError> {
+        let mut reports = Vec::new();
+        for document in self.reports {
+            let bytes = document.finish("what a filter reports")?;
+            reports.push(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()));
+        }
+        reports.resize(chain.filters().len(), None);
+        Ok(reports)
+    }
+}
+
+/// What an output has of a layer, so that it need not come.
+async fn known(
+    layer: &Layer,
+    plan: &LayerPlan,
+    output: &dyn ImageOutput,
+) -> Result<Option<WrittenLayer>, Error> {
+    if let Some(known) = output.known_layer(layer, &plan.chain).await? {
+        return Ok(Some(known));
+    }
+    // A blob that would be copied unread.
+    let is_copied = output.form() == LayerForm::Stored { compression: None }
+        && plan.chain.is_empty()
+        && !plan.verify_diff_ids
+        && !layer.known_by_diff_id_alone
+        && layer.descriptor.is_some();
+    let has = is_copied && output.has_layer(layer).await?;
+    Ok(has.then(|| WrittenLayer {
+        index: layer.index,
+        stored: StoredLayer::Original,
+        diff_id: layer.diff_id.clone(),
+        edited: false,
+        reports: Vec::new(),
+    }))
+}
+
 /// What a call really failed with: where the coordinator only says that the stream ended, whoever sent it knows why.
 async fn failure(remote: RemoteError, upload: Option<Upload>) -> Error {
-    if let Some(mut upload) = upload
+    if let Some(upload) = upload
         && (upload.0.is_finished() || remote.is_truncated_upload())
+        && let Err(own) = upload.ended().await
+        && !is_gone(&own)
     {
-        match (&mut upload.0).await {
-            Ok(Err(own)) if !is_gone(&own) => return own,
-            Err(panicked) if panicked.is_panic() => std::panic::resume_unwind(panicked.into_panic()),
-            _ => {}
-        }
+        return own;
     }
     Error::Host(Box::new(remote))
 }
@@ -332,13 +443,14 @@ impl Executor for Call {
         let LayerTask { layer, plan, output, .. } = &task;
         let progress = task.layer_progress();
         let mut answers = self.0.lock().await;
-        let known = output.known_layer(layer, &plan.chain).await?;
+        answers.choose(plan, output.as_ref()).await?;
+        let known = answers.known.remove(&layer.index);
         progress.set(LayerState::Running);
         loop {
             let start = answers.layer_start(layer.index).await?;
             // Only a blob that its source describes can be at the destination without having come.
             let may_stay = matches!(output.form(), LayerForm::Stored { .. }) && layer.descriptor.is_some();
-            if start.absent && !may_stay {
+            if start.absent && known.is_none() && !may_stay {
                 return Err(WireError::elements(format!("layer {} does not come", layer.index)).into());
             }
             let is_wanted = known.is_none() && !start.absent;
@@ -352,7 +464,7 @@ impl Executor for Call {
                     output.write_layer(layer.index, stream, format, &ignored),
                 ),
             };
-            let (end, stored) = match (read, stored) {
+            let (ended, stored) = match (read, stored) {
                 // It begins again, and what the output has of it is void.
                 (Ok(None), _) => {
                     progress.bytes.reset();
@@ -363,12 +475,13 @@ impl Executor for Call {
                     return Err(error);
                 }
                 (Err(error), _) => return Err(error),
-                (Ok(Some(end)), Ok(stored)) => (end, stored),
+                (Ok(Some(ended)), Ok(stored)) => (ended, stored),
             };
             progress.set(if is_wanted { LayerState::Done } else { LayerState::Reused });
             if let Some(known) = known {
                 return Ok(known);
             }
+            let end = &ended.end;
             let diff_id = match end.diff_id.as_str() {
                 "" => None,
                 text => Some(text.parse().map_err(|error| {
@@ -380,7 +493,7 @@ impl Executor for Call {
                 stored: if end.kept && may_stay { StoredLayer::Original } else { stored },
                 diff_id,
                 edited: end.changed,
-                reports: Vec::new(),
+                reports: ended.reports(&plan.chain)?,
             });
         }
     }

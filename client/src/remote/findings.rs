@@ -67,6 +67,21 @@ impl Findings {
         self.texts.iter().map(|(output, _)| output.text.clone())
     }
 
+    /// What is to be told of an image whose layers came here: what filters found is in `own`, but for those that we do not have.
+    pub(crate) fn renderings_with(
+        &self,
+        chain: &FilterChain,
+        own: Vec<(usize, Rendering)>,
+    ) -> anyhow::Result<Vec<Rendering>> {
+        let theirs = self.texts.iter().map(|(output, _)| output.filter as usize);
+        let theirs: Vec<_> = theirs.zip(self.renderings(chain)?).collect();
+        let ours: Vec<usize> = own.iter().map(|(place, _)| *place).collect();
+        let theirs = theirs.into_iter().filter(|(place, _)| !ours.contains(place));
+        let mut all: Vec<_> = theirs.chain(own).collect();
+        all.sort_by_key(|(place, _)| *place);
+        Ok(all.into_iter().map(|(_, rendering)| rendering).collect())
+    }
+
     /// All texts. A file is written to only if one of our own filters names it.
     pub(crate) fn renderings(&self, chain: &FilterChain) -> anyhow::Result<Vec<Rendering>> {
         let texts = self.texts.iter().map(|(output, _)| {

@@ -76,6 +76,7 @@ pub(crate) fn to_here(spec: PipelineSpec, form: LayerForm) -> PipelineSpec {
     };
     PipelineSpec {
         layer_form: form.into(),
+        caller_chooses: form != v1::LayerForm::None,
         compression: compression.map(|compression| compression.to_string()).unwrap_or_default(),
         // The manifest is made where the destination is.
         manifest_family: v1::Family::Unspecified.into(),

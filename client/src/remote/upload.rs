@@ -13,32 +13,28 @@ use occy_pipeline::wire::convert;
 use occy_pipeline::wire::output::{ElementOutput, Form};
 use occy_proto::v1::image_element::Element;
 use occy_proto::v1::process_image_request::Part;
-use occy_proto::v1::{ImageElement, ImageEnd, PipelineSpec, ProcessImageRequest};
+use occy_proto::v1::{ImageElement, ImageEnd, ProcessImageRequest};
 use tokio::sync::mpsc;
 
-/// Sends the spec, and the image if there is one. Dropped before its end, the stream has none either, and has changed nothing.
+/// Sends an image, and gives back where more can be sent to. Dropped before its end, or failed, the stream has none either, and has
+/// changed nothing.
 pub(super) async fn send(
-    spec: PipelineSpec,
-    source: Option<Box<dyn ImageSource>>,
+    source: Box<dyn ImageSource>,
+    foreign_layers: bool,
     plan: Arc<LayerPlan>,
     requests: mpsc::Sender<ProcessImageRequest>,
     progress: Progress,
-) -> Result<(), Error> {
-    let form = Form::Stored { compression: None, foreign_layers: spec.foreign_layers };
-    let request = ProcessImageRequest { part: Some(Part::Spec(spec)) };
-    if requests.send(request).await.is_err() {
-        // Whoever does not want the call any more knows why.
-        return Ok(());
-    }
-    let Some(source) = source else { return Ok(()) };
-    let output = Arc::new(ElementOutput::new(requests, message, form));
+) -> Result<mpsc::Sender<ProcessImageRequest>, Error> {
+    let form = Form::Stored { compression: None, foreign_layers };
+    let output = Arc::new(ElementOutput::new(requests.clone(), message, form));
     let sender = Arc::new(Sender(Arc::clone(&output)));
     let outcome = process(source.as_ref(), plan, Arc::clone(&output) as _, sender, &progress).await?;
     let end = ImageEnd { layer_count: convert::count(outcome.layers.len()) };
-    Ok(output.send(Element::End(end)).await?)
+    output.send(Element::End(end)).await?;
+    Ok(requests)
 }
 
-fn message(element: ImageElement) -> ProcessImageRequest {
+pub(super) fn message(element: ImageElement) -> ProcessImageRequest {
     ProcessImageRequest { part: Some(Part::Element(element)) }
 }
 

@@ -29,11 +29,21 @@ pub struct Document {
 impl Document {
     /// The next piece; `what` is for messages.
     pub fn take(&mut self, chunk: &DocumentChunk, what: &'static str) -> Result<(), WireError> {
+        self.take_up_to(MAX_DOCUMENT, chunk, what)
+    }
+
+    /// The next piece of a document that may have `limit` bytes.
+    pub fn take_up_to(
+        &mut self,
+        limit: usize,
+        chunk: &DocumentChunk,
+        what: &'static str,
+    ) -> Result<(), WireError> {
         if self.is_whole {
             return Err(WireError::elements(format!("{what} comes twice")));
         }
-        if self.bytes.len() + chunk.data.len() > MAX_DOCUMENT {
-            return Err(WireError::TooLarge { what, limit: MAX_DOCUMENT });
+        if self.bytes.len() + chunk.data.len() > limit {
+            return Err(WireError::TooLarge { what, limit });
         }
         self.bytes.extend_from_slice(&chunk.data);
         self.is_whole = chunk.last;

@@ -121,6 +121,11 @@ impl Head {
         self.start.as_ref().map_or(0, |start| start.layer_count as usize)
     }
 
+    /// Whether nothing of it is missing, where that can be told: layers are described last.
+    pub fn is_whole(&self) -> bool {
+        !self.layers.is_empty() && self.layers.len() == self.layer_count()
+    }
+
     /// The documents, parsed as far as they have to be.
     pub fn finish(self) -> Result<Documents, WireError> {
         let Some(start) = self.start else {

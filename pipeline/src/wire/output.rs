@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use occy_proto::v1::image_element::Element;
-use occy_proto::v1::{self, ImageElement, LayerChunk, LayerEnd, LayerStart};
+use occy_proto::v1::{self, ImageElement, LayerChunk, LayerEnd, LayerReport, LayerStart};
 use tokio::sync::mpsc;
 
 use super::convert::{self, count};
@@ -39,6 +39,7 @@ pub struct ElementOutput<T> {
     elements: mpsc::Sender<T>,
     message: fn(ImageElement) -> T,
     form: Form,
+    has_reports: bool,
     state: Mutex<State>,
 }
 
@@ -55,7 +56,27 @@ struct State {
 impl<T: Send> ElementOutput<T> {
     /// Sends elements, each made a message.
     pub fn new(elements: mpsc::Sender<T>, message: fn(ImageElement) -> T, form: Form) -> Self {
-        Self { elements, message, form, state: Mutex::default() }
+        Self { elements, message, form, has_reports: false, state: Mutex::default() }
+    }
+
+    /// Sends what filters report of each layer too, if `wanted`.
+    #[must_use]
+    pub fn with_reports(self, wanted: bool) -> Self {
+        Self { has_reports: wanted, ..self }
+    }
+
+    /// Passes over a layer that the other side does not want.
+    pub async fn pass_over(&self, layer: &Layer) -> Result<WrittenLayer, WireError> {
+        self.begin_layer(layer.index, layer.format, true).await?;
+        let written = WrittenLayer {
+            index: layer.index,
+            stored: StoredLayer::Original,
+            diff_id: layer.diff_id.clone(),
+            edited: false,
+            reports: Vec::new(),
+        };
+        self.layer_done(layer, &written).await?;
+        Ok(written)
     }
 
     /// Sends one element, waiting for room.
@@ -83,6 +104,16 @@ impl<T: Send> ElementOutput<T> {
             compression: convert::compression(format).into(),
             kept: written.stored == StoredLayer::Original,
         };
+        if self.has_reports {
+            for (filter, report) in written.reports.iter().enumerate() {
+                let Some(report) = report else { continue };
+                let report = serde_json::to_vec(report).expect("a report is plain data");
+                for piece in document::pieces(report.into()) {
+                    let report = LayerReport { filter: count(filter), report: Some(piece) };
+                    self.send(Element::LayerReport(report)).await?;
+                }
+            }
+        }
         for (same_as, end) in self.ends(layer.index, end) {
             if same_as.is_some() {
                 let start =

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | the caller as a source: elements into spools | `source` |
 //! | the caller as a destination: elements out of the pipeline | [`ElementOutput`] |
+//! | layers that such a caller has already | `choice` |
 //! | how far a call is | `progress` |
 //! | what an image is made of, and what is wrong with it | `look` |
 //! | one call, whichever ends are the caller's | here |
 
+mod choice;
 pub mod look;
 mod progress;
 pub mod source;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
 use occy_pipeline::element::{Layer, WrittenLayer};
+use occy_pipeline::executor::Executor;
 use occy_pipeline::filter::Report;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
@@ -32,6 +35,7 @@ use occy_proto::v1::{
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use self::choice::Choosing;
 use self::progress::Workers;
 use crate::admit::Work;
 use crate::error::ServiceError;
@@ -75,12 +79,13 @@ async fn send(answers: &Answers, answer: Answer) -> Result<(), ServiceError> {
 pub async fn run(
     work: Work,
     fleet: &Fleet,
-    elements: Elements,
+    mut elements: Elements,
     answers: Answers,
 ) -> Result<(), ServiceError> {
     let opened;
     let (source, source_workers): (&dyn ImageSource, _) = if work.source.is_empty() {
-        opened = Box::new(source::receive(elements, &work.settings.spools).await?) as Box<dyn ImageSource>;
+        opened =
+            Box::new(source::receive(&mut elements, &work.settings.spools).await?) as Box<dyn ImageSource>;
         (opened.as_ref(), None)
     } else {
         let source = open::source(&work.source, &work.settings)?;
@@ -89,7 +94,7 @@ pub async fn run(
     };
     let at_once = |output_workers| source_workers.max(output_workers).unwrap_or(work.settings.parallel);
     let is_callers = work.destination.is_empty() && work.form != v1::LayerForm::None;
-    let (output, elements, at_once): (Arc<dyn ImageOutput>, _, _) = if is_callers {
+    let (output, to_caller, at_once): (Arc<dyn ImageOutput>, _, _) = if is_callers {
         let form = match work.form {
             v1::LayerForm::Tar => Form::Tar,
             _ => Form::Stored {
@@ -97,7 +102,8 @@ pub async fn run(
                 foreign_layers: work.settings.foreign_layers,
             },
         };
-        let output = Arc::new(ElementOutput::new(answers.clone(), Answer::Element, form));
+        let output = ElementOutput::new(answers.clone(), Answer::Element, form);
+        let output = Arc::new(output.with_reports(work.caller_chooses));
         // One at a time: the caller gets the layers by index.
         (Arc::clone(&output) as _, Some(output), 1)
     } else if work.destination.is_empty() {
@@ -108,8 +114,12 @@ pub async fn run(
     };
     let queue = fleet.queue(&"".into(), &work.needs(output.form()), false).of(work.origin());
     let workers = Workers::default();
-    let watcher = CallWatcher { workers: workers.clone(), elements };
-    let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
+    let watcher = CallWatcher { workers: workers.clone(), to_caller: to_caller.clone() };
+    let executor: Arc<dyn Executor> = FleetExecutor::new(queue, at_once, Arc::new(watcher));
+    let executor = match to_caller {
+        Some(output) if work.caller_chooses => Choosing::new(executor, output, elements),
+        _ => executor,
+    };
     let progress = Progress::default();
     let telling =
         progress::tell(&progress, &workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
@@ -141,7 +151,7 @@ pub async fn run(
 struct CallWatcher {
     workers: Workers,
     /// Where the caller is the destination.
-    elements: Option<Arc<ElementOutput<Answer>>>,
+    to_caller: Option<Arc<ElementOutput<Answer>>>,
 }
 
 #[async_trait::async_trait]
@@ -152,8 +162,8 @@ impl LayerWatcher for CallWatcher {
     }
 
     async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
-        match &self.elements {
-            Some(elements) => Ok(elements.layer_done(layer, written).await?),
+        match &self.to_caller {
+            Some(output) => Ok(output.layer_done(layer, written).await?),
             None => Ok(()),
         }
     }

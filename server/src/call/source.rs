@@ -54,7 +54,7 @@ impl ImageSource for ClientImage {
 }
 
 /// Reads a caller's image to its end.
-pub async fn receive(mut elements: Elements, spools: &SpoolDir) -> Result<ClientImage, ServiceError> {
+pub async fn receive(elements: &mut Elements, spools: &SpoolDir) -> Result<ClientImage, ServiceError> {
     let mut image = Incoming::new(spools.clone());
     while let Some(element) = elements.next().await {
         let element = element.map_err(|status| broken(&status))?.element;

@@ -229,14 +229,14 @@ fn what_is_sent_again_or_not_at_all_is_told() {
     let proxy = FaultProxy::before(registry.host());
     let source = format!("registry://{}/app:1", proxy.host());
     proxy.fault(1, "GET", "/v2/app/manifests/*", status(503));
-    assert_eq!(occyctl(["info", &source]).ok().stderr, "");
+    assert_eq!(occyctl(["info", &source]).here().ok().stderr, "");
     proxy.fault(1, "GET", "/v2/app/manifests/*", status(503));
-    occyctl(["info", &source, "-v"]).ok().says(&["503", "trying again in ", "(2 of 5)"]);
+    occyctl(["info", &source, "-v"]).here().ok().says(&["503", "trying again in ", "(2 of 5)"]);
     proxy.fault(2, "GET", "/v2/app/manifests/*", status(503));
-    occyctl(["info", &source]).ok().says(&["warning: ", "503", "(3 of 5)"]);
+    occyctl(["info", &source]).here().ok().says(&["warning: ", "503", "(3 of 5)"]);
     let copy = registry.uri("copy:1");
     occyctl(["process", &source, &copy]).ok();
-    occyctl(["process", &source, &copy, "-v"]).ok().says(&["is there already"]);
+    occyctl(["process", &source, &copy, "-v"]).here().ok().says(&["is there already"]);
 }
 
 #[test]

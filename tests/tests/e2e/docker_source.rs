@@ -166,7 +166,7 @@ fn an_upload_that_breaks_begins_again_with_an_export_of_its_own() {
         let proxy = FaultProxy::before(registry.host());
         proxy.fault(1, "PATCH", "*", proxy::status(404));
         let target = format!("registry://{}/app:1", proxy.host());
-        let ended = occyctl(["process", &engine.uri(&name), &target, "-v"]).ok();
+        let ended = occyctl(["process", &engine.uri(&name), &target, "-v"]).here().ok();
         assert_eq!(proxy.pending(), 0, "{}", proxy.story());
         assert!(ended.stderr.contains("exporting the image again"), "{}", ended.stderr);
         assert_eq!(registry.pull("app", "1").tars, tars(&image));

@@ -240,7 +240,7 @@ fn an_upload_location_on_a_private_host_is_refused() {
             UPLOADS,
             proxy::answer(Response::status(202).header("Location", &location)),
         );
-        setting.run(false).fails(1);
+        setting.run(false).here().fails(1);
         assert!(!setting.to.has("app", "1"));
     }
     assert!(trap.seen().is_empty(), "{:#?}", trap.seen());

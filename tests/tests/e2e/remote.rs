@@ -271,6 +271,36 @@ fn platforms_names_and_foreign_layers_are_the_same() {
 }
 
 #[test]
+fn what_the_destination_has_is_not_fetched_and_nothing_is_before_it_is_ready() {
+    let stage = Stage::new();
+    stage.registry.push(&small(), "app", "1");
+    let proxy = FaultProxy::before(stage.registry.host());
+    let source = format!("registry://{}/app:1", proxy.host());
+    let fetched = || {
+        let digests = small().layer_digests();
+        digests.iter().map(|digest| proxy.count("GET", &format!("/v2/app/blobs/{digest}"))).sum::<usize>()
+    };
+    let shared = format!("dir://{}?unique_names=true", text(&stage.at("shared")));
+    let layout = format!("oci-layout://{}", text(&stage.at("layout")));
+    let search = ["-f", "search:pattern=*.conf"];
+    for (destination, filters) in [(&shared, &search[..]), (&shared, &[]), (&layout, &[])] {
+        let before = fetched();
+        let process =
+            || through(&stage.coordinator, &[&["process", &source, destination], filters].concat()).ok();
+        let first = process();
+        assert_eq!(fetched(), before + 2, "{destination} {filters:?}");
+        assert_eq!(process().text(), first.text(), "what is there reports all the same");
+        assert_eq!(fetched(), before + 2, "{destination} {filters:?}");
+    }
+    let before = fetched();
+    let nobody = format!("docker://app:1?socket={}", text(&stage.at("nobody.sock")));
+    for taken in [&nobody, &format!("dir://{}", text(&stage.at("shared")))] {
+        through(&stage.coordinator, &["process", &source, taken]).fails(1);
+    }
+    assert_eq!(fetched(), before, "{}", proxy.story());
+}
+
+#[test]
 fn failures_are_told_the_same_with_the_same_exit_code() {
     let stage = Stage::new();
     let good = stage.registry.push(&small(), "app", "1");
