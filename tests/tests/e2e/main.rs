@@ -28,6 +28,7 @@ mod search;
 mod service_calls;
 mod service_faults;
 mod service_jobs;
+mod service_ruby;
 mod service_rules;
 mod service_telemetry;
 mod tls;
