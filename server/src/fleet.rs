@@ -231,9 +231,10 @@ impl Fleet {
         }
         let seat = Seat::Remote(seat(&name));
         let id = state.add(About { name: name.clone(), ..about }, offers, seat);
+        let seat = Arc::clone(&state.members[&id].seat);
         drop(state);
         self.changed();
-        Ok(Membership { fleet: self.clone(), id, name })
+        Ok(Membership { fleet: self.clone(), id, name, seat })
     }
 
     /// Begins no layer of a durable job any more, and tells the workers.
@@ -333,6 +334,7 @@ pub struct Membership {
     fleet: Fleet,
     id: u64,
     name: String,
+    seat: Arc<Seat>,
 }
 
 impl Membership {
@@ -359,6 +361,12 @@ impl Membership {
 
     /// The worker is gone, for that reason.
     pub fn leave(self, reason: &str) {
+        self.lose(reason);
+    }
+
+    fn lose(&self, reason: &str) {
+        // In this order: a layer that is given to the worker meanwhile is in the one or finds the other.
+        self.seat.lose();
         self.fleet.attempts().lose(self.id, reason);
     }
 }
@@ -370,7 +378,7 @@ impl Drop for Membership {
         state.members.remove(&self.id);
         drop(state);
         // Of those that were not told before, when it left for a reason.
-        self.fleet.attempts().lose(self.id, "it is gone");
+        self.lose("it is gone");
         self.fleet.changed();
     }
 }

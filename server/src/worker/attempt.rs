@@ -213,6 +213,10 @@ impl Attempts {
         progress.bytes.reset();
         progress.set(LayerState::Running);
         let mut open = Open::new(self, seat, Arc::clone(&attempt));
+        // Lost since the lease was given: nobody will say so any more.
+        if seat.is_lost() {
+            return Err(Failure::Worker("it was lost".to_owned()));
+        }
         seat.give(message(&open.token, task, origin))
             .map_err(|NotTold| Failure::Worker("it does not read what it is told".to_owned()))?;
         let (end, stored) = open.follow(ended, written).await?;
@@ -460,4 +464,111 @@ fn believe(
     }
     let diff_id = diff_id.or_else(|| layer.diff_id.clone());
     Ok(WrittenLayer { index: layer.index, stored, diff_id, edited: done.changed, reports })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use occy_pipeline::blob::MemoryBlob;
+    use occy_pipeline::codec::Pool;
+    use occy_pipeline::element::Layer;
+    use occy_pipeline::filter::FilterChain;
+    use occy_pipeline::output::nothing::NoOutput;
+    use occy_pipeline::progress::Progress;
+    use occy_pipeline::spool::SpoolDir;
+    use occy_pipeline::tar::Limits;
+    use occy_pipeline::task::LayerPlan;
+    use occy_proto::v1::ConnectResponse;
+    use occy_proto::v1::connect_response::Message;
+    use tokio::time::timeout;
+    use tonic::Status;
+
+    use super::*;
+    use crate::worker::seat::Seat;
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    type Told = mpsc::Receiver<Result<ConnectResponse, Status>>;
+
+    fn task() -> LayerTask {
+        let layer = Layer {
+            index: 0,
+            blob: Arc::new(MemoryBlob::new("tar".into())),
+            descriptor: None,
+            format: Format::None,
+            diff_id: None,
+            origin: None,
+            keep_stored: false,
+            known_by_diff_id_alone: false,
+        };
+        let progress = Progress::default();
+        progress.begin([(layer.label(), None)].into_iter());
+        let plan = LayerPlan {
+            chain: FilterChain::default(),
+            pool: Pool::shared().clone(),
+            spools: SpoolDir::new("/tmp", 0),
+            limits: Limits::default(),
+            max_layer_size: 1,
+            verify_diff_ids: false,
+        };
+        LayerTask { layer, plan: Arc::new(plan), output: Arc::new(NoOutput), progress }
+    }
+
+    fn seat() -> (RemoteSeat, Told) {
+        let (messages, told) = mpsc::channel(4);
+        (RemoteSeat::new(messages), told)
+    }
+
+    async fn told(told: &mut Told) -> Message {
+        told.recv().await.unwrap().unwrap().message.unwrap()
+    }
+
+    fn done(attempt: &str) -> TaskResult {
+        let done = TaskDone { original: true, ..TaskDone::default() };
+        TaskResult { attempt: attempt.to_owned(), outcome: Some(Outcome::Done(done)) }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_lost_before_it_has_its_layer_is_not_waited_for() {
+        let attempts = Attempts::default();
+        let (seat, _told) = seat();
+        Seat::Remote(seat.clone()).lose();
+        attempts.lose(1, "it is tried");
+        let result = timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default())).await;
+        assert!(matches!(result.unwrap(), Err(Failure::Worker(_))));
+        assert!(attempts.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_who_has_an_attempt_ends_it_and_only_once() {
+        let attempts = Attempts::default();
+        let (seat, mut heard) = seat();
+        let (task, origin) = (task(), Origin::default());
+        let running = attempts.run(1, &seat, &task, &origin);
+        let ending = async {
+            let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
+            attempts.finish(2, done(&given.attempt));
+            attempts.finish(1, done("another"));
+            assert!(attempts.find(&given.attempt).is_some());
+            attempts.finish(1, done(&given.attempt));
+            attempts.lose(1, "too late");
+            given.attempt
+        };
+        let (result, attempt) = tokio::join!(running, ending);
+        assert_eq!(result.unwrap().stored, StoredLayer::Original);
+        assert!(attempts.find(&attempt).is_none());
+        attempts.finish(1, done(&attempt));
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_nobody_wants_any_more_is_taken_from_its_worker() {
+        let attempts = Attempts::default();
+        let (seat, mut heard) = seat();
+        assert!(timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default())).await.is_err());
+        let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
+        let Message::Cancel(cancel) = told(&mut heard).await else { panic!("then its end") };
+        assert_eq!(cancel.attempt, given.attempt);
+        assert!(attempts.lock().is_empty());
+    }
 }

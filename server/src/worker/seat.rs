@@ -1,5 +1,7 @@
 //! Where a layer's worker is: in this process, or behind a stream.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use occy_proto::v1::connect_response::Message;
@@ -24,7 +26,10 @@ pub enum Seat {
 
 /// A connected worker.
 #[derive(Clone, Debug)]
-pub struct RemoteSeat(Messages);
+pub struct RemoteSeat {
+    messages: Messages,
+    is_lost: Arc<AtomicBool>,
+}
 
 /// The worker is gone, or does not read what it is told.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +43,24 @@ impl Seat {
             let _ = seat.tell(Message::Drain(Drain {}));
         }
     }
+
+    /// A connected worker was lost: whoever still comes to give it a layer finds it so.
+    pub fn lose(&self) {
+        if let Self::Remote(seat) = self {
+            seat.is_lost.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 impl RemoteSeat {
     /// The worker behind a stream that has room for [`MESSAGES`] and two for each slot.
     pub fn new(messages: Messages) -> Self {
-        Self(messages)
+        Self { messages, is_lost: Arc::default() }
+    }
+
+    /// Whether the worker was lost.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::SeqCst)
     }
 
     /// Tells it its name, before anything else, and how often it has to be heard of.
@@ -66,6 +83,6 @@ impl RemoteSeat {
     }
 
     fn tell(&self, message: Message) -> Result<(), NotTold> {
-        self.0.try_send(Ok(ConnectResponse { message: Some(message) })).map_err(|_| NotTold)
+        self.messages.try_send(Ok(ConnectResponse { message: Some(message) })).map_err(|_| NotTold)
     }
 }
