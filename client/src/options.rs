@@ -91,7 +91,8 @@ Filters, in the order in which they are given (-f NAME[:KEY=VALUE[,KEY=VALUE]...
 A * in a GLOB matches / too: 'etc/*.conf' matches etc/a/b.conf.
 
 Coordinator, whose workers filter and compress where --coordinator names one (a running `occy-server`):
-  registry://...   is read and written by the coordinator, with its settings and credentials: no byte of it passes here
+  registry://...   is read and written by the coordinator, as it is set up, logged in as this process would be (a job: as the
+                   options say): no byte of it passes here
   all others       are on this machine, and their images are streamed to the coordinator and back
   An image that is only looked at (info, check) and is on this machine is looked at here. `job` runs without anybody waiting.
 

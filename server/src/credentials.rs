@@ -13,8 +13,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use occy_pipeline::digest::Digest;
 use occy_pipeline::registry::Credentials;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::RegistryCredentials;
-use occy_proto::v1::registry_credentials::Login;
 use prost::Message;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -70,16 +70,7 @@ impl Logins {
 
     /// For a registry, as a source or destination names it.
     pub fn for_host(&self, host: &str) -> Option<Credentials> {
-        let login = self.0.iter().find(|one| one.host == host)?.login.clone()?;
-        Some(match login {
-            Login::Password(login) => {
-                Credentials::Basic { username: login.username, password: login.password.into() }
-            }
-            Login::IdentityToken(token) => {
-                Credentials::IdentityToken { username: String::new(), token: token.into() }
-            }
-            Login::RegistryToken(token) => Credentials::RegistryToken(token.into()),
-        })
+        self.0.iter().find(|one| one.host == host)?.login.clone().map(convert::credentials)
     }
 }
 
@@ -209,6 +200,7 @@ fn name(id: &[u8; ID_LEN]) -> String {
 #[cfg(test)]
 mod tests {
     use occy_proto::v1::PasswordLogin;
+    use occy_proto::v1::registry_credentials::Login;
 
     use super::*;
 

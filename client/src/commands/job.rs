@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{print_bytes, print_json};
 use crate::options::{self, Global, Job, OutputFormat, SubmitJob};
 use crate::remote::connect::Coordinator;
+use crate::remote::logins::{Which, logins};
 use crate::remote::spec;
 use crate::remote::watch::{Watch, layer_document};
 use crate::{Exit, say};
@@ -63,7 +64,9 @@ async fn submit(options: &SubmitJob, global: &Global) -> anyhow::Result<Exit> {
     };
     let mut coordinator = Coordinator::needed(global, "job submit").await?;
     let idempotency_key = options.idempotency_key.clone().unwrap_or_default();
-    let request = SubmitJobRequest { spec: Some(spec), idempotency_key, credentials: Vec::new() };
+    let credentials =
+        logins(global, &coordinator, &work.source, Some(&work.destination), Which::Given).await?;
+    let request = SubmitJobRequest { spec: Some(spec), idempotency_key, credentials };
     let answered = coordinator.client.submit_job(request).await;
     let job = answered.map_err(|status| coordinator.error(status))?.into_inner().job.unwrap_or_default();
     if options.watch {

@@ -27,6 +27,7 @@ use crate::display::Display;
 use crate::options::{Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
 use crate::remote::connect::Coordinator;
+use crate::remote::logins::{Which, logins};
 use crate::remote::{findings, is_registry, spec};
 use crate::settings::{Misused, plan, settings};
 use crate::{Exit, Untold, say};
@@ -131,8 +132,10 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     let coordinator = Coordinator::needed(global, "process").await?;
     let progress = Progress::default();
     let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
+    let logins = logins(global, &coordinator, &work.source, Some(&work.destination), Which::All).await?;
     let call = call::Plan {
         spec,
+        logins,
         source: source.map(|source| source.end),
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: chain.clone(),

@@ -18,6 +18,7 @@ use crate::Exit;
 use crate::display::Display;
 use crate::options::{Global, Search};
 use crate::remote::connect::Coordinator;
+use crate::remote::logins::{Which, logins};
 use crate::remote::{call, is_registry, spec};
 use crate::settings::{Misused, plan, settings};
 
@@ -71,7 +72,9 @@ async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<V
     let coordinator = Coordinator::needed(global, "search").await?;
     let progress = Progress::default();
     let _display = Display::start(global, progress.clone(), &options.source, &settings.spools);
+    let logins = logins(global, &coordinator, &options.source, None, Which::All).await?;
     let call = call::Plan {
+        logins,
         spec: spec::to_here(spec, LayerForm::Nothing),
         source: own.map(|source| source.end),
         sending: plan(global, &settings, FilterChain::default(), false),

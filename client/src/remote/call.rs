@@ -29,7 +29,7 @@ use occy_proto::v1::image_element::Element;
 use occy_proto::v1::process_image_response::Part;
 use occy_proto::v1::{
     ImageElement, ImageResult, LayerChoice, LayerEnd, LayerReport, LayerStart, LayerStatus, PipelineSpec,
-    ProcessImageRequest, ProcessImageResponse, process_image_request,
+    ProcessImageRequest, ProcessImageResponse, RegistryCredentials, process_image_request,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -53,6 +53,8 @@ const REPORT_MAX: usize = 128 * 1024 * 1024;
 pub(crate) struct Plan {
     /// What is asked for.
     pub(crate) spec: PipelineSpec,
+    /// What registries are logged in to with.
+    pub(crate) logins: Vec<RegistryCredentials>,
     /// Where the image comes from, if it is here.
     pub(crate) source: Option<Box<dyn ImageSource>>,
     /// What the upload is done with: no filter.
@@ -154,14 +156,12 @@ impl Drop for Upload {
 
 impl Answers {
     async fn begin(coordinator: &Coordinator, plan: Plan) -> anyhow::Result<Self> {
-        let Plan { spec, source, sending, progress, .. } = plan;
+        let Plan { spec, logins, source, sending, progress, .. } = plan;
         let counts_bytes = source.is_none();
         let foreign_layers = spec.foreign_layers;
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        let spec = ProcessImageRequest {
-            part: Some(process_image_request::Part::Spec(spec)),
-            credentials: Vec::new(),
-        };
+        let spec =
+            ProcessImageRequest { part: Some(process_image_request::Part::Spec(spec)), credentials: logins };
         requests.try_send(spec).expect("there is room for the first");
         let coordinator = coordinator.clone();
         // Answered when the spec was looked at: what is refused is not even opened here.

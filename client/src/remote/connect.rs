@@ -31,6 +31,8 @@ pub(crate) type Client = PipelineServiceClient<InterceptedService<Channel, Beare
 pub(crate) struct Coordinator {
     pub(crate) client: Client,
     pub(crate) url: String,
+    /// Whether nobody on the way can read what is sent.
+    pub(crate) is_private: bool,
 }
 
 /// Sends the token with every call. It has no `Debug`.
@@ -67,7 +69,8 @@ impl Coordinator {
 
     async fn connect(url: &str, global: &Global) -> anyhow::Result<Self> {
         let (uri, is_tls) = parse(url)?;
-        let bearer = Bearer(token(global, &uri, is_tls)?);
+        let is_private = is_tls || is_loopback(&uri);
+        let bearer = Bearer(token(global, &uri, is_private)?);
         let mut endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -84,7 +87,8 @@ impl Coordinator {
         }
         let channel = endpoint.connect().await;
         let channel = channel.with_context(|| format!("failed to reach the coordinator at {url}"))?;
-        Ok(Self { client: PipelineServiceClient::with_interceptor(channel, bearer), url: url.to_owned() })
+        let client = PipelineServiceClient::with_interceptor(channel, bearer);
+        Ok(Self { client, url: url.to_owned(), is_private })
     }
 
     /// What a call failed with.
@@ -109,9 +113,9 @@ fn parse(url: &str) -> Result<(Uri, bool), Misused> {
 }
 
 /// The token, unless whoever listens on the way could read it.
-fn token(global: &Global, uri: &Uri, is_tls: bool) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
+fn token(global: &Global, uri: &Uri, is_private: bool) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
     let Some(path) = &global.token_file else { return Ok(None) };
-    if !is_tls && !is_loopback(uri) {
+    if !is_private {
         let problem = format!("--token-file: a token is sent over TLS only, and {uri} is not https");
         return Err(Misused(problem).into());
     }

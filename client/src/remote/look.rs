@@ -15,6 +15,7 @@ use occy_proto::v1::{self, check_image_response, inspect_image_response};
 
 use super::connect::Coordinator;
 use super::error::RemoteError;
+use super::logins::{Which, logins};
 use super::{show, spec};
 use crate::display::Display;
 use crate::options::{Check, Global};
@@ -28,7 +29,8 @@ pub(crate) async fn inspect(source: &str, global: &Global) -> anyhow::Result<(Im
     let coordinator = Coordinator::needed(global, "info").await?;
     let _display = Display::start(global, Progress::default(), source, &spools);
     let platform = Some(spec::platform(global, source));
-    let request = v1::InspectImageRequest { source: source.to_owned(), platform, credentials: Vec::new() };
+    let credentials = logins(global, &coordinator, source, None, Which::All).await?;
+    let request = v1::InspectImageRequest { source: source.to_owned(), platform, credentials };
     let answered = coordinator.client.clone().inspect_image(request).await;
     let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();
     let (mut head, mut index, mut index_type) = (Head::default(), Document::default(), String::new());
@@ -65,13 +67,14 @@ pub(crate) async fn check(options: &Check, global: &Global) -> anyhow::Result<Ch
     let coordinator = Coordinator::needed(global, "check").await?;
     let progress = Progress::default();
     let _display = Display::start(global, progress.clone(), &options.source, &spools);
+    let credentials = logins(global, &coordinator, &options.source, None, Which::All).await?;
     let request = v1::CheckImageRequest {
         source: options.source.clone(),
         platform: Some(spec::platform(global, &options.source)),
         fast: options.fast,
         parallel: convert::count(global.parallel),
         max_layer_size: global.max_layer_size,
-        credentials: Vec::new(),
+        credentials,
     };
     let answered = coordinator.client.clone().check_image(request).await;
     let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();

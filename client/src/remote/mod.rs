@@ -9,6 +9,7 @@ pub(crate) mod call;
 pub(crate) mod connect;
 pub(crate) mod error;
 pub(crate) mod findings;
+pub(crate) mod logins;
 pub(crate) mod look;
 pub(crate) mod spec;
 pub(crate) mod upload;

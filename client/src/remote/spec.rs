@@ -18,13 +18,6 @@ pub(crate) fn refuse_registry_options(global: &Global, ends: &[&str]) -> Result<
         return Ok(());
     }
     let given = [
-        ("username", global.username.is_some()),
-        ("password", global.password.is_some()),
-        ("source-username", global.source_username.is_some()),
-        ("source-password", global.source_password.is_some()),
-        ("destination-username", global.destination_username.is_some()),
-        ("destination-password", global.destination_password.is_some()),
-        ("docker-config", global.docker_config.is_some()),
         ("insecure", !global.insecure.is_empty()),
         ("ca-cert", !global.ca_cert.is_empty()),
         ("client-cert", global.client_cert.is_some()),

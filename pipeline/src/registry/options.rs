@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 
 use super::address::AllowedNetwork;
-use super::credentials::{ConfigFile, Credentials};
+use super::credentials::{self, ConfigFile, Credentials};
 use super::traffic::Traffic;
 
 /// The choices for one [`Client`](super::Client). Source and destination have a client each, so that each has its own credentials.
@@ -79,6 +79,20 @@ pub struct ClientCertificate {
     pub certificate: PathBuf,
     /// The PEM file of the key.
     pub key: PathBuf,
+}
+
+impl Options {
+    /// What a registry, as the user names it, is logged in to with: the explicit credentials, else docker's.
+    pub async fn credentials_for(&self, host: &str) -> Option<Credentials> {
+        if let Some(explicit) = &self.credentials {
+            return Some(explicit.clone());
+        }
+        let found = credentials::find(&self.docker_config, host).await;
+        if let Some(problem) = found.problem {
+            tracing::warn!("no credentials for {host}: {problem}");
+        }
+        found.credentials
+    }
 }
 
 impl Default for Options {

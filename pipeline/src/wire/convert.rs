@@ -1,6 +1,9 @@
 //! From the pipeline's values to the API's, and back.
 
-use occy_proto::v1::{self, FileKind, FilterOutput, ImageResult, LayerState, LayerStatus, SearchHit};
+use occy_proto::v1::registry_credentials::Login;
+use occy_proto::v1::{
+    self, FileKind, FilterOutput, ImageResult, LayerState, LayerStatus, PasswordLogin, SearchHit,
+};
 
 use super::{CHUNK, WireError};
 use crate::compression::Format;
@@ -12,6 +15,31 @@ use crate::manifest::Family;
 use crate::platform::Platform;
 use crate::process::Outcome;
 use crate::progress::{self, Progress};
+use crate::registry::Credentials;
+
+/// What a registry is logged in to with.
+pub fn login(credentials: Credentials) -> Login {
+    match credentials {
+        Credentials::Basic { username, password } => {
+            Login::Password(PasswordLogin { username, password: password.expose().to_owned() })
+        }
+        Credentials::IdentityToken { token, .. } => Login::IdentityToken(token.expose().to_owned()),
+        Credentials::RegistryToken(token) => Login::RegistryToken(token.expose().to_owned()),
+    }
+}
+
+/// The same, back.
+pub fn credentials(login: Login) -> Credentials {
+    match login {
+        Login::Password(PasswordLogin { username, password }) => {
+            Credentials::Basic { username, password: password.into() }
+        }
+        Login::IdentityToken(token) => {
+            Credentials::IdentityToken { username: String::new(), token: token.into() }
+        }
+        Login::RegistryToken(token) => Credentials::RegistryToken(token.into()),
+    }
+}
 
 /// What came of an image.
 pub fn image_result(outcome: &Outcome) -> ImageResult {

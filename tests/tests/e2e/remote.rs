@@ -339,9 +339,6 @@ fn what_only_this_process_could_do_is_refused_by_name() {
     let source = stage.registry.push(&small(), "app", "1");
     let ca = text(&Certificates::shared().path("ca.crt"));
     for (flag, value) in [
-        ("--username", "alice"),
-        ("--source-username", "alice"),
-        ("--docker-config", "/nowhere"),
         ("--insecure", "localhost"),
         ("--ca-cert", &ca),
         ("--allow-network", "10.0.0.0/8"),
@@ -353,13 +350,52 @@ fn what_only_this_process_could_do_is_refused_by_name() {
         write(stage.at("in.tar"), tar(&saved::docker_v12(&[(&small(), &["app:1"])])));
         through(&stage.coordinator, &["search", &tar_uri(&stage.at("in.tar")), "*", flag, value]).ok();
     }
-    let secret = through(&stage.coordinator, &["info", &source]).env("OCCYSTRAP_PASSWORD", "hunter2");
-    secret.fails(2).says(&["OCCYSTRAP_PASSWORD"]).keeps("hunter2");
     let all = ["process", &source, &stage.registry.uri("all:1"), "--all"];
     through(&stage.coordinator, &all).fails(2).says(&["--all"]);
     for command in [&["workers"][..], &["job", "list"], &["job", "watch", "x"]] {
         locally(command).fails(2).says(&["--coordinator", "OCCYSTRAP_COORDINATOR"]);
     }
+}
+
+#[test]
+fn a_coordinator_logs_in_as_this_process_would() {
+    let registry = Registry::with_htpasswd("alice", "hunter2");
+    let source = registry.push(&small(), "app", "1");
+    let directory = scratch();
+    let keys = directory.path().join("keys");
+    write(&keys, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n");
+    let keeps = Coordinator::start(&["--secret-key-file", &text(&keys)]);
+    let login = json!({"auths": {(registry.host()): {"auth": "YWxpY2U6aHVudGVyMg=="}}});
+    let config = directory.path().join("config.json");
+    write(&config, login.to_string());
+    let docker = ["--docker-config".to_owned(), text(&config)];
+    let given = ["--username".to_owned(), "alice".to_owned()];
+    let copy = registry.uri("copy:1");
+    for command in [
+        vec!["info", &source],
+        vec!["check", &source],
+        vec!["search", &source, "*"],
+        vec!["process", &source, &copy],
+        vec!["process", &source, "tar://-"],
+    ] {
+        through(&keeps, &command).fails(1).says(&["401"]);
+        let with = |options: &[String; 2]| {
+            let options = options.iter().map(String::as_str);
+            through(&keeps, &command.iter().copied().chain(options).collect::<Vec<_>>())
+        };
+        with(&docker).ok();
+        with(&given).env("OCCYSTRAP_PASSWORD", "hunter2").ok();
+        with(&given).env("OCCYSTRAP_PASSWORD", "swordfish").fails(1).says(&["401"]).keeps("swordfish");
+    }
+    let job = ["job", "submit", &source, &registry.uri("job:1"), "--watch", "--username", "alice"];
+    through(&keeps, &job).env("OCCYSTRAP_PASSWORD", "hunter2").ok();
+    assert!(registry.has("job", "1"));
+    let forgets = Coordinator::start(&[]);
+    through(&forgets, &job).env("OCCYSTRAP_PASSWORD", "hunter2").fails(1).keeps("hunter2");
+    let two = ["--source-username", "alice", "--destination-username", "bob", "--destination-password", "x"];
+    let two = [&["process", &source, &copy][..], &two].concat();
+    through(&keeps, &two).env("OCCYSTRAP_SOURCE_PASSWORD", "hunter2").fails(2).says(&["one user only"]);
+    assert!(!keeps.log().contains("hunter2") && !keeps.log().contains("swordfish"));
 }
 
 #[test]
