@@ -9,7 +9,7 @@ use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, noise};
 use occy_tests::occyctl::{Ended, kills, moment, occyctl};
 use occy_tests::registry::Registry;
-use occy_tests::tools::{Packing, hex, read, run, write};
+use occy_tests::tools::{Packing, hex, read, run, tool, write};
 use serde_json::{Value, json};
 
 use crate::{names, scratch};
@@ -508,7 +508,9 @@ fn tool_as_nobody(source: &str, directory: &Path) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).expect("permissions");
     }
     let program = open.join("occyctl");
-    std::fs::copy(occy_tests::occyctl::path(), &program).expect("a copy");
+    // By another process: a copy that is open for writing here is so in every child that another test starts meanwhile, and what
+    // is open for writing cannot be run.
+    tool("cp", [occy_tests::occyctl::path(), &program]);
     let uri = format!("oci://{}", text(&open.join("out")));
     let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let program = text(&program);
