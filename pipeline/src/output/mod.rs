@@ -2,6 +2,7 @@
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
 pub mod bundle;
+pub mod content;
 pub mod dir;
 pub mod docker;
 pub mod manifest;

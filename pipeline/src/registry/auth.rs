@@ -32,13 +32,17 @@ pub enum Access {
     Pull,
     /// Read and write it.
     Push,
+    /// Read it, and delete what is in it.
+    Delete,
 }
 
-/// An access to a repository, as tokens are asked for.
+/// What a token is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Scope {
-    pub(super) repository: String,
-    pub(super) access: Access,
+pub(super) enum Scope {
+    /// An access to a repository.
+    Repository(String, Access),
+    /// The names of all repositories.
+    Catalog,
 }
 
 /// What one registry wants to know, and what it was told.
@@ -272,11 +276,13 @@ fn covers(scopes: &[Scope], wanted: &str) -> bool {
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let actions = match self.access {
+        let Self::Repository(name, access) = self else { return f.write_str("registry:catalog:*") };
+        let actions = match access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
+            Access::Delete => "pull,delete",
         };
-        write!(f, "repository:{}:{actions}", self.repository)
+        write!(f, "repository:{name}:{actions}")
     }
 }
 
@@ -287,8 +293,8 @@ mod tests {
     #[test]
     fn a_wider_scope_covers_a_narrower_one_of_the_same_repository() {
         let scopes = [
-            Scope { repository: "a/b".to_owned(), access: Access::Push },
-            Scope { repository: "source".to_owned(), access: Access::Pull },
+            Scope::Repository("a/b".to_owned(), Access::Push),
+            Scope::Repository("source".to_owned(), Access::Pull),
         ];
         for (wanted, covered) in [
             ("repository:a/b:pull", true),

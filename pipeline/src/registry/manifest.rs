@@ -1,4 +1,4 @@
-//! Manifests: get, check, put.
+//! Manifests: get, check, put, delete.
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
@@ -33,6 +33,16 @@ pub struct ManifestHead {
     pub media_type: String,
     /// In bytes, where the registry says it.
     pub size: Option<u64>,
+}
+
+/// What a registry says of a manifest that it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutManifest {
+    /// Of the manifest, with the algorithm that it was put by, else SHA-256.
+    pub digest: Digest,
+    /// `OCI-Subject`: the registry lists the manifest among the referrers of this one. Where the manifest has a subject and the
+    /// registry does not say so, whoever put it has to (distribution-spec, "Pushing Manifests with Subject").
+    pub subject: Option<Digest>,
 }
 
 impl Repository {
@@ -94,7 +104,7 @@ impl Repository {
         reference: &ManifestRef,
         media_type: &str,
         bytes: Bytes,
-    ) -> Result<Digest, RegistryError> {
+    ) -> Result<PutManifest, RegistryError> {
         let operation = Operation::PutManifest(reference.to_string());
         let call = self.call(Method::PUT, &format!("manifests/{reference}"), operation).await?;
         if let ManifestRef::Digest(expected) = reference {
@@ -112,7 +122,21 @@ impl Repository {
             ManifestRef::Digest(digest) => digest.algorithm(),
             ManifestRef::Tag(_) => Algorithm::Sha256,
         };
-        Ok(hash(algorithm, &bytes))
+        let subject = header_digest(response.headers(), "oci-subject");
+        Ok(PutManifest { digest: hash(algorithm, &bytes), subject })
+    }
+
+    /// Deletes the manifest that a digest names, and with it every tag that names it; or a tag alone, of a registry that can. False
+    /// where there is none.
+    pub async fn delete_manifest(&self, reference: &ManifestRef) -> Result<bool, RegistryError> {
+        let operation = Operation::DeleteManifest(reference.to_string());
+        let call = self.call(Method::DELETE, &format!("manifests/{reference}"), operation).await?;
+        let response = self.host.send(&call).await?;
+        match response.status() {
+            StatusCode::ACCEPTED | StatusCode::OK | StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.host.failure(response, &call.request).await),
+        }
     }
 }
 
@@ -132,10 +156,14 @@ fn check(expected: &Digest, bytes: &[u8], request: &Request) -> Result<(), Regis
 
 /// `Docker-Content-Digest`. One with an algorithm that we do not know says nothing to us.
 pub(super) fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
-    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+    header_digest(headers, "docker-content-digest")
 }
 
-fn media_type(headers: &HeaderMap) -> String {
+fn header_digest(headers: &HeaderMap, name: &str) -> Option<Digest> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+pub(super) fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }

@@ -4,7 +4,9 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | manifests: get, check, put | `manifest` |
+//! | manifests: get, check, put, delete | `manifest` |
+//! | what names a manifest as its subject | `referrers` |
+//! | names of repositories and tags, page by page | `list` |
 //! | blobs down: stream, resume, verify | `blob_read` |
 //! | layers that may be elsewhere | `foreign` |
 //! | blobs up: check, mount, sessions | `mount`, `session` |
@@ -30,10 +32,12 @@ mod error;
 mod foreign;
 mod host;
 mod http;
+mod list;
 mod manifest;
 mod mount;
 mod named;
 mod options;
+mod referrers;
 mod retry;
 mod sending;
 mod session;
@@ -58,13 +62,15 @@ pub use self::credentials::{ConfigFile, Credentials, Secret};
 pub use self::error::{ConnectFailure, Operation, RegistryError, Request};
 use self::host::RegistryHost;
 use self::http::HttpClients;
-pub use self::manifest::{FetchedManifest, ManifestHead};
+pub use self::list::Names;
+pub use self::manifest::{FetchedManifest, ManifestHead, PutManifest};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options, RequestHook};
+pub use self::referrers::{Referrers, fallback_tag};
 pub use self::session::{UploadSession, uploads_ended};
 pub use self::traffic::Traffic;
 use self::transport::Call;
-use crate::reference::Reference;
+use crate::reference::{Reference, RegistryName};
 
 /// A client with one set of options and credentials. Clones share connections and tokens.
 #[derive(Clone, Debug)]
@@ -103,11 +109,20 @@ impl Client {
 
     /// The repository that a reference names, for this access.
     pub fn repository(&self, reference: &Reference, access: Access) -> Repository {
+        Repository { host: self.host(reference.host()), name: reference.repository().to_owned(), access }
+    }
+
+    /// The names of all repositories of a registry.
+    pub fn repositories(&self, host: &RegistryName) -> Names {
+        Names::of_repositories(self.host(host.as_str()))
+    }
+
+    fn host(&self, name: &str) -> Arc<RegistryHost> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let host = hosts.entry(reference.host().to_owned()).or_insert_with(|| {
-            Arc::new(RegistryHost::new(reference.host(), Arc::clone(&self.options), Arc::clone(&self.http)))
+        let host = hosts.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(RegistryHost::new(name, Arc::clone(&self.options), Arc::clone(&self.http)))
         });
-        Repository { host: Arc::clone(host), name: reference.repository().to_owned(), access }
+        Arc::clone(host)
     }
 }
 
@@ -129,7 +144,7 @@ impl Repository {
     }
 
     fn scope(&self) -> Scope {
-        Scope { repository: self.name.clone(), access: self.access }
+        Scope::Repository(self.name.clone(), self.access)
     }
 
     fn request(&self, operation: Operation) -> Request {

@@ -65,6 +65,22 @@ impl Store for RegistrySource {
     fn origin(&self) -> Option<Repository> {
         Some(self.repository.clone())
     }
+
+    fn wanted(&self) -> Option<ManifestRef> {
+        Some(self.reference.manifest())
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        match self.repository.manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        Ok(self.repository.referrers(subject).await?.manifests)
+    }
 }
 
 #[async_trait::async_trait]
