@@ -165,11 +165,14 @@ Examples:
   occyctl copy docker.io/library/busybox:1.36 localhost:5000/busybox:1.36 --platform linux/amd64 --sparse")]
     Copy(Copy),
     /// List the repositories of a registry, the tags of a repository, or the images of a layout.
-    #[command(visible_alias = "list", after_long_help = "\
+    #[command(
+        visible_alias = "list",
+        after_long_help = "\
 Examples:
   occyctl ls localhost:5000
   occyctl ls localhost:5000/app
-  occyctl ls oci-layout://mirror")]
+  occyctl ls oci-layout://mirror"
+    )]
     Ls(Ls),
     /// List the tags of a repository.
     #[command(after_long_help = "\
@@ -296,8 +299,8 @@ pub(crate) struct Copy {
     /// it for several.
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platforms: Vec<Platform>,
-    /// Keep an index, and with it its digest, as it is, although not all of its images are copied: those for other platforms than
-    /// were named, and those that the source does not have. Not every registry takes one.
+    /// Keep manifests, and with them their digests, as they are, although not all that they name is copied: of an index the images
+    /// for other platforms than were named, and whatever the source does not have. Not every registry takes them.
     #[arg(long)]
     pub(crate) sparse: bool,
     /// Copy also what names the manifests as its subject (signatures, SBOMs, attestations), and the tags that cosign names after

@@ -151,7 +151,9 @@ async fn tags_of(repository: &Repository, digest: &Digest) -> Result<Vec<String>
         Ok((named.as_ref() == Some(digest)).then(|| name.clone()))
     });
     let asked = futures_util::stream::iter(asked.collect::<Vec<_>>()).buffered(TAGS_AT_ONCE);
-    asked.try_filter_map(|tag| async move { Ok(tag) }).try_collect().await
+    let mut found: Vec<String> = asked.try_filter_map(|tag| async move { Ok(tag) }).try_collect().await?;
+    found.sort();
+    Ok(found)
 }
 
 /// What a tag names now.
@@ -223,8 +225,21 @@ mod tests {
     #[test]
     fn versions_are_sorted_as_people_count() {
         let sorted = [
-            "0.9", "1.0-alpha", "1.0-beta.2", "1.0-rc1", "1.0-rc2", "1.0-rc10", "1.0", "1.0-musl", "1.0.1", "1.2",
-            "1.10", "v2.0.0", "10.0", "edge", "latest",
+            "0.9",
+            "1.0-alpha",
+            "1.0-beta.2",
+            "1.0-rc1",
+            "1.0-rc2",
+            "1.0-rc10",
+            "1.0",
+            "1.0-musl",
+            "1.0.1",
+            "1.2",
+            "1.10",
+            "v2.0.0",
+            "10.0",
+            "edge",
+            "latest",
         ];
         let mut tags: Vec<String> = sorted.iter().rev().map(ToString::to_string).collect();
         sort_by_version(&mut tags);

@@ -286,6 +286,7 @@ impl Error {
                 | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
+                | OutputError::OneName { .. }
                 | OutputError::NotALayout { .. }
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },

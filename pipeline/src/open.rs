@@ -273,9 +273,7 @@ fn names_registry(rest: &str) -> bool {
         _ => (rest, None),
     };
     let has_port = port.is_some_and(|port| port.parse::<u16>().is_ok());
-    !rest.contains('/')
-        && !rest.contains('@')
-        && (has_port || port.is_none() && looks_like_host(name))
+    !rest.contains('/') && !rest.contains('@') && (has_port || port.is_none() && looks_like_host(name))
 }
 
 fn looks_like_host(name: &str) -> bool {
@@ -361,10 +359,13 @@ mod tests {
                 "{host}"
             );
         }
-        for host in ["localhost:5000", "localhost", "registry.example", "10.0.0.1:5000", "[::1]:5000", "host:5000/"] {
+        for host in
+            ["localhost:5000", "localhost", "registry.example", "10.0.0.1:5000", "[::1]:5000", "host:5000/"]
+        {
             assert!(matches!(place(host, &settings()), Ok(Place::Registry(..))), "{host}");
         }
-        for repository in ["busybox", "localhost/a", "registry://[::1]:5000/a/b", "docker.io/library/busybox"] {
+        for repository in ["busybox", "localhost/a", "registry://[::1]:5000/a/b", "docker.io/library/busybox"]
+        {
             assert!(matches!(place(repository, &settings()), Ok(Place::Repository(_))), "{repository}");
         }
         for image in ["busybox:latest", "localhost:5000/a:1", "a@sha256:0"] {

@@ -48,7 +48,7 @@ fn tell(copied: &Copied, source: &str, global: &Global) -> anyhow::Result<()> {
         tracing::info!("{digest} stays named and was not copied");
     }
     let left_out = copied.left_out.len();
-    let sparse = if left_out == 0 { String::new() } else { format!(", {left_out} of its entries left out") };
+    let sparse = if left_out == 0 { String::new() } else { format!(", without {left_out} of what it names") };
     if global.output_format == OutputFormat::Text {
         say(&format!("Copied {} ({}){sparse}", copied.destination, copied.digest));
         let (listed, tagged): (Vec<_>, Vec<_>) = copied.referrers.iter().partition(|one| one.is_listed);

@@ -57,12 +57,7 @@ async fn tags_of(repository: &Repository, order: Order, global: &Global) -> anyh
     }
 }
 
-async fn images_of(
-    layout: &LayoutSource,
-    name: &str,
-    order: Order,
-    global: &Global,
-) -> anyhow::Result<Exit> {
+async fn images_of(layout: &LayoutSource, name: &str, order: Order, global: &Global) -> anyhow::Result<Exit> {
     let images = sorted(layout.names().await?, order);
     match global.output_format {
         OutputFormat::Text => print_names(&images),

@@ -72,8 +72,8 @@ pub(super) struct Gathering<'a> {
 
 /// An entry of an index, looked for at both ends.
 enum Found {
-    /// At the source, to be copied or looked into.
-    Manifest(FetchedManifest),
+    /// At the source, to be copied or looked into; it may be at the destination too.
+    Manifest { fetched: FetchedManifest, is_here: bool },
     /// At the destination.
     Here,
     /// Nowhere.
@@ -169,6 +169,7 @@ impl<'a> Gathering<'a> {
     fn add<'b>(
         &'b mut self,
         fetched: FetchedManifest,
+        is_here: bool,
         platforms: &'b [Platform],
         depth: usize,
     ) -> BoxFuture<'b, Result<(), Error>> {
@@ -186,7 +187,11 @@ impl<'a> Gathering<'a> {
             let parsed = self.parse(&fetched)?;
             let media_type = media_type_of(&parsed).to_owned();
             self.content(parsed, platforms, depth + 1).await?;
-            self.manifests.push((depth, FetchedManifest { media_type, ..fetched }));
+            if is_here {
+                self.manifests_found += 1;
+            } else {
+                self.manifests.push((depth, FetchedManifest { media_type, ..fetched }));
+            }
             Ok(())
         }
         .boxed()
@@ -244,7 +249,7 @@ impl<'a> Gathering<'a> {
         for (Chosen { position, platforms }, found) in chosen.iter().zip(found) {
             let digest = &index.manifests[*position].digest;
             match found {
-                Found::Manifest(fetched) => self.add(fetched, platforms, depth).await?,
+                Found::Manifest { fetched, is_here } => self.add(fetched, is_here, platforms, depth).await?,
                 Found::Here => self.manifests_found += usize::from(self.is_new(digest)?),
                 Found::Missing if self.plan.sparse => self.left_out.push(digest.clone()),
                 Found::Missing => {
@@ -260,16 +265,20 @@ impl<'a> Gathering<'a> {
         if self.seen.contains(&entry.digest) {
             return Ok(Found::Here);
         }
-        if let Some(made) = self.made.get(&entry.digest) {
-            return Ok(Found::Manifest(made.clone()));
-        }
+        let made = self.made.get(&entry.digest).cloned();
+        let size = made.as_ref().map_or(entry.size, |made| made.bytes.len() as u64);
+        let is_here = self.output.has_manifest(&entry.digest, size).await?;
         // What an image's manifest names is where the manifest is. Of an index that cannot be said: it may be sparse there.
         let is_image =
             [media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST].contains(&entry.media_type.as_str());
-        if is_image && self.output.has_manifest(&entry.digest, entry.size).await? {
+        if is_image && is_here {
             return Ok(Found::Here);
         }
-        self.fetch(entry).await.map(|found| found.map_or(Found::Missing, Found::Manifest))
+        let fetched = match made {
+            Some(made) => Some(made),
+            None => self.fetch(entry).await?,
+        };
+        Ok(fetched.map_or(Found::Missing, |fetched| Found::Manifest { fetched, is_here }))
     }
 
     async fn fetch(&self, entry: &Descriptor) -> Result<Option<FetchedManifest>, Error> {
@@ -297,10 +306,8 @@ impl<'a> Gathering<'a> {
             let asked = subjects.iter().filter(|subject| !self.made.contains_key(subject)).cloned();
             let gathering = &*self;
             let asked = asked.map(|subject| gathering.belonging_to(subject)).collect::<Vec<_>>();
-            let found: Vec<_> = futures_util::stream::iter(asked)
-                .buffered(DOCUMENTS_AT_ONCE)
-                .try_collect()
-                .await?;
+            let found: Vec<_> =
+                futures_util::stream::iter(asked).buffered(DOCUMENTS_AT_ONCE).try_collect().await?;
             for (subject, listed, tagged) in found {
                 for listed in listed {
                     let Some(manifest) = self.fetch(&listed).await? else {

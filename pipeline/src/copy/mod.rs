@@ -21,8 +21,8 @@ use self::gather::{Gathered, Gathering};
 use crate::digest::Digest;
 use crate::element::Layer;
 use crate::error::Error;
-use crate::output::Moved;
 use crate::output::content::ContentOutput;
+use crate::output::{Moved, OutputError};
 use crate::platform::Platform;
 use crate::progress::{LayerState, Progress};
 use crate::registry::FetchedManifest;
@@ -38,8 +38,8 @@ const ATTEMPTS: u32 = 3;
 pub struct CopyPlan {
     /// Of an index, the images for these platforms alone; all, where none is named.
     pub platforms: Vec<Platform>,
-    /// Keep an index as it is although not all of its images are copied: those for other platforms, and those that the source
-    /// does not have.
+    /// Keep manifests as they are although not all that they name is copied: of an index the images for other platforms, and
+    /// whatever the source does not have.
     pub sparse: bool,
     /// Copy what names the copied manifests as its subject, and what cosign keeps under tags that are called like their digests.
     pub referrers: bool,
@@ -72,7 +72,7 @@ pub struct Copied {
     pub referrers: Vec<CopiedReferrer>,
     /// Tags that were copied because they are called like a digest.
     pub digest_tags: Vec<String>,
-    /// Entries of indexes that stay named and were not copied.
+    /// What stays named and was not copied.
     pub left_out: Vec<Digest>,
     /// From the first request to the tag.
     pub elapsed: Duration,
@@ -103,10 +103,13 @@ pub async fn copy(
 ) -> Result<Copied, Error> {
     let start = Instant::now();
     output.open().await?;
+    if plan.referrers && !output.names_many() {
+        return Err(OutputError::OneName { destination: output.destination() }.into());
+    }
     let root = source.first().await?;
     let gathered = Gathering::new(source.as_ref(), output.as_ref(), plan).all_of(root).await?;
     progress.begin(gathered.blobs.iter().map(|blob| (blob.label(), blob.blob.size())));
-    let moved = copy_blobs(&gathered.blobs, &output, plan.parallel, progress).await?;
+    let moved = copy_blobs(&gathered.blobs, &output, plan, progress).await?;
     put_manifests(&gathered, output.as_ref()).await?;
     let referrers = referrers::put(&gathered, output.as_ref()).await?;
     if plan.preserve_digests && output.wanted().is_none() && gathered.root.digest.is_rare() {
@@ -116,8 +119,13 @@ pub async fn copy(
     if !gathered.is_named {
         output.put_named(&gathered.root, &source.name()).await?;
     }
-    let bytes = moved.iter().flatten().sum();
-    let blobs = moved.iter().flatten().count();
+    let moved_bytes =
+        moved.iter().filter_map(|moved| if let Way::Moved(size) = moved { Some(*size) } else { None });
+    let (bytes, blobs) =
+        moved_bytes.fold((0_u64, 0), |(bytes, blobs), size| (bytes.saturating_add(size), blobs + 1));
+    let lost = gathered.blobs.iter().zip(&moved).filter(|(_, moved)| **moved == Way::Missing);
+    let lost: Vec<Digest> =
+        lost.filter_map(|(blob, _)| Some(blob.descriptor.as_ref()?.digest.clone())).collect();
     Ok(Copied {
         digest: gathered.root.digest.clone(),
         media_type: gathered.root.media_type.clone(),
@@ -125,38 +133,52 @@ pub async fn copy(
         manifests: gathered.manifests.len() + usize::from(!gathered.is_named) + referrers.len(),
         manifests_found: gathered.manifests_found,
         blobs,
-        blobs_found: gathered.blobs.len() - blobs,
+        blobs_found: gathered.blobs.len() - blobs - lost.len(),
         bytes,
         referrers,
         digest_tags: gathered.digest_tags.iter().map(|(tag, _)| tag.to_string()).collect(),
-        left_out: gathered.left_out,
+        left_out: gathered.left_out.into_iter().chain(lost).collect(),
         elapsed: start.elapsed(),
     })
 }
 
-/// Copies blobs; gives the bytes of each that moved.
+/// What became of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// So many bytes went to the destination.
+    Moved(u64),
+    /// It was there, was mounted, or is foreign.
+    Found,
+    /// The source does not have it, and need not.
+    Missing,
+}
+
+/// Copies blobs; gives what became of each.
 async fn copy_blobs(
     blobs: &[Layer],
     output: &Arc<dyn ContentOutput>,
-    parallel: usize,
+    plan: &CopyPlan,
     progress: &Progress,
-) -> Result<Vec<Option<u64>>, Error> {
+) -> Result<Vec<Way>, Error> {
     let mut running = JoinSet::new();
     let mut waiting = blobs.iter().cloned().enumerate();
-    let mut moved = vec![None; blobs.len()];
+    let mut ways = vec![Way::Found; blobs.len()];
     loop {
-        while running.len() < parallel.max(1)
+        while running.len() < plan.parallel.max(1)
             && let Some((index, blob)) = waiting.next()
         {
-            let (output, progress) = (Arc::clone(output), progress.clone());
+            let (output, progress, sparse) = (Arc::clone(output), progress.clone(), plan.sparse);
             running.spawn(async move {
-                let result = copy_blob(index, &blob, output.as_ref(), &progress).await;
-                result.map(|moved| (index, moved)).map_err(|error| in_copy_error(&blob.label(), error))
+                match copy_blob(index, &blob, output.as_ref(), &progress).await {
+                    Ok(way) => Ok((index, way)),
+                    Err(error) if sparse && error.is_missing_blob() => Ok((index, Way::Missing)),
+                    Err(error) => Err(in_copy_error(&blob.label(), error)),
+                }
             });
         }
         match running.join_next().await {
-            None => return Ok(moved),
-            Some(Ok(Ok((index, bytes)))) => moved[index] = bytes,
+            None => return Ok(ways),
+            Some(Ok(Ok((index, way)))) => ways[index] = way,
             Some(Ok(Err(error))) => {
                 running.shutdown().await;
                 return Err(error);
@@ -171,7 +193,7 @@ async fn copy_blob(
     blob: &Layer,
     output: &dyn ContentOutput,
     progress: &Progress,
-) -> Result<Option<u64>, Error> {
+) -> Result<Way, Error> {
     let shown = &progress.layers()[index];
     shown.set(LayerState::Running);
     let mut attempt = 1;
@@ -179,11 +201,11 @@ async fn copy_blob(
         match output.put_blob(blob, &shown.bytes).await {
             Ok(Moved::Nothing) => {
                 shown.set(LayerState::Reused);
-                return Ok(None);
+                return Ok(Way::Found);
             }
             Ok(Moved::Bytes) => {
                 shown.set(LayerState::Done);
-                return Ok(blob.blob.size());
+                return Ok(Way::Moved(blob.blob.size().unwrap_or_default()));
             }
             Err(error) if error.is_worth_a_new_attempt() && attempt < ATTEMPTS => {
                 tracing::warn!(blob = blob.label(), attempt, %error, "blob failed; starting it again");
@@ -213,7 +235,10 @@ async fn put_all<'a>(
     let put = manifests.map(|manifest| async move {
         in_copy(&manifest.digest, output.put_manifest(manifest).await).map(drop)
     });
-    futures_util::stream::iter(put.collect::<Vec<_>>()).buffer_unordered(DOCUMENTS_AT_ONCE).try_collect().await
+    futures_util::stream::iter(put.collect::<Vec<_>>())
+        .buffer_unordered(DOCUMENTS_AT_ONCE)
+        .try_collect()
+        .await
 }
 
 fn in_copy<T>(digest: &Digest, result: Result<T, Error>) -> Result<T, Error> {

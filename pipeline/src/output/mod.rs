@@ -165,6 +165,12 @@ pub enum OutputError {
         /// The source's.
         index: String,
     },
+    /// What belongs to an image has names of its own.
+    #[error("{destination} can name one image only, and not what belongs to it: a directory can")]
+    OneName {
+        /// The destination.
+        destination: String,
+    },
     /// A directory that is something else must not become a layout as well.
     #[error("{} is not an OCI image layout: {reason}", .path.display())]
     NotALayout {

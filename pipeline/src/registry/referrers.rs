@@ -59,7 +59,8 @@ impl Repository {
             if !asked.insert(url.to_string()) || found.len() > MAX_MANIFESTS {
                 return Err(protocol(&request, "a list of referrers that does not end".to_owned()));
             }
-            let call = Call::new(Method::GET, url, &[self.scope()], request.clone()).header(ACCEPT, OCI_INDEX);
+            let call =
+                Call::new(Method::GET, url, &[self.scope()], request.clone()).header(ACCEPT, OCI_INDEX);
             let response = self.host.send(&call).await?;
             // Registries that know nothing of it answer so, and some with a page for people.
             let is_unknown = match response.status() {

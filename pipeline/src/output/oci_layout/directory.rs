@@ -18,8 +18,8 @@ use crate::digest::{Digest, Hasher};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
 use crate::output::OutputError;
-use crate::registry::FetchedManifest;
 use crate::output::staging::fail;
+use crate::registry::FetchedManifest;
 
 /// What a blob is called until it is whole.
 const PARTIAL: &str = "blob";

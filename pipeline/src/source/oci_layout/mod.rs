@@ -169,9 +169,7 @@ impl LayoutSource {
         let bytes = bytes::Bytes::from(self.small(&files, INDEX).await?);
         let parsed = manifest::parse(&bytes, Some(media_type::OCI_INDEX));
         match parsed.map_err(|error| self.not_a_layout(format!("{INDEX}: {error}")))? {
-            ParsedManifest::Index(index) => {
-                Ok(Opened { files, bytes, index, by_subject: OnceCell::new() })
-            }
+            ParsedManifest::Index(index) => Ok(Opened { files, bytes, index, by_subject: OnceCell::new() }),
             _ => Err(self.not_a_layout(format!("{INDEX} is not an index"))),
         }
     }
