@@ -23,6 +23,7 @@ mod progress;
 mod push;
 mod remote;
 mod rewriting;
+mod schedules;
 mod schema1;
 mod search;
 mod service_access;
