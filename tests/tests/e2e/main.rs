@@ -40,6 +40,7 @@ mod to_dir;
 mod to_tar;
 mod unpack;
 mod worker_faults;
+mod worker_fleets;
 mod worker_jobs;
 mod worker_python;
 
