@@ -56,6 +56,8 @@ fn no_job_is_lost_and_no_tag_is_ever_wrong_whatever_fails() {
             let start = Instant::now();
             let outcome = catch_unwind(AssertUnwindSafe(|| stage::run(&plan, &expected)));
             let seconds = start.elapsed().as_secs_f64();
+            let ended = if outcome.is_ok() { "passed" } else { "FAILED" };
+            eprintln!("schedule {seed}: {ended} in {seconds:.1} s");
             if outcome.is_err() {
                 eprintln!(
                     "--- it failed in {plan}\n--- OCCY_TEST_SEED={seed} OCCY_TEST_SCHEDULES=1 runs it again"

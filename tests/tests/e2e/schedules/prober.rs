@@ -50,7 +50,7 @@ impl Prober {
     pub(super) fn run(mut self, stop: &AtomicBool) -> Self {
         while !stop.load(Ordering::Relaxed) {
             self.look();
-            sleep(Duration::from_millis(15));
+            sleep(Duration::from_millis(30));
         }
         self.look();
         self
