@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 
 use super::chunks::Chunks;
 use super::error::{Operation, RegistryError, Request};
+use super::retry::Backoff;
 use super::{Repository, http};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::reference::ManifestRef;
@@ -111,17 +112,28 @@ impl Repository {
             check(expected, &bytes, &call.request)?;
         }
         let call = call.header(CONTENT_TYPE, media_type).body(Chunks::from(bytes.clone()));
-        let response = self.host.send(&call).await?;
-        if !matches!(response.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::NO_CONTENT) {
-            return Err(self.host.failure(response, &call.request).await);
-        }
-        if let Some(stored) = announced_digest(response.headers()) {
-            check(&stored, &bytes, &call.request)?;
-        }
         let algorithm = match reference {
             ManifestRef::Digest(digest) => digest.algorithm(),
             ManifestRef::Tag(_) => Algorithm::Sha256,
         };
+        let mut backoff = Backoff::new(&self.host.options);
+        let response = loop {
+            let response = self.host.send(&call).await?;
+            if matches!(response.status(), StatusCode::CREATED | StatusCode::OK | StatusCode::NO_CONTENT) {
+                break response;
+            }
+            let failure = self.host.failure(response, &call.request).await;
+            // Of another algorithm's digest the same answer says that the registry does not know it.
+            if algorithm != Algorithm::Sha256
+                || !is_torn_read(&failure)
+                || !backoff.wait(&failure, None).await
+            {
+                return Err(failure);
+            }
+        };
+        if let Some(stored) = announced_digest(response.headers()) {
+            check(&stored, &bytes, &call.request)?;
+        }
         let subject = header_digest(response.headers(), "oci-subject");
         Ok(PutManifest { digest: hash(algorithm, &bytes), subject })
     }
@@ -138,6 +150,14 @@ impl Repository {
             _ => Err(self.host.failure(response, &call.request).await),
         }
     }
+}
+
+/// Whether a registry read a link to one of the manifest's blobs while it wrote it.
+///
+/// docker-registry writes such a link anew when another client brings the same blob to the same repository; who puts a manifest in
+/// that moment reads an empty one, and hears that the digest were wrong of bytes whose digest is right. It passes.
+fn is_torn_read(failure: &RegistryError) -> bool {
+    matches!(failure, RegistryError::Status { status: 400, code: Some(code), .. } if code == "DIGEST_INVALID")
 }
 
 fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {

@@ -25,6 +25,7 @@ mod progress;
 mod push;
 mod remote;
 mod rewriting;
+mod schedules;
 mod schema1;
 mod search;
 mod service_access;
@@ -42,6 +43,7 @@ mod to_tar;
 mod unpack;
 mod whole;
 mod worker_faults;
+mod worker_fleets;
 mod worker_jobs;
 mod worker_python;
 

@@ -351,9 +351,10 @@ fn a_copy_that_fails_leaves_the_tag_where_it_was() {
     }
     let near = FaultProxy::before(from.host());
     near.fault(usize::MAX, "GET", "/v2/app/blobs/*", proxy::corrupt(20));
-    let damaged =
-        occyctl(["copy", &format!("{}/app:1", near.host()), &destination, "--retries", "0"]).fails(1);
+    let fresh = to.uri("fresh:1");
+    let damaged = occyctl(["copy", &format!("{}/app:1", near.host()), &fresh, "--retries", "0"]).fails(1);
     assert!(damaged.stderr.contains("failed to copy sha256:"), "{}", damaged.stderr);
+    assert!(!to.has("fresh", "1"));
     assert_eq!(to.digest("app", "1"), before);
     occyctl(["copy", &source, &destination]).ok();
     assert_eq!(to.digest("app", "1"), sha256(&multi().index));

@@ -110,6 +110,31 @@ async fn a_manifest_is_put_again_after_a_failure_that_passes() {
 }
 
 #[tokio::test]
+async fn a_manifest_is_put_again_when_the_registry_read_a_link_while_it_wrote_it() {
+    let count = AtomicUsize::new(0);
+    let invalid = r#"{"errors":[{"code":"DIGEST_INVALID","message":"provided digest did not match"}]}"#;
+    let server = TestServer::start(move |seen| match seen.method.as_str() {
+        "PUT" => match count.fetch_add(1, Ordering::SeqCst) {
+            1 | 3.. => Reply::new(400).body(invalid),
+            _ => Reply::new(201),
+        },
+        _ => Reply::new(200),
+    })
+    .await;
+    let repository = server.repository(options());
+    let tag = latest();
+    let put = || repository.put_manifest(&tag, MEDIA_TYPE, Bytes::from(MANIFEST));
+    put().await.unwrap();
+    put().await.unwrap();
+    let puts = || server.seen().iter().filter(|seen| seen.method == "PUT").count();
+    assert_eq!(puts(), 3);
+    // Not forever: a registry that means it is believed in the end.
+    let error = put().await.unwrap_err();
+    assert!(error.to_string().contains("DIGEST_INVALID"), "{error}");
+    assert!(puts() > 4);
+}
+
+#[tokio::test]
 async fn a_registry_that_stored_something_else_is_found_out() {
     let server =
         TestServer::start(|_| Reply::new(201).header("Docker-Content-Digest", content(10).1.to_string()))
