@@ -7,20 +7,25 @@ Each function named check_* is one check. deploy/compose.yaml is run by ./compos
 
 import contextlib
 import copy
+import importlib
 import itertools
 import json
 import os
 import pathlib
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 import urllib.request
 
 import grpc
+import grpc_tools
 import kubernetes_validate
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -69,15 +74,22 @@ def metrics_port(log):
     return found[1]
 
 
+def scrape(log):
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port(log)}/metrics") as answer:
+        return [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+
+
+def values(log):
+    """What a process says now, of all that has no labels."""
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in scrape(log)) if "{" not in name}
+
+
 def exported(log):
     """The names of all samples that a process exports, with the labels that they have."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port(log)}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
     samples = {}
-    for line in lines:
-        if not line.startswith("#"):
-            name, labels = re.match(r"(\w+)(?:\{(.*?)\})? ", line).groups()
-            samples.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
+    for line in scrape(log):
+        name, labels = re.match(r"(\w+)(?:\{(.*?)\})? ", line).groups()
+        samples.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
     return samples
 
 
@@ -263,6 +275,66 @@ def check_metrics(programs):
     ours = {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
     unused = ours - {re.sub(r"_bucket$", "", name) for name in shown}
     assert not unused, f"the dashboard shows nothing of {unused}"
+
+
+def generated(directory):
+    """The API's messages for workers, and its stubs."""
+    include = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    protos = sorted((ROOT / "proto/occy/v1").glob("*.proto"))
+    words = ["-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"-I{include}", f"--python_out={directory}"]
+    run(sys.executable, *words, f"--grpc_python_out={directory}", *protos)
+    sys.path.insert(0, str(directory))
+    return importlib.import_module("occy.v1.worker_pb2"), importlib.import_module("occy.v1.worker_pb2_grpc")
+
+
+def eventually(what, says):
+    for _ in range(600):
+        if says():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"in vain: {what}")
+
+
+def check_upgrade(programs):
+    """As README.md has it: a worker of another encoder copies, gets nothing else, and what waits beside it is done by a new one."""
+    with tempfile.TemporaryDirectory() as directory:
+        messages, stubs = generated(directory)
+        server = [programs / "occy-server", "--state-dir", f"{directory}/state", "--listen", "127.0.0.1:0", "--embedded-workers", "0"]
+        server += ["--metrics-listen", "127.0.0.1:0", "--allow-path", ROOT / "tests/images", "--allow-path", directory]
+        with process(*server, says="listening on ") as (address, log), grpc.insecure_channel(address) as channel:
+            capabilities = [{"name": name} for name in ("normalize-timestamps", "exclude", "search", "inspect")]
+            register = {"name": "old", "version": "0.0.1", "encoder_version": "another", "outputs": ["tar", "registry"], "slots": 64}
+            sent, tasks = queue.Queue(), queue.Queue()
+            sent.put(messages.ConnectRequest(register=messages.Register(filters=capabilities, codecs=[1, 2, 3], **register)))
+            answers = stubs.WorkerServiceStub(channel).Connect(iter(sent.get, None))
+            assert next(answers).WhichOneof("message") == "welcome"
+
+            def listen():
+                with contextlib.suppress(grpc.RpcError):
+                    for answer in answers:
+                        tasks.put(answer)
+
+            threading.Thread(target=listen, daemon=True).start()
+            occyctl = [programs / "occyctl", "job", "--coordinator", f"http://{address}"]
+            source = f"tar://{ROOT}/tests/images/hello.tar"
+
+            def submit(name, *options):
+                return run(*occyctl, "submit", source, f"tar://{directory}/{name}.tar", *options).strip()
+
+            edited = submit("edited", "-f", "normalize-timestamps")
+            eventually("its layer waits", lambda: values(log)["occystrap_layers_waiting"] > 0)
+            copied = submit("copied")
+            task = tasks.get(timeout=30).task
+            assert (task.job_id, list(task.filters)) == (copied, []), task
+            now = values(log)
+            # What OccystrapLayersWaitUnserved is about.
+            assert now["occystrap_queue_age_seconds"] > 0 and now["occystrap_worker_slots_free"] > 0, now
+            with process(programs / "occy-worker", "--coordinator", f"http://{address}", says="registered as "):
+                run(*occyctl, "watch", edited)
+                # The old one goes, without a word: others take what it had.
+                sent.put(None)
+                answers.cancel()
+                run(*occyctl, "watch", copied)
 
 
 def check_alerts(_programs):
