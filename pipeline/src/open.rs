@@ -176,7 +176,7 @@ pub enum Place {
     /// A repository of one.
     Repository(Repository),
     /// An image layout.
-    Layout(LayoutSource),
+    Layout(Box<LayoutSource>),
 }
 
 /// The registry, repository or layout that `text` names; one image of a repository is none.
@@ -199,7 +199,8 @@ pub fn place(text: &str, settings: &Settings) -> Result<Place, Error> {
         "oci-layout" => {
             uri.only(&[])?;
             let (choice, platform) = (Choice::default(), settings.platform.clone());
-            Ok(Place::Layout(LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone())))
+            let layout = LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone());
+            Ok(Place::Layout(Box::new(layout)))
         }
         _ => Err(unknown(uri, "place")),
     }

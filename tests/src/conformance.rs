@@ -63,7 +63,7 @@ impl Data {
         let seed = self.manifests.len() as u64 * 10;
         let layers: Vec<Layer> = (0..layers)
             .map(|at| {
-                Layer::of(&[Member::file("file", &format!("{} {}", self.name, seed + at))]).packed(packing)
+                Layer::of(&[Member::file("file", format!("{} {}", self.name, seed + at))]).packed(packing)
             })
             .collect();
         let diff_ids: Vec<_> = layers.iter().map(|layer| digest_of(self.algorithm, &layer.tar)).collect();
