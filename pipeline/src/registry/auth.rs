@@ -289,7 +289,9 @@ impl RegistryHost {
                 let header = token.header();
                 state.error = None;
                 state.token = Some((fetch, token));
-                Ok(Authorization::new(header, Some(fetch), true))
+                // What is granted may be a token that was kept elsewhere, unless that one had been refused.
+                let fresh = matches!(issuer, Issuer::Server(_)) || refused.is_some();
+                Ok(Authorization::new(header, Some(fetch), fresh))
             }
             Err(error) => {
                 state.error = Some(error.clone());

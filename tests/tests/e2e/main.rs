@@ -38,6 +38,7 @@ mod tls;
 mod to_dir;
 mod to_tar;
 mod unpack;
+mod worker_access;
 mod worker_faults;
 mod worker_jobs;
 mod worker_python;
