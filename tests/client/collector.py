@@ -1,4 +1,7 @@
-"""A collector of spans, by OTLP over gRPC. The first line says where it listens; each span is a line of JSON after it."""
+"""A collector of spans, by OTLP over gRPC. The first line says where it listens; each span is a line of JSON after it.
+
+Where it listens can be said: `0.0.0.0:4317`. It then runs until it is stopped.
+"""
 
 import json
 import sys
@@ -34,7 +37,10 @@ class Collector(service.TraceServiceServicer):
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
 service.add_TraceServiceServicer_to_server(Collector(), server)
-print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0"
+print(f"{address.rpartition(':')[0]}:{server.add_insecure_port(address)}", flush=True)
 server.start()
+if len(sys.argv) > 1:
+    server.wait_for_termination()
 # Whoever started us closes our input, at the latest when it ends.
 sys.stdin.read()

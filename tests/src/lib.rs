@@ -2,9 +2,9 @@
 //!
 //! Nothing of the product is linked in. [`occyctl`] runs the binary, and [`terminal`] shows what it leaves on one;
 //! [`coordinator`] and [`worker`] run the service's, [`client`] asks it in Python, and [`collector`] takes their spans;
-//! [`registry`] starts real registries, [`fixed`] serves what none would store, [`proxy`] puts faults before them and [`token`] serves tokens; [`engine`] has real engines and false
-//! ones; [`layer`], [`image`] and [`saved`] make images of every shape; [`judge`] asks independent tools what they think of the
-//! outcome.
+//! [`registry`] starts real registries, [`fixed`] serves what none would store, [`proxy`] puts faults before them, which
+//! [`random`] draws from a seed, and [`token`] serves tokens; [`engine`] has real engines and false ones; [`layer`], [`image`]
+//! and [`saved`] make images of every shape; [`judge`] asks independent tools what they think of the outcome.
 
 mod binary;
 pub mod certificates;
@@ -20,6 +20,7 @@ pub mod layer;
 pub mod occyctl;
 mod process;
 pub mod proxy;
+pub mod random;
 pub mod registry;
 pub mod saved;
 pub mod server;

@@ -73,6 +73,11 @@ impl Process {
         tool("kill", [format!("-{name}"), self.id().to_string()]);
     }
 
+    /// Whether it was neither killed nor waited for.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Its id.
     pub(crate) fn id(&self) -> u32 {
         self.child.as_ref().expect("it is running").id()

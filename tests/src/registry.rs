@@ -1,6 +1,6 @@
 //! Debian's `docker-registry` on a loopback port, with its storage in a temporary directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ pub struct Setup<'a> {
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
+    config: String,
     host: String,
     directory: TempDir,
     authorization: Option<String>,
@@ -93,18 +94,9 @@ impl Registry {
                 Certificates::shared().path("token.crt").display()
             );
         }
-        write(at("config.yml"), config);
-        let log = std::fs::File::create(at("log")).expect("a log file");
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(at("config.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("docker-registry: {error} (tests/setup installs it)"));
         let mut registry = Self {
-            child,
+            child: serve(directory.path(), &config),
+            config,
             host: String::new(),
             directory,
             authorization: setup.htpasswd.map(|(user, password)| basic_header(user, password)),
@@ -113,6 +105,21 @@ impl Registry {
         };
         registry.host = registry.wait_for_port();
         registry
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// Starts it again where it was, with the storage that it had.
+    pub fn restart(&mut self) {
+        let (ip, _) = self.host.rsplit_once(':').expect("IP:PORT");
+        let config =
+            self.config.replace(&format!("\n  addr: {ip}:0\n"), &format!("\n  addr: {}\n", self.host));
+        self.child = serve(self.directory.path(), &config);
+        assert_eq!(self.wait_for_port(), self.host);
     }
 
     fn wait_for_port(&mut self) -> String {
@@ -253,6 +260,16 @@ impl Registry {
         }
         Pulled { digest: sha256(&manifest.body), manifest: manifest.body, document, config, blobs, tars }
     }
+}
+
+/// Starts the program in its directory.
+fn serve(directory: &Path, config: &str) -> Child {
+    write(directory.join("config.yml"), config);
+    let log = std::fs::File::create(directory.join("log")).expect("a log file");
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(directory.join("config.yml"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().unwrap_or_else(|error| panic!("docker-registry: {error} (tests/setup installs it)"))
 }
 
 impl Drop for Registry {

@@ -39,17 +39,23 @@ impl Worker {
     /// The same, of the coordinator with this URL.
     #[track_caller]
     pub fn at(url: &str, arguments: &[&str]) -> Self {
+        let mut worker = Self::begin(url, arguments);
+        worker.registers_again();
+        worker
+    }
+
+    /// The same, of one that is not waited for: its coordinator may not be there.
+    pub fn begin(url: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut process = Process::new(directory.path().join("log"));
-        let mut stdout = process.start(path(), |command| {
+        let stdout = process.start(path(), |command| {
             command.env("HOME", directory.path());
             command.args(["--coordinator", url, "--allow-network", "127.0.0.0/8"]).args(arguments);
         });
-        let name = process.says(&mut stdout, "registered as ");
-        Self { process, stdout, name, _directory: directory }
+        Self { process, stdout, name: String::new(), _directory: directory }
     }
 
-    /// What its coordinator calls it.
+    /// What its coordinator calls it; empty before it has called it so.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -58,6 +64,11 @@ impl Worker {
     #[track_caller]
     pub fn registers_again(&mut self) {
         self.name = self.process.says(&mut self.stdout, "registered as ");
+    }
+
+    /// Whether it was neither killed nor waited for.
+    pub fn is_running(&self) -> bool {
+        self.process.is_running()
     }
 
     /// SIGKILL.

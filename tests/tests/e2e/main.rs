@@ -23,6 +23,7 @@ mod progress;
 mod push;
 mod remote;
 mod rewriting;
+mod schedules;
 mod schema1;
 mod search;
 mod service_access;
@@ -40,6 +41,7 @@ mod to_tar;
 mod unpack;
 mod worker_access;
 mod worker_faults;
+mod worker_fleets;
 mod worker_jobs;
 mod worker_python;
 
