@@ -124,7 +124,7 @@ impl Drop for Process {
 /// Whether these bytes are anywhere in what a child process holds in its memory.
 ///
 /// Its program's file and whatever else it has mapped to read only is left out.
-pub fn remembers(id: u32, secret: &str) -> bool {
+pub(crate) fn remembers(id: u32, secret: &str) -> bool {
     let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).expect("it is running");
     let memory = std::fs::File::open(format!("/proc/{id}/mem")).expect("a parent may read its child");
     maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))).any(
