@@ -250,6 +250,10 @@ impl ServiceError {
             Self::CallerGone | Self::JobEnded => verdict(Code::Cancelled, "CANCELLED"),
             Self::Deadline => verdict(Code::DeadlineExceeded, "DEADLINE"),
             Self::Draining => verdict(Code::Unavailable, "SHUTTING_DOWN"),
+            Self::Store(error) if error.is_full() => {
+                Verdict { retryable: true, ..verdict(Code::ResourceExhausted, "STORAGE_FULL") }
+            }
+            Self::Store(error) if error.is_of_another() => verdict(Code::Unavailable, "STORE"),
             Self::Store(_) => verdict(Code::Internal, "STORE"),
             Self::Panicked(_) => verdict(Code::Internal, "PANICKED"),
         }

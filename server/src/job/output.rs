@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use occy_pipeline::blob::{ByteCount, LayerStream};
 use occy_pipeline::compression::Format;
@@ -28,6 +29,9 @@ use crate::metrics::Metrics;
 
 /// Layers that an image of a job may have: all that a record can list in one message.
 const MAX_LAYERS: usize = 2048;
+
+/// The waits of who has to write something down and cannot: from so long to so long.
+pub const INSISTENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// One attempt at a job: its record, and who waits for it.
 #[derive(Clone, Debug)]
@@ -58,6 +62,27 @@ impl Attempt {
                 Ok(())
             }
             Applied::Refused(_) | Applied::Missing => Err(ServiceError::JobEnded),
+        }
+    }
+
+    /// Makes a change durable, then known, however long the store cannot be written.
+    pub async fn insist(&self, change: Change) -> Applied {
+        let mut wait = INSISTENCE.0;
+        loop {
+            match self.store.apply(&self.id, vec![change.clone()], None).await {
+                Ok(applied) => {
+                    if let Applied::Done(job) = &applied {
+                        self.metrics.job_changed(job);
+                        self.live.wake(&self.id, job.last_sequence);
+                    }
+                    return applied;
+                }
+                Err(error) => {
+                    tracing::error!(job = self.id, %error, "a job cannot be written down; trying again in {wait:?}");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(INSISTENCE.1);
+                }
+            }
         }
     }
 }

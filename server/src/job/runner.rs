@@ -16,8 +16,8 @@ use occy_worker::telemetry;
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
-use super::output::{Attempt, JobOutput, JobWatcher};
-use super::state::Change;
+use super::output::{Attempt, INSISTENCE, JobOutput, JobWatcher};
+use super::state::{Change, is_final};
 use super::store::{Applied, Store, Submission, Submitted};
 use super::watch::{LiveJob, LiveJobs};
 use crate::admit::{Ends, Gate};
@@ -203,18 +203,31 @@ impl Jobs {
         if let Ok(Some(trace)) = self.0.store.trace(&id).await {
             telemetry::go_on(&span, &trace);
         }
-        let work = self.attempt(&attempt, &live, &turn).instrument(span);
-        let result = AssertUnwindSafe(work).catch_unwind().await;
-        let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
-        if let Err(error) = result
-            && !matches!(error, ServiceError::JobEnded)
-        {
-            tracing::info!(job = id, %error, "job failed");
-            if let Err(error) = attempt.apply(vec![Change::Fail(error.job_error())], None).await
-                && !matches!(error, ServiceError::JobEnded)
-            {
-                // The job stays as it is in the store, and is begun again by the next coordinator.
-                tracing::error!(job = id, %error, "the end of a job could not be written down");
+        let mut wait = INSISTENCE.0;
+        loop {
+            let work = self.attempt(&attempt, &live, &turn).instrument(span.clone());
+            let result = AssertUnwindSafe(work).catch_unwind().await;
+            let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
+            match result {
+                Ok(()) | Err(ServiceError::JobEnded) => break,
+                // Our own disk is no end of a job: it is begun again when its record can be written, as by a later coordinator.
+                Err(ServiceError::Store(error)) => {
+                    tracing::warn!(job = id, %error, "a job waits until its record can be written");
+                    // One that was only queued refuses to be queued again; one whose end is there after all has ended.
+                    match attempt.insist(Change::Requeue).await {
+                        Applied::Refused(job) if is_final(job.state()) => break,
+                        Applied::Missing => break,
+                        Applied::Done(_) | Applied::Refused(_) => {}
+                    }
+                    // There may be room for this and not for more.
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(INSISTENCE.1);
+                }
+                Err(error) => {
+                    tracing::info!(job = id, %error, "job failed");
+                    attempt.insist(Change::Fail(error.job_error())).await;
+                    break;
+                }
             }
         }
         self.0.tasks().remove(&id);

@@ -21,6 +21,8 @@ use prost::Message;
 use prost_types::Timestamp;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 
+pub use super::file::StoreError;
+use super::file::{During, StoreFile};
 use super::state::{self, Change, Refused};
 use crate::schedule::Tenant;
 
@@ -38,7 +40,7 @@ const EVENTS_AT_ONCE: usize = 64;
 /// The store. Clones are handles on the same file.
 #[derive(Clone, Debug)]
 pub struct Store {
-    database: Arc<Database>,
+    file: Arc<StoreFile>,
     limits: Limits,
 }
 
@@ -51,14 +53,6 @@ pub struct Limits {
     pub active_each: usize,
     /// Jobs in all. Beyond it the oldest that have ended are forgotten.
     pub kept: usize,
-}
-
-/// Why the store could not be used.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to {what} the store of jobs: {cause}")]
-pub struct StoreError {
-    what: &'static str,
-    cause: Box<redb::Error>,
 }
 
 /// A job that is to be accepted.
@@ -104,31 +98,22 @@ pub enum Applied {
     Missing,
 }
 
-/// What is done with an error of redb's.
-trait During<T> {
-    fn during(self, what: &'static str) -> Result<T, StoreError>;
-}
-
-impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
-    fn during(self, what: &'static str) -> Result<T, StoreError> {
-        self.map_err(|error| StoreError { what, cause: Box::new(error.into()) })
-    }
-}
-
 impl Store {
     /// Opens the file, or makes it. Blocks.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
-        let database = Database::create(path).during("open")?;
-        let write = database.begin_write().during("open")?;
-        write.open_table(JOBS).during("open")?;
-        write.open_table(ACTIVE).during("open")?;
-        write.open_table(KEYS).during("open")?;
-        write.open_table(CREDENTIALS).during("open")?;
-        write.open_table(EVENTS).during("open")?;
-        write.open_table(LAYERS).during("open")?;
-        write.open_table(TRACES).during("open")?;
-        write.commit().during("open")?;
-        Ok(Self { database: Arc::new(database), limits })
+        let file = StoreFile::open(path)?;
+        file.using(|database| {
+            let write = database.begin_write().during("open")?;
+            write.open_table(JOBS).during("open")?;
+            write.open_table(ACTIVE).during("open")?;
+            write.open_table(KEYS).during("open")?;
+            write.open_table(CREDENTIALS).during("open")?;
+            write.open_table(EVENTS).during("open")?;
+            write.open_table(LAYERS).during("open")?;
+            write.open_table(TRACES).during("open")?;
+            write.commit().during("open")
+        })?;
+        Ok(Self { file: Arc::new(file), limits })
     }
 
     /// How much is kept.
@@ -138,12 +123,12 @@ impl Store {
 
     /// Accepts a job.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, StoreError> {
-        self.blocking(move |store| store.submit_now(submission)).await
+        self.blocking(move |store, database| store.submit_now(database, submission)).await
     }
 
-    fn submit_now(&self, submission: Submission) -> Result<Submitted, StoreError> {
+    fn submit_now(&self, database: &Database, submission: Submission) -> Result<Submitted, StoreError> {
         let Submission { id, tenant, spec, key, sealed, trace } = submission;
-        let write = self.database.begin_write().during("write")?;
+        let write = database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
             let mut active = write.open_table(ACTIVE).during("write")?;
@@ -233,55 +218,14 @@ impl Store {
         written: Option<(String, String)>,
     ) -> Result<Applied, StoreError> {
         let id = id.to_owned();
-        self.blocking(move |store| store.apply_now(&id, changes, written.as_ref())).await
-    }
-
-    fn apply_now(
-        &self,
-        id: &str,
-        changes: Vec<Change>,
-        written: Option<&(String, String)>,
-    ) -> Result<Applied, StoreError> {
-        let write = self.database.begin_write().during("write")?;
-        let job = {
-            let mut jobs = write.open_table(JOBS).during("write")?;
-            let Some(before) = jobs.get(id).during("read")?.map(|job| decode::<Job>(job.value())) else {
-                return Ok(Applied::Missing);
-            };
-            let mut events = write.open_table(EVENTS).during("write")?;
-            let mut job = before.clone();
-            for change in changes {
-                let time = now();
-                let event = match state::apply(&mut job, change, time) {
-                    Ok(event) => event,
-                    Err(Refused(_)) => return Ok(Applied::Refused(before)),
-                };
-                let event = JobEvent { sequence: job.last_sequence, time: Some(time), event: Some(event) };
-                events.insert((id, event.sequence), &*event.encode_to_vec()).during("write")?;
-            }
-            jobs.insert(id, &*job.encode_to_vec()).during("write")?;
-            let mut layers = write.open_table(LAYERS).during("write")?;
-            if let Some((layer, record)) = written {
-                layers.insert((id, &**layer), &**record).during("write")?;
-            }
-            if state::is_final(job.state()) {
-                write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
-                write.open_table(CREDENTIALS).during("write")?.remove(id).during("write")?;
-                write.open_table(TRACES).during("write")?.remove(id).during("write")?;
-                // An idle end of the range: no name of a layer sorts behind it.
-                layers.retain_in((id, "")..=(id, "\u{10ffff}"), |_, _| false).during("write")?;
-            }
-            job
-        };
-        write.commit().during("write")?;
-        Ok(Applied::Done(job))
+        self.blocking(move |_, database| apply_now(database, &id, changes, written.as_ref())).await
     }
 
     /// A job as it is now.
     pub async fn get(&self, id: &str) -> Result<Option<Job>, StoreError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let jobs = read.open_table(JOBS).during("read")?;
             Ok(jobs.get(&*id).during("read")?.map(|job| decode(job.value())))
         })
@@ -296,8 +240,8 @@ impl Store {
         states: Vec<JobState>,
         count: usize,
     ) -> Result<(Vec<Job>, bool), StoreError> {
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let jobs = read.open_table(JOBS).during("read")?;
             let range = match &before {
                 Some(before) => jobs.range::<&str>(..&**before),
@@ -323,20 +267,22 @@ impl Store {
 
     /// The ids of all jobs that have not ended, the oldest first, and whose they are. Blocks.
     pub fn active(&self) -> Result<Vec<(String, Tenant)>, StoreError> {
-        let read = self.database.begin_read().during("read")?;
-        let active = read.open_table(ACTIVE).during("read")?;
-        let jobs = active.iter().during("read")?.map(|entry| {
-            let (id, tenant) = entry.during("read")?;
-            Ok((id.value().to_owned(), tenant.value().into()))
-        });
-        jobs.collect()
+        self.file.using(|database| {
+            let read = database.begin_read().during("read")?;
+            let active = read.open_table(ACTIVE).during("read")?;
+            let jobs = active.iter().during("read")?.map(|entry| {
+                let (id, tenant) = entry.during("read")?;
+                Ok((id.value().to_owned(), tenant.value().into()))
+            });
+            jobs.collect()
+        })
     }
 
     /// The first events after a sequence.
     pub async fn events(&self, id: &str, after: u64) -> Result<Vec<JobEvent>, StoreError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let events = read.open_table(EVENTS).during("read")?;
             let range = events.range((&*id, after + 1)..=(&*id, u64::MAX)).during("read")?;
             range.take(EVENTS_AT_ONCE).map(|entry| Ok(decode(entry.during("read")?.1.value()))).collect()
@@ -347,8 +293,8 @@ impl Store {
     /// The `traceparent` of a job that has not ended, if it was submitted with one.
     pub async fn trace(&self, id: &str) -> Result<Option<String>, StoreError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let traces = read.open_table(TRACES).during("read")?;
             Ok(traces.get(&*id).during("read")?.map(|trace| trace.value().to_owned()))
         })
@@ -358,8 +304,8 @@ impl Store {
     /// What an earlier attempt wrote of a layer.
     pub async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, StoreError> {
         let (id, layer) = (id.to_owned(), layer.to_owned());
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let layers = read.open_table(LAYERS).during("read")?;
             Ok(layers.get((&*id, &*layer)).during("read")?.map(|record| record.value().to_owned()))
         })
@@ -369,8 +315,8 @@ impl Store {
     /// A job's credentials, sealed.
     pub async fn sealed(&self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let credentials = read.open_table(CREDENTIALS).during("read")?;
             Ok(credentials.get(&*id).during("read")?.map(|sealed| sealed.value().to_owned()))
         })
@@ -380,14 +326,55 @@ impl Store {
     /// The file is read and synced where that keeps nobody waiting.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Self, &Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.clone();
-        match tokio::task::spawn_blocking(move || work(&store)).await {
+        match tokio::task::spawn_blocking(move || store.file.using(|database| work(&store, database))).await {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
+}
+
+fn apply_now(
+    database: &Database,
+    id: &str,
+    changes: Vec<Change>,
+    written: Option<&(String, String)>,
+) -> Result<Applied, StoreError> {
+    let write = database.begin_write().during("write")?;
+    let job = {
+        let mut jobs = write.open_table(JOBS).during("write")?;
+        let Some(before) = jobs.get(id).during("read")?.map(|job| decode::<Job>(job.value())) else {
+            return Ok(Applied::Missing);
+        };
+        let mut events = write.open_table(EVENTS).during("write")?;
+        let mut job = before.clone();
+        for change in changes {
+            let time = now();
+            let event = match state::apply(&mut job, change, time) {
+                Ok(event) => event,
+                Err(Refused(_)) => return Ok(Applied::Refused(before)),
+            };
+            let event = JobEvent { sequence: job.last_sequence, time: Some(time), event: Some(event) };
+            events.insert((id, event.sequence), &*event.encode_to_vec()).during("write")?;
+        }
+        jobs.insert(id, &*job.encode_to_vec()).during("write")?;
+        let mut layers = write.open_table(LAYERS).during("write")?;
+        if let Some((layer, record)) = written {
+            layers.insert((id, &**layer), &**record).during("write")?;
+        }
+        if state::is_final(job.state()) {
+            write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
+            write.open_table(CREDENTIALS).during("write")?.remove(id).during("write")?;
+            write.open_table(TRACES).during("write")?.remove(id).during("write")?;
+            // An idle end of the range: no name of a layer sorts behind it.
+            layers.retain_in((id, "")..=(id, "\u{10ffff}"), |_, _| false).during("write")?;
+        }
+        job
+    };
+    write.commit().during("write")?;
+    Ok(Applied::Done(job))
 }
 
 /// What we wrote ourselves; redb's checksums say that it is what we wrote.

@@ -29,6 +29,7 @@ mod search;
 mod service_access;
 mod service_calls;
 mod service_credentials;
+mod service_disk;
 mod service_faults;
 mod service_jobs;
 mod service_ruby;

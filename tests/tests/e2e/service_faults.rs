@@ -8,6 +8,7 @@ use occy_tests::image::Image;
 use occy_tests::layer::Layer;
 use occy_tests::proxy::{FaultProxy, slow};
 use occy_tests::registry::Registry;
+use occy_tests::worker::Worker;
 use serde_json::json;
 
 /// Slots that are free.
@@ -49,6 +50,39 @@ fn a_caller_that_goes_away_stops_its_work_within_a_second() {
         drop(stopped.run());
         assert_eq!(free(&coordinator), 1);
     }
+}
+
+#[test]
+fn a_callers_worker_reads_nothing_more_within_a_second_after_it_has_gone() {
+    let registry = Registry::start();
+    let image = Image::docker(vec![Layer::noise(1, 400_000)]);
+    registry.push(&image, "app", "1");
+    let proxy = FaultProxy::before(registry.host());
+    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
+    proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
+    let source = format!("registry://{}/app:1", proxy.host());
+    let coordinator = Coordinator::start(&["--embedded-workers", "0"]);
+    let _worker = Worker::start(&coordinator, &[]);
+    let copy = json!({"source": source, "destination": registry.uri("copy:1")});
+    for (method, request) in [("ReadImage", json!({"source": source})), ("ProcessImage", copy)] {
+        let flows = |pause| {
+            let before = proxy.sent();
+            sleep(Duration::from_millis(pause));
+            proxy.sent() > before
+        };
+        let asked = proxy.sent();
+        let running = coordinator.call(method, &request).start();
+        let start = Instant::now();
+        // More than the documents.
+        while proxy.sent() < asked + 20_000 || !flows(500) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{method} does not begin");
+        }
+        // Killed, as a client's machine would be.
+        drop(running);
+        sleep(Duration::from_secs(1));
+        assert!(!flows(600), "{method}: its layer is still read");
+    }
+    assert!(!registry.has("copy", "1"));
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(super) fn run(plan: &Plan, expected: &Expected) -> Outcome {
     stage.to.weather.slow();
     let stop = AtomicBool::new(false);
     let (ends, prober) = std::thread::scope(|scope| {
+        // However this ends: the scope waits for those who look.
+        let _stopping = SetWhenDropped(&stop);
         let probing = scope.spawn(|| prober.run(&stop));
         let start = Instant::now();
         let (clients, numbers) = (&clients, 0..plan.jobs.len());
@@ -88,6 +90,15 @@ pub(super) fn run(plan: &Plan, expected: &Expected) -> Outcome {
         again: ends.iter().map(|end| end.submissions - 1).sum(),
         attempts: ends.iter().map(|end| end.attempts).sum(),
         readings: prober.readings,
+    }
+}
+
+/// Is set when the value is dropped.
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
