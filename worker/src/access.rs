@@ -168,7 +168,7 @@ mod tests {
             desk.answer(AccessAnswer {
                 request_id: request.request_id,
                 access: Some(Access::Token(token.to_owned())),
-                valid_for: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
+                valid_for: Duration::from_secs(5).try_into().ok(),
                 ..AccessAnswer::default()
             });
         }
