@@ -17,8 +17,10 @@ use tokio::sync::OnceCell;
 use super::challenge::Challenge;
 use super::credentials::{self, Credentials, Found};
 use super::error::{RegistryError, Request};
+use super::grant::Grantor;
 use super::host::RegistryHost;
 use super::token::{Bearer, Token};
+use super::transport::protocol;
 
 /// Tokens for more scope sets than this are not kept.
 const TOKENS_MAX: usize = 1024;
@@ -53,10 +55,20 @@ pub(super) struct Authenticator {
     tokens: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
+/// How the registry wants to be told who we are.
 #[derive(Clone, Debug)]
-enum Scheme {
+pub(super) enum Scheme {
     Basic,
     Bearer(Arc<Bearer>),
+    /// In a way that is the business of whoever grants rights.
+    Granted,
+}
+
+/// Where tokens come from.
+#[derive(Clone, Copy)]
+enum Issuer<'a> {
+    Server(&'a Bearer),
+    Grantor(&'a dyn Grantor),
 }
 
 /// The token of one set of scopes.
@@ -101,7 +113,7 @@ impl Authenticator {
         self.credentials.get().and_then(|found| found.problem.clone())
     }
 
-    fn scheme(&self) -> Option<Scheme> {
+    pub(super) fn scheme(&self) -> Option<Scheme> {
         self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -124,7 +136,15 @@ impl RegistryHost {
         match self.auth.scheme() {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(basic(self.credentials().await)),
-            Some(Scheme::Bearer(bearer)) => self.token(&bearer, scopes, None, None, request).await.map(Some),
+            Some(Scheme::Bearer(bearer)) => {
+                self.token(Issuer::Server(&bearer), scopes, None, None, request).await.map(Some)
+            }
+            Some(Scheme::Granted) => match &self.options.grantor {
+                Some(grantor) => {
+                    self.token(Issuer::Grantor(grantor.as_ref()), scopes, None, None, request).await.map(Some)
+                }
+                None => Ok(None),
+            },
         }
     }
 
@@ -136,27 +156,69 @@ impl RegistryHost {
         used: Option<&Authorization>,
         request: &Request,
     ) -> Result<Option<Authorization>, RegistryError> {
+        let token = match self.learn(challenges, request).await? {
+            None => return Ok(None),
+            Some((Scheme::Basic, _)) => {
+                return Ok(basic(self.credentials().await)
+                    .filter(|other| used.is_none_or(|used| used.header != other.header)));
+            }
+            Some((Scheme::Bearer(bearer), asked)) => {
+                let missing = asked.filter(|scope| !covers(scopes, scope));
+                self.token(Issuer::Server(&bearer), scopes, used, missing, request).await
+            }
+            Some((Scheme::Granted, _)) => match &self.options.grantor {
+                Some(grantor) => {
+                    self.token(Issuer::Grantor(grantor.as_ref()), scopes, used, None, request).await
+                }
+                None => return Ok(None),
+            },
+        };
+        match token {
+            Ok(other) if used.is_some_and(|used| used.header == other.header) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Remembers which of a registry's challenges is answered, and gives it with the scope that it names.
+    pub(super) async fn learn<'a>(
+        &self,
+        challenges: &'a [Challenge],
+        request: &Request,
+    ) -> Result<Option<(Scheme, Option<&'a str>)>, RegistryError> {
         let by_scheme = |name| challenges.iter().find(|challenge| challenge.scheme() == name);
-        // Bearer first: it sends a password to fewer places.
-        if let Some(challenge) = by_scheme("bearer").filter(|c| c.parameter("realm").is_some()) {
-            let bearer = Arc::new(Bearer::from_challenge(challenge, self.base().await?, request)?);
-            self.remember(Scheme::Bearer(Arc::clone(&bearer)));
-            let missing = challenge.parameter("scope").filter(|scope| !covers(scopes, scope));
-            return match self.token(&bearer, scopes, used, missing, request).await {
-                Ok(other) if used.is_some_and(|used| used.header == other.header) => Ok(None),
-                other => other.map(Some),
-            };
-        }
-        if by_scheme("basic").is_some() {
-            self.remember(Scheme::Basic);
-            return Ok(basic(self.credentials().await)
-                .filter(|other| used.is_none_or(|used| used.header != other.header)));
-        }
-        Ok(None)
+        let bearer = by_scheme("bearer").filter(|challenge| challenge.parameter("realm").is_some());
+        let scheme = match (bearer, by_scheme("basic")) {
+            (None, None) => return Ok(None),
+            _ if self.options.grantor.is_some() => Scheme::Granted,
+            // Bearer first: it sends a password to fewer places.
+            (Some(challenge), _) => {
+                Scheme::Bearer(Arc::new(Bearer::from_challenge(challenge, self.base().await?, request)?))
+            }
+            (None, Some(_)) => Scheme::Basic,
+        };
+        self.remember(scheme.clone());
+        Ok(Some((scheme, bearer.and_then(|challenge| challenge.parameter("scope")))))
     }
 
     fn remember(&self, scheme: Scheme) {
         *self.auth.scheme.lock().unwrap_or_else(PoisonError::into_inner) = Some(scheme);
+    }
+
+    /// The token for a set of scopes, for somebody else: another than the kept one, where that was refused.
+    pub(super) async fn kept_token(
+        &self,
+        bearer: &Bearer,
+        scopes: &[Scope],
+        refused: bool,
+        request: &Request,
+    ) -> Result<Token, RegistryError> {
+        let slot = self.auth.slot(&joined(scopes));
+        let kept = slot.fetches.load(Ordering::Acquire);
+        let used = refused.then(|| Authorization::new(HeaderValue::from_static(""), Some(kept), false));
+        self.token(Issuer::Server(bearer), scopes, used.as_ref(), None, request).await?;
+        let state = slot.state.lock().await;
+        let token = state.token.as_ref().map(|(_, token)| token.clone());
+        token.ok_or_else(|| protocol(request, "no token".to_owned()))
     }
 
     /// Explicit credentials, else docker's configuration, looked up once.
@@ -180,7 +242,7 @@ impl RegistryHost {
     /// Cancelled while it fetches, it leaves the fetch to the next in line.
     async fn token(
         &self,
-        bearer: &Bearer,
+        issuer: Issuer<'_>,
         scopes: &[Scope],
         refused: Option<&Authorization>,
         missing: Option<&str>,
@@ -217,16 +279,23 @@ impl RegistryHost {
                 return Ok(Authorization::new(token.header(), Some(*fetch), waited));
             }
         }
-        let wanted: Vec<String> =
-            state.extra.iter().cloned().chain(scopes.iter().map(Scope::to_string)).collect();
-        let result = self.fetch_token(bearer, &wanted).await;
+        let result = match issuer {
+            Issuer::Server(bearer) => {
+                let wanted: Vec<String> =
+                    state.extra.iter().cloned().chain(scopes.iter().map(Scope::to_string)).collect();
+                self.fetch_token(bearer, &wanted).await
+            }
+            Issuer::Grantor(grantor) => self.granted(grantor, scopes, refused.is_some(), request).await,
+        };
         let fetch = slot.fetches.fetch_add(1, Ordering::AcqRel) + 1;
         match result {
             Ok(token) => {
                 let header = token.header();
                 state.error = None;
                 state.token = Some((fetch, token));
-                Ok(Authorization::new(header, Some(fetch), true))
+                // What is granted may be a token that was kept elsewhere, unless that one had been refused.
+                let fresh = matches!(issuer, Issuer::Server(_)) || refused.is_some();
+                Ok(Authorization::new(header, Some(fetch), fresh))
             }
             Err(error) => {
                 state.error = Some(error.clone());
@@ -236,7 +305,7 @@ impl RegistryHost {
     }
 }
 
-fn basic(credentials: Option<&Credentials>) -> Option<Authorization> {
+pub(super) fn basic(credentials: Option<&Credentials>) -> Option<Authorization> {
     match credentials? {
         Credentials::Basic { username, password } => {
             Some(Authorization::new(basic_header(username, password.expose()), None, true))

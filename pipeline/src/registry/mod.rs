@@ -15,7 +15,7 @@
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
 //! times it, and `traffic` counts; `auth`
-//! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
 //!
@@ -30,6 +30,7 @@ mod credentials;
 mod docker_config;
 mod error;
 mod foreign;
+mod grant;
 mod host;
 mod http;
 mod list;
@@ -60,6 +61,7 @@ pub use self::auth::Access;
 use self::auth::Scope;
 pub use self::credentials::{ConfigFile, Credentials, Secret};
 pub use self::error::{ConnectFailure, Operation, RegistryError, Request};
+pub use self::grant::{Denied, Grant, Grantor, Right};
 use self::host::RegistryHost;
 use self::http::HttpClients;
 pub use self::list::Names;

@@ -13,7 +13,7 @@ use url::form_urlencoded::Serializer;
 
 use super::auth::basic_header;
 use super::challenge::Challenge;
-use super::credentials::Credentials;
+use super::credentials::{Credentials, Secret};
 use super::error::{Operation, RegistryError, Request};
 use super::host::RegistryHost;
 use super::http;
@@ -45,6 +45,20 @@ pub(super) struct Token {
 }
 
 impl Token {
+    pub(super) fn new(header: HeaderValue, valid_until: Instant) -> Self {
+        Self { header, valid_until }
+    }
+
+    pub(super) fn valid_until(&self) -> Instant {
+        self.valid_until
+    }
+
+    /// The token itself.
+    pub(super) fn secret(&self) -> Secret {
+        let text = self.header.to_str().unwrap_or_default();
+        text.strip_prefix("Bearer ").unwrap_or_default().to_owned().into()
+    }
+
     pub(super) fn header(&self) -> HeaderValue {
         self.header.clone()
     }

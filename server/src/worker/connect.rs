@@ -8,13 +8,16 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::connect_request::Message as Said;
+use occy_proto::v1::connect_response::Message as Told;
 use occy_proto::v1::worker_service_server::WorkerService;
 use occy_proto::v1::{Compression, ConnectRequest, ConnectResponse, Register};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::access;
 use super::attempt::is_handed_back;
 use super::seat::{MESSAGES, Messages, RemoteSeat};
 use crate::access::{Access, Scope};
@@ -27,6 +30,8 @@ use crate::schedule::Capabilities;
 const NAME_MAX: usize = 128;
 /// Filters, and other things, that a worker may offer.
 const OFFERS_MAX: usize = 256;
+/// Rights that a worker may ask for at once, beside two for each of its slots.
+const REQUESTS_MAX: usize = 16;
 /// Layers that a worker may have at once.
 const SLOTS_MAX: u32 = 1024;
 
@@ -56,7 +61,8 @@ impl WorkerService for Workers {
             return Err(bad("message", "the first one is the registration").into());
         };
         let (about, offers) = look_at(register)?;
-        let (messages, told) = mpsc::channel(MESSAGES + 2 * about.slots);
+        let slots = about.slots;
+        let (messages, told) = mpsc::channel(MESSAGES + 2 * slots);
         let heartbeat = welcome_interval(lease);
         let member = fleet.join(about, offers, |name| {
             let seat = RemoteSeat::new(messages.clone());
@@ -64,7 +70,7 @@ impl WorkerService for Workers {
             seat
         })?;
         tracing::info!(worker = member.name(), "a worker has come");
-        tokio::spawn(listen(fleet.clone(), member, requests, messages));
+        tokio::spawn(listen(fleet.clone(), member, requests, messages, slots));
         Ok(Response::new(ReceiverStream::new(told).boxed()))
     }
 }
@@ -85,7 +91,7 @@ fn silent(lease: Duration) -> Status {
 /// What a worker says of itself, and what it offers.
 fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     let codecs: Vec<Compression> = register.codecs().collect();
-    let Register { name, version, encoder_version, filters, outputs, slots, .. } = register;
+    let Register { name, version, encoder_version, filters, outputs, slots, asks_for_access, .. } = register;
     if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
         return Err(bad("name", "expected one of 1 to 128 bytes that can be printed"));
     }
@@ -107,6 +113,7 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
         .chain(outputs.iter().map(|scheme| admit::output_need(scheme)))
         .chain(codecs.into_iter().filter_map(convert::format).map(admit::codec_need))
         .chain((!encoder_version.is_empty()).then(|| admit::encoder_need(&encoder_version)))
+        .chain(asks_for_access.then(|| admit::CREDENTIALS.to_owned()))
         .collect();
     let slots = slots as usize;
     Ok((About { name, version, filters, slots }, Arc::new(offers)))
@@ -118,17 +125,37 @@ async fn listen(
     member: Membership,
     mut requests: Streaming<ConnectRequest>,
     messages: Messages,
+    slots: usize,
 ) {
     let lease = fleet.patience().lease;
     let mut closed = fleet.closed();
+    let mut until = Instant::now() + lease;
+    // Ends with the stream.
+    let mut asked: JoinSet<()> = JoinSet::new();
     let (reason, status) = loop {
-        let until = Instant::now() + lease;
         let message = tokio::select! {
+            // Whichever branch is lost is there again in the next round.
+            Some(_) = asked.join_next() => continue,
             message = timeout_at(until, requests.message()) => message,
             _ = closed.wait_for(|&closed| closed) => break ("the coordinator is being stopped".to_owned(), Some(ServiceError::Draining.status())),
         };
+        until = Instant::now() + lease;
         match message {
             Ok(Ok(Some(ConnectRequest { message }))) => match message {
+                Some(Said::Access(_)) if asked.len() >= REQUESTS_MAX + 2 * slots => {
+                    let error = bad("access", "more requests than its tasks can have");
+                    break (error.to_string(), Some(error.status()));
+                }
+                Some(Said::Access(request)) => {
+                    let (attempts, worker, messages) =
+                        (fleet.attempts().clone(), member.id(), messages.clone());
+                    asked.spawn(async move {
+                        let answer = access::answer(&attempts, worker, request).await;
+                        // One that is gone needs it no more.
+                        let _ =
+                            messages.send(Ok(ConnectResponse { message: Some(Told::Access(answer)) })).await;
+                    });
+                }
                 Some(Said::Heartbeat(heartbeat)) => {
                     for task in heartbeat.tasks {
                         if let Some(attempt) =
