@@ -140,7 +140,9 @@ impl RegistryHost {
         refused: bool,
         request: &Request,
     ) -> Result<Token, RegistryError> {
-        let rights = scopes.iter().map(Right::from).collect();
+        let rights = scopes.iter().map(right).collect::<Option<Vec<_>>>().ok_or_else(|| {
+            protocol(request, "the list of repositories is granted to nobody else".to_owned())
+        })?;
         let asked_at = Instant::now();
         let grant =
             grantor.grant(&self.name, rights, refused).await.map_err(|denied| match denied.status {
@@ -170,14 +172,18 @@ impl RegistryHost {
     }
 }
 
-impl From<&Scope> for Right {
-    fn from(scope: &Scope) -> Self {
-        Self { repository: scope.repository.clone(), access: scope.access }
+/// The right that a scope is, if it is about a repository.
+fn right(scope: &Scope) -> Option<Right> {
+    match scope {
+        Scope::Repository(repository, access) => {
+            Some(Right { repository: repository.clone(), access: *access })
+        }
+        Scope::Catalog => None,
     }
 }
 
 impl From<&Right> for Scope {
     fn from(right: &Right) -> Self {
-        Self { repository: right.repository.clone(), access: right.access }
+        Self::Repository(right.repository.clone(), right.access)
     }
 }

@@ -42,11 +42,8 @@ mod tls;
 mod to_dir;
 mod to_tar;
 mod unpack;
-<<<<<<< HEAD
 mod whole;
-=======
 mod worker_access;
->>>>>>> main
 mod worker_faults;
 mod worker_fleets;
 mod worker_jobs;
