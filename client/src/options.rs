@@ -20,6 +20,9 @@ Examples:
     occyctl process registry://docker.io/library/busybox:1.36 oci-layout://mirror --all
     occyctl process 'oci-layout://mirror?tag=1.36' registry://localhost:5000/busybox:1.36 --all
 
+  Filter an image for every platform, as one index:
+    occyctl process registry://localhost:5000/app:1 registry://localhost:5000/clean:1 --all -f 'exclude:pattern=**/*.pyc'
+
   Push a saved tar as zstd, without git's files, and write down what each layer became:
     occyctl process tar://app.tar registry://localhost:5000/app:1 --compression zstd \\
         -f 'exclude:pattern=**/.git/**' -f inspect:file=layers.jsonl
@@ -255,9 +258,14 @@ pub(crate) struct Process {
     /// Read the layers that a shared directory has already, and fetch those again that are damaged.
     #[arg(long, env = "OCCYSTRAP_VERIFY")]
     pub(crate) verify: bool,
-    /// Copy an index whole, bit for bit: the images of all its platforms, their attestations, and the index itself.
+    /// Work on an index as a whole: without filters it is copied bit for bit, with the images of all its platforms and their
+    /// attestations; with filters every image passes them, and the index is made anew of what they become, in its order and with
+    /// its annotations.
     #[arg(long, env = "OCCYSTRAP_ALL", conflicts_with_all = ["compression", "format"])]
     pub(crate) all: bool,
+    /// What becomes of the attestation of an image that filters of --all change [default: drop].
+    #[arg(long, value_enum, value_name = "WHAT", requires = "all")]
+    pub(crate) attestations: Option<Attestations>,
 }
 
 #[derive(Debug, Args)]
@@ -433,6 +441,14 @@ pub(crate) enum JobState {
     Failed,
     /// Somebody cancelled it.
     Cancelled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Attestations {
+    /// It is left out: what it says is true of the image as it was.
+    Drop,
+    /// It stays as it is, now as an attestation of the new image; its statements still name the old one.
+    Retarget,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -82,11 +82,6 @@ pub enum Error {
     /// An image layout that is none.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// An index is copied whole as it is, or not at all.
-    #[error(
-        "filters work on one image, and {0} is an index: choose one with --os, --architecture and --variant, or leave --all out"
-    )]
-    FilteredIndex(String),
     /// A manifest that an index names is not where the index is.
     #[error("{image} names {digest}, which the source does not have")]
     MissingManifest {
@@ -249,7 +244,6 @@ impl Error {
             | Self::Platform(_)
             | Self::NotAnImage { .. }
             | Self::Foreign(_)
-            | Self::FilteredIndex(_)
             | Self::DigestChange { .. }
             | Self::SharedManifest { .. }
             | Self::NoSuchImage(_)

@@ -1,46 +1,96 @@
-//! A whole index: every image of it, nested indexes included, and then the index itself, bit for bit.
+//! A whole index: every image of it, nested indexes included, and then the index itself: bit for bit, or, where filters changed an
+//! image, rebuilt of what its images became.
+//!
+//! The images pass the filters one after the other, each like an image by itself. The new index has the old one's entries in their
+//! order, with all that they and it say, but for the digests and sizes of what changed. What is no image is copied as it is. An
+//! attestation is about one image's very bytes: where these changed, it is left out, or kept and said to be about the new ones,
+//! as the caller decides.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::copy::subset::ATTESTED;
 use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::executor::Executor;
-use crate::manifest::{Descriptor, media_type};
+use crate::filter::FilterChain;
+use crate::manifest::{self, Descriptor, ParsedManifest, media_type};
 use crate::output::{ImageOutput, OutputError, Receipt};
+use crate::platform::Platform;
 use crate::process::{Outcome, Summary, process};
 use crate::progress::Progress;
+use crate::registry::FetchedManifest;
 use crate::source::ImageSource;
 use crate::source::stored::SourceIndex;
 use crate::task::LayerPlan;
 
+/// The annotation of an entry that says what kind of thing it is about another entry, and the kind that attestations are.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+const ATTESTATION: &str = "attestation-manifest";
+
 /// What came of an index.
 #[derive(Debug)]
-pub struct CopiedIndex {
+pub struct DoneIndex {
     /// What the output says of the index itself.
     pub receipt: Receipt,
     /// Its images in its order, those of nested indexes where these stand.
-    pub images: Vec<Outcome>,
+    pub images: Vec<DoneImage>,
+    /// Attestations that were left out.
+    pub dropped: Vec<StaleAttestation>,
+    /// Attestations that were kept although their images changed.
+    pub retargeted: Vec<StaleAttestation>,
     /// Of all images together.
     pub summary: Summary,
 }
 
-/// How an index is copied.
+/// What came of one image of an index.
+#[derive(Debug)]
+pub struct DoneImage {
+    /// As of any image.
+    pub outcome: Outcome,
+    /// Whether the filters have seen it. Attestations and artifacts pass by them.
+    pub is_filtered: bool,
+}
+
+/// An attestation of an image that filters changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleAttestation {
+    /// Of its manifest.
+    pub digest: Digest,
+    /// The image that its statements are about.
+    pub image: Digest,
+    /// What that became.
+    pub became: Digest,
+}
+
+/// What becomes of the attestation of an image that filters change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attestations {
+    /// It is left out: what it says is true of other bytes.
+    #[default]
+    Drop,
+    /// It stays, bit for bit, as an attestation of the new image. Its statements still name the old one.
+    Retarget,
+}
+
+/// How an index is processed.
 #[derive(Clone)]
 pub struct IndexPlan {
-    /// What is done with every layer; its chain is empty.
+    /// What is done with every layer of an image.
     pub layers: Arc<LayerPlan>,
+    /// What becomes of attestations.
+    pub attestations: Attestations,
     /// Where that is done.
     pub executor: Arc<dyn Executor>,
     /// Called before each image, for a display of its progress.
     pub begin: Arc<dyn Fn(&Descriptor) -> Progress + Send + Sync>,
 }
 
-/// Copies an index that `source` was found to be.
+/// Processes an index that `source` was found to be.
 ///
 /// Its images come first, one after the other, each found at the destination by its digest alone, and the index last: whoever
 /// asks for its tag gets the old one or the whole new one. An entry that the source does not have is an error that names it.
@@ -49,64 +99,187 @@ pub async fn process_index(
     index: &SourceIndex,
     plan: &IndexPlan,
     output: &dyn ImageOutput,
-) -> Result<CopiedIndex, Error> {
-    if !plan.layers.chain.is_empty() {
-        return Err(Error::FilteredIndex(index.name.to_string()));
-    }
+) -> Result<DoneIndex, Error> {
     let start = Instant::now();
-    let mut copied = Copied::default();
-    let receipt = copy(source, index, plan, output, 0, &mut copied).await?;
-    let images = copied.images;
-    let bytes = images.iter().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
-    let layers = images.iter().map(|image| image.layers.len()).sum();
-    Ok(CopiedIndex { receipt, images, summary: Summary { bytes, layers, elapsed: start.elapsed() } })
+    let mut done = Done::default();
+    let copied = Arc::new(LayerPlan { chain: FilterChain::default(), ..LayerPlan::clone(&plan.layers) });
+    let work = Work { plan, copied };
+    let index = work.pass(source, index, output, 0, &mut done).await?;
+    let receipt = output.put_index(&index).await?;
+    let Done { images, dropped, retargeted, .. } = done;
+    let outcomes = || images.iter().map(|image| &image.outcome);
+    let bytes = outcomes().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
+    let layers = outcomes().map(|image| image.layers.len()).sum();
+    let summary = Summary { bytes, layers, elapsed: start.elapsed() };
+    Ok(DoneIndex { receipt, images, dropped, retargeted, summary })
 }
 
-/// What was copied so far, of the whole index.
-#[derive(Default)]
-struct Copied {
-    /// An entry that stands twice, in different indexes too, is copied once.
-    seen: HashSet<Digest>,
-    images: Vec<Outcome>,
-}
-
-fn copy<'a>(
-    source: &'a dyn ImageSource,
-    index: &'a SourceIndex,
+struct Work<'a> {
     plan: &'a IndexPlan,
-    output: &'a dyn ImageOutput,
-    depth: usize,
-    copied: &'a mut Copied,
-) -> BoxFuture<'a, Result<Receipt, Error>> {
-    async move {
-        if depth > MAX_INDEX_DEPTH {
-            return Err(Error::IndexDepth(index.name.to_string()));
-        }
-        for entry in &index.parsed.manifests {
-            if !copied.seen.insert(entry.digest.clone()) {
-                continue;
+    /// The same plan without its filters.
+    copied: Arc<LayerPlan>,
+}
+
+/// What was done so far, of the whole index.
+#[derive(Default)]
+struct Done {
+    /// What each entry became. One that stands twice, in different indexes too, is done once.
+    became: HashMap<Digest, Became>,
+    images: Vec<DoneImage>,
+    dropped: Vec<StaleAttestation>,
+    retargeted: Vec<StaleAttestation>,
+}
+
+/// What an entry is at the destination.
+#[derive(Clone, Debug)]
+struct Became {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+}
+
+impl Work<'_> {
+    /// Brings everything that an index names to the output; gives the index as it has to be then, which is not put.
+    fn pass<'a>(
+        &'a self,
+        source: &'a dyn ImageSource,
+        index: &'a SourceIndex,
+        output: &'a dyn ImageOutput,
+        depth: usize,
+        done: &'a mut Done,
+    ) -> BoxFuture<'a, Result<SourceIndex, Error>> {
+        async move {
+            if depth > MAX_INDEX_DEPTH {
+                return Err(Error::IndexDepth(index.name.to_string()));
             }
-            if copied.seen.len() > MAX_MANIFESTS {
-                return Err(Error::IndexSize(index.name.to_string()));
+            let entries = &index.parsed.manifests;
+            let mut rebuilt = vec![None; entries.len()];
+            // An attestation may stand before its image, and what becomes of it depends on that.
+            let order = entries.iter().enumerate();
+            let (attestations, others): (Vec<_>, Vec<_>) =
+                order.partition(|(_, entry)| is_attestation(entry));
+            for (position, entry) in others {
+                let became = self.entry(source, entry, index, output, depth, done).await?;
+                rebuilt[position] = Some(replaced(entry, &became));
             }
-            let no_indexes = || OutputError::NoIndexes { index: index.name.to_string() };
-            let output = output.entry(&entry.digest).ok_or_else(no_indexes)?;
-            let source = source.entry(entry).ok_or_else(no_indexes)?;
-            match inner(source.as_ref(), entry).await? {
-                Some(inner) => {
-                    copy(source.as_ref(), &inner, plan, output.as_ref(), depth + 1, copied).await?;
+            for (position, entry) in attestations {
+                let image = attested(entry);
+                let became = image.as_ref().and_then(|image| Some((image, &done.became.get(image)?.digest)));
+                let stale = became.filter(|(image, became)| image != became).map(|(image, became)| {
+                    StaleAttestation {
+                        digest: entry.digest.clone(),
+                        image: image.clone(),
+                        became: became.clone(),
+                    }
+                });
+                let Some(stale) = stale else {
+                    self.as_it_is(source, entry, index, output, done).await?;
+                    rebuilt[position] = Some(entry.raw().clone());
+                    continue;
+                };
+                match self.plan.attestations {
+                    Attestations::Drop => done.dropped.push(stale),
+                    Attestations::Retarget => {
+                        self.as_it_is(source, entry, index, output, done).await?;
+                        rebuilt[position] = Some(about(entry, &stale.became));
+                        done.retargeted.push(stale);
+                    }
                 }
-                None => {
-                    let (layers, executor) = (Arc::clone(&plan.layers), Arc::clone(&plan.executor));
-                    let progress = (plan.begin)(entry);
-                    let outcome = process(source.as_ref(), layers, output, executor, &progress).await?;
-                    copied.images.push(outcome);
-                }
             }
+            rebuild(index, rebuilt)
         }
-        output.put_index(index).await
+        .boxed()
     }
-    .boxed()
+
+    /// Brings what an entry names to the output.
+    async fn entry(
+        &self,
+        source: &dyn ImageSource,
+        entry: &Descriptor,
+        index: &SourceIndex,
+        output: &dyn ImageOutput,
+        depth: usize,
+        done: &mut Done,
+    ) -> Result<Became, Error> {
+        if let Some(became) = done.became.get(&entry.digest) {
+            return Ok(became.clone());
+        }
+        let no_indexes = || OutputError::NoIndexes { index: index.name.to_string() };
+        let within = source.entry(entry).ok_or_else(no_indexes)?;
+        let became = match inner(within.as_ref(), entry).await? {
+            Some(inner) => {
+                let below = output.entry_to_be().ok_or_else(no_indexes)?;
+                let inner = self.pass(within.as_ref(), &inner, output, depth + 1, done).await?;
+                below.put_index(&inner).await?;
+                Became {
+                    media_type: inner.parsed.family.index().to_owned(),
+                    digest: inner.manifest.digest.clone(),
+                    size: inner.manifest.bytes.len() as u64,
+                }
+            }
+            None => {
+                let below = output.entry_to_be().ok_or_else(no_indexes)?;
+                let progress = (self.plan.begin)(entry);
+                let (layers, executor) = (Arc::clone(&self.plan.layers), Arc::clone(&self.plan.executor));
+                match process(within.as_ref(), layers, below, executor, &progress).await {
+                    // It says so before anything is written.
+                    Err(Error::NotAnImage { .. }) => {
+                        return self.as_it_is(source, entry, index, output, done).await;
+                    }
+                    outcome => {
+                        let outcome = outcome?;
+                        let became = became(&outcome.receipt, entry);
+                        let is_filtered = !self.plan.layers.chain.is_empty();
+                        done.images.push(DoneImage { outcome, is_filtered });
+                        became
+                    }
+                }
+            }
+        };
+        done.note(entry, became, index)
+    }
+
+    /// Copies what an entry names, past the filters.
+    async fn as_it_is(
+        &self,
+        source: &dyn ImageSource,
+        entry: &Descriptor,
+        index: &SourceIndex,
+        output: &dyn ImageOutput,
+        done: &mut Done,
+    ) -> Result<Became, Error> {
+        if let Some(became) = done.became.get(&entry.digest) {
+            return Ok(became.clone());
+        }
+        let no_indexes = || OutputError::NoIndexes { index: index.name.to_string() };
+        let below = output.entry(&entry.digest).ok_or_else(no_indexes)?;
+        let within = source.entry(entry).ok_or_else(no_indexes)?;
+        let progress = (self.plan.begin)(entry);
+        let (layers, executor) = (Arc::clone(&self.copied), Arc::clone(&self.plan.executor));
+        let outcome = process(within.as_ref(), layers, below, executor, &progress).await?;
+        let became = became(&outcome.receipt, entry);
+        done.images.push(DoneImage { outcome, is_filtered: false });
+        done.note(entry, became, index)
+    }
+}
+
+impl Done {
+    fn note(&mut self, entry: &Descriptor, became: Became, index: &SourceIndex) -> Result<Became, Error> {
+        self.became.insert(entry.digest.clone(), became.clone());
+        if self.became.len() > MAX_MANIFESTS {
+            return Err(Error::IndexSize(index.name.to_string()));
+        }
+        Ok(became)
+    }
+}
+
+/// What an output has of an image, in the words of an entry.
+fn became(receipt: &Receipt, entry: &Descriptor) -> Became {
+    Became {
+        media_type: receipt.manifest_media_type.clone().unwrap_or_else(|| entry.media_type.clone()),
+        digest: receipt.manifest_digest.clone().unwrap_or_else(|| entry.digest.clone()),
+        size: receipt.manifest_size.unwrap_or(entry.size),
+    }
 }
 
 /// The index that an entry names, if it names one. Its media type tells without a request.
@@ -114,5 +287,63 @@ async fn inner(source: &dyn ImageSource, entry: &Descriptor) -> Result<Option<So
     match entry.media_type.as_str() {
         media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => Ok(None),
         _ => source.index().await,
+    }
+}
+
+/// Whether an entry is an attestation of another one, as buildkit writes it; or for no platform at all, so that it is no image.
+fn is_attestation(entry: &Descriptor) -> bool {
+    entry.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION)
+        || entry.platform.as_ref().is_some_and(Platform::is_unknown)
+}
+
+/// The entry that another is an attestation of.
+fn attested(entry: &Descriptor) -> Option<Digest> {
+    entry.annotations.get(ATTESTED)?.parse().ok()
+}
+
+type Raw = serde_json::Map<String, serde_json::Value>;
+
+/// An entry with other content.
+fn replaced(entry: &Descriptor, became: &Became) -> Raw {
+    let mut raw = entry.raw().clone();
+    if became.digest != entry.digest {
+        raw.insert("mediaType".to_owned(), became.media_type.as_str().into());
+        raw.insert("digest".to_owned(), became.digest.to_string().into());
+        raw.insert("size".to_owned(), became.size.into());
+        // Both are of the old bytes: an inline copy, and where they can be had.
+        raw.retain(|key, _| key != "data" && key != "urls");
+    }
+    raw
+}
+
+/// An attestation's entry that says that it is about another image.
+fn about(entry: &Descriptor, image: &Digest) -> Raw {
+    let mut raw = entry.raw().clone();
+    if let Some(annotations) = raw.get_mut("annotations").and_then(|value| value.as_object_mut()) {
+        annotations.insert(ATTESTED.to_owned(), image.to_string().into());
+    }
+    raw
+}
+
+/// The index with other entries; as it is where they are the same.
+fn rebuild(index: &SourceIndex, entries: Vec<Option<Raw>>) -> Result<SourceIndex, Error> {
+    let same = |(entry, rebuilt): (&Descriptor, &Option<Raw>)| rebuilt.as_ref() == Some(entry.raw());
+    if index.parsed.manifests.iter().zip(&entries).all(same) {
+        return Ok(index.clone());
+    }
+    let mut document = index.parsed.raw().clone();
+    let entries: Vec<_> = entries.into_iter().flatten().map(serde_json::Value::from).collect();
+    document.insert("manifests".to_owned(), entries.into());
+    let bytes = manifest::to_bytes(&document);
+    let media_type = index.parsed.family.index().to_owned();
+    let fail = |source| Error::Manifest { image: index.name.to_string(), source };
+    match manifest::parse(&bytes, Some(&media_type)).map_err(fail)? {
+        ParsedManifest::Index(parsed) => {
+            let manifest = FetchedManifest { digest: Digest::sha256(&bytes), bytes, media_type };
+            Ok(SourceIndex { name: index.name.clone(), manifest, parsed })
+        }
+        ParsedManifest::Image(_) | ParsedManifest::Schema1(_) => {
+            unreachable!("what was just written as an index is one")
+        }
     }
 }

@@ -32,7 +32,7 @@ const CHANNEL: usize = 4;
 const ATTEMPTS: u32 = 3;
 
 /// What is done with every layer of a job.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerPlan {
     /// The filters, in their order.
     pub chain: FilterChain,

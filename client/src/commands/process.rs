@@ -8,15 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use occy_pipeline::element::StoredLayer;
 use occy_pipeline::error::Error;
-use occy_pipeline::executor::{Executor, LocalExecutor};
+use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
-use occy_pipeline::index::{IndexPlan, process_index};
+use occy_pipeline::index::{Attestations, DoneIndex, IndexPlan, StaleAttestation, process_index};
 use occy_pipeline::manifest::Descriptor;
 use occy_pipeline::open::{self, Settings};
-use occy_pipeline::output::{ImageOutput, OUTPUTS, Receipt};
+use occy_pipeline::output::{OUTPUTS, Receipt};
 use occy_pipeline::process::{Outcome, Summary, process};
 use occy_pipeline::progress::Progress;
-use occy_pipeline::source::ImageSource;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::wire::convert;
@@ -24,7 +23,7 @@ use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::display::Display;
-use crate::options::{Global, OutputFormat, Process};
+use crate::options::{self, Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
 use crate::remote::connect::Coordinator;
 use crate::remote::logins::{Which, logins};
@@ -42,9 +41,9 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     warn_of_idle(options);
     let told = match &global.coordinator {
         Some(_) => with_coordinator(options, global).await?,
-        None => match here(options, global).await? {
+        None => match here(options, global, is_stdout).await? {
             Some(told) => told,
-            // An index was copied whole, and has told of itself.
+            // An index was worked on as a whole, and has told of itself.
             None => return Ok(Exit::Done),
         },
     };
@@ -81,8 +80,8 @@ fn warn_of_idle(options: &Process) {
     }
 }
 
-/// In this process. None for an index that was copied whole.
-async fn here(options: &Process, global: &Global) -> anyhow::Result<Option<Told>> {
+/// In this process. None for an index that was worked on as a whole.
+async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Result<Option<Told>> {
     let work = &options.work;
     let settings = opened(options, global)?;
     let chain = FilterChain::parse(&work.filters).map_err(Error::from)?;
@@ -95,7 +94,16 @@ async fn here(options: &Process, global: &Global) -> anyhow::Result<Option<Told>
     if options.all
         && let Some(index) = source.end.index().await?
     {
-        copy_all(source.end.as_ref(), &index, plan, executor, output.end.as_ref(), global).await?;
+        let attestations = match options.attestations {
+            None | Some(options::Attestations::Drop) => Attestations::Drop,
+            Some(options::Attestations::Retarget) => Attestations::Retarget,
+        };
+        let begin = display_each(global, &index.name.to_string(), &plan);
+        let plan = IndexPlan { layers: plan, attestations, executor, begin: begin.1 };
+        let done = process_index(source.end.as_ref(), &index, &plan, output.end.as_ref()).await?;
+        drop(begin.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        tell_index(&index, &done, &plan.layers.chain, global, is_stdout).map_err(Untold)?;
+        files.keep();
         return Ok(None);
     }
     let progress = Progress::default();
@@ -177,6 +185,7 @@ impl Told {
         let receipt = Receipt {
             manifest_digest: result.manifest_digest.parse().ok(),
             manifest_media_type: named(&result.manifest_media_type),
+            manifest_size: None,
             destination: result.destination,
         };
         let summary = Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed };
@@ -218,55 +227,91 @@ impl Told {
     }
 }
 
-/// `--all`: a whole index.
-async fn copy_all(
-    source: &dyn ImageSource,
-    index: &SourceIndex,
-    layers: Arc<LayerPlan>,
-    executor: Arc<dyn Executor>,
-    output: &dyn ImageOutput,
-    global: &Global,
-) -> anyhow::Result<()> {
-    // One display at a time: that of an image ends where the next one's begins.
-    let display = Arc::new(Mutex::new(None));
-    let (shown, shared) = (global.clone(), Arc::clone(&display));
-    let (name, spools) = (index.name.to_string(), layers.spools.clone());
+/// A display that is shown.
+type Shown = Arc<Mutex<Option<Display>>>;
+/// Begins the display of an entry of an index.
+type Begin = Arc<dyn Fn(&Descriptor) -> Progress + Send + Sync>;
+
+/// One display at a time: that of an image ends where the next one's begins.
+fn display_each(global: &Global, name: &str, plan: &LayerPlan) -> (Shown, Begin) {
+    let display = Shown::default();
+    let (shown, global, name, spools) =
+        (Arc::clone(&display), global.clone(), name.to_owned(), plan.spools.clone());
     let begin = move |_: &Descriptor| {
         let progress = Progress::default();
-        let mut display = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut display = shown.lock().unwrap_or_else(PoisonError::into_inner);
         drop(display.take());
-        *display = Some(Display::start(&shown, progress.clone(), &name, &spools));
+        *display = Some(Display::start(&global, progress.clone(), &name, &spools));
         progress
     };
-    let plan = IndexPlan { layers, executor, begin: Arc::new(begin) };
-    let copied = process_index(source, index, &plan, output).await?;
-    drop(display.lock().unwrap_or_else(PoisonError::into_inner).take());
+    (display, Arc::new(begin))
+}
+
+/// `--all`: tells of a whole index.
+fn tell_index(
+    index: &SourceIndex,
+    done: &DoneIndex,
+    chain: &FilterChain,
+    global: &Global,
+    stdout_is_taken: bool,
+) -> anyhow::Result<()> {
+    let mut told = Ok(());
+    for image in done.images.iter().filter(|image| image.is_filtered) {
+        for rendering in image.outcome.renderings(chain, rendered(global)) {
+            told = told.and(deliver(&rendering, stdout_is_taken));
+        }
+    }
+    for stale in &done.dropped {
+        tracing::warn!(
+            "left out the attestation {}: it is about {}, which the filters made {}",
+            stale.digest,
+            stale.image,
+            stale.became
+        );
+    }
+    for stale in &done.retargeted {
+        tracing::warn!(
+            "kept the attestation {} for {}: its statements still name {}",
+            stale.digest,
+            stale.became,
+            stale.image
+        );
+    }
+    let stale = |all: &[StaleAttestation]| {
+        let all =
+            all.iter().map(|one| json!({"digest": one.digest, "image": one.image, "became": one.became}));
+        all.collect::<Vec<_>>()
+    };
     match global.output_format {
         OutputFormat::Json => {
-            let images: Vec<_> = copied.images.iter().map(document).collect();
-            print_json(&json!({
+            let images: Vec<_> = done.images.iter().map(|image| document(&image.outcome)).collect();
+            let document = json!({
                 "image": index.name.to_string(),
-                "destination": copied.receipt.destination,
-                "manifest_digest": copied.receipt.manifest_digest,
-                "manifest_media_type": copied.receipt.manifest_media_type,
-                "bytes": copied.summary.bytes,
-                "seconds": copied.summary.elapsed.as_secs_f64(),
+                "destination": done.receipt.destination,
+                "manifest_digest": done.receipt.manifest_digest,
+                "manifest_media_type": done.receipt.manifest_media_type,
+                "bytes": done.summary.bytes,
+                "seconds": done.summary.elapsed.as_secs_f64(),
                 "images": images,
-            }))
-            .map_err(Untold)?;
+                "attestations": {"dropped": stale(&done.dropped), "retargeted": stale(&done.retargeted)},
+            });
+            match stdout_is_taken {
+                true => say(&document.to_string()),
+                false => told = told.and(print_json(&document).map(drop)),
+            }
         }
         OutputFormat::Text if !global.quiet => {
-            if let Some(digest) = &copied.receipt.manifest_digest {
-                let count = copied.images.len();
-                say(&format!("Pushed {} ({digest}), {count} images", copied.receipt.destination));
+            if let Some(digest) = &done.receipt.manifest_digest {
+                let count = done.images.len();
+                say(&format!("Pushed {} ({digest}), {count} images", done.receipt.destination));
             }
         }
         OutputFormat::Text => {}
     }
     if !global.quiet {
-        say(&copied.summary.to_string());
+        say(&done.summary.to_string());
     }
-    Ok(())
+    told
 }
 
 /// The files that filters append to, opened before anything is written elsewhere: one that cannot be opened stops the run while

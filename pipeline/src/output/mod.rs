@@ -109,6 +109,8 @@ pub struct Receipt {
     pub manifest_digest: Option<crate::digest::Digest>,
     /// The media type of that manifest.
     pub manifest_media_type: Option<String>,
+    /// Its size in bytes.
+    pub manifest_size: Option<u64>,
     /// What is there now, for people.
     pub destination: String,
 }
@@ -277,6 +279,11 @@ pub trait ImageOutput: Send + Sync {
     /// have it. None where no indexes can be.
     fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
         let _ = digest;
+        None
+    }
+
+    /// The same for an entry whose digest turns out when it is finished.
+    fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
         None
     }
 

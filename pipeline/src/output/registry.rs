@@ -41,6 +41,8 @@ pub struct RegistryOutput {
     format: ManifestFormat,
     foreign_layers: bool,
     confirm: bool,
+    /// An entry of an index, that is put under whatever digest it has.
+    is_entry_to_be: bool,
 }
 
 impl RegistryOutput {
@@ -58,6 +60,7 @@ impl RegistryOutput {
             format,
             foreign_layers: false,
             confirm: false,
+            is_entry_to_be: false,
         }
     }
 
@@ -99,7 +102,7 @@ impl RegistryOutput {
     /// A destination that names a digest gets exactly that manifest or nothing.
     fn refuse_other(&self, digest: &Digest) -> Result<(), OutputError> {
         match self.reference.digest() {
-            Some(expected) if expected != digest => {
+            Some(expected) if expected != digest && !self.is_entry_to_be => {
                 Err(OutputError::ByDigest { expected: expected.clone(), actual: digest.clone() })
             }
             _ => Ok(()),
@@ -138,11 +141,17 @@ impl RegistryOutput {
     /// Makes a manifest visible, all of whose blobs are there.
     async fn put(&self, manifest: FinalManifest) -> Result<Receipt, Error> {
         let FinalManifest { bytes, media_type, digest } = manifest;
-        self.repository.put_manifest(&self.reference.manifest(), &media_type, bytes).await?;
+        let reference = match self.is_entry_to_be {
+            true => self.reference.with_digest(digest.clone()),
+            false => self.reference.clone(),
+        };
+        let size = bytes.len() as u64;
+        self.repository.put_manifest(&reference.manifest(), &media_type, bytes).await?;
         Ok(Receipt {
             manifest_digest: Some(digest),
             manifest_media_type: Some(media_type),
-            destination: format!("registry://{}", self.reference),
+            manifest_size: Some(size),
+            destination: format!("registry://{reference}"),
         })
     }
 }
@@ -213,7 +222,17 @@ impl ImageOutput for RegistryOutput {
 
     fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
         let reference = self.reference.with_digest(digest.clone());
-        Some(Arc::new(Self { reference, repository: self.repository.clone(), ..*self }))
+        Some(Arc::new(Self {
+            reference,
+            repository: self.repository.clone(),
+            is_entry_to_be: false,
+            ..*self
+        }))
+    }
+
+    fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
+        let (reference, repository) = (self.reference.clone(), self.repository.clone());
+        Some(Arc::new(Self { reference, repository, is_entry_to_be: true, ..*self }))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {

@@ -12,6 +12,7 @@ mod docker_source;
 mod exclude;
 mod fault_down;
 mod fault_up;
+mod filtered_index;
 mod forwarding;
 mod from_dir;
 mod from_tar;

@@ -65,8 +65,17 @@ pub struct LayoutOptions {
 #[derive(Clone, Debug)]
 pub struct LayoutOutput {
     layout: Arc<Layout>,
-    /// An entry of an index: it must have this digest, and is not named.
-    entry: Option<Digest>,
+    entry: Entry,
+}
+
+/// What is written: something with a name, or an entry of an index, which has none.
+#[derive(Clone, Debug)]
+enum Entry {
+    Named,
+    /// It must have this digest.
+    Known(Digest),
+    /// It may have any.
+    ToBe,
 }
 
 #[derive(Debug)]
@@ -89,7 +98,7 @@ impl LayoutOutput {
     /// a directory. What a tar has to wait for goes beside it, or into `spools`.
     pub fn new(path: impl Into<PathBuf>, options: LayoutOptions, spools: SpoolDir) -> Self {
         let layout = Layout { path: path.into(), options, spools, place: Mutex::new(None) };
-        Self { layout: Arc::new(layout), entry: None }
+        Self { layout: Arc::new(layout), entry: Entry::Named }
     }
 
     /// Opens the layout for the first image that goes there.
@@ -116,7 +125,7 @@ impl LayoutOutput {
 
     fn refuse_other(&self, actual: &Digest) -> Result<(), OutputError> {
         match &self.entry {
-            Some(expected) if expected != actual => {
+            Entry::Known(expected) if expected != actual => {
                 Err(OutputError::ByDigest { expected: expected.clone(), actual: actual.clone() })
             }
             _ => Ok(()),
@@ -133,11 +142,12 @@ impl LayoutOutput {
         let receipt = Receipt {
             manifest_digest: Some(manifest.digest.clone()),
             manifest_media_type: Some(manifest.media_type.clone()),
+            manifest_size: Some(manifest.bytes.len() as u64),
             destination: self.destination(),
         };
         let entry = match self.entry {
-            Some(_) => None,
-            None => Some(entry(&manifest, self.layout.options.tag.as_deref(), name, platform)),
+            Entry::Known(_) | Entry::ToBe => None,
+            Entry::Named => Some(entry(&manifest, self.layout.options.tag.as_deref(), name, platform)),
         };
         let (place, by_tag) = (self.place(), self.layout.options.tag.is_some());
         blocking(move || {
@@ -248,7 +258,11 @@ impl ImageOutput for LayoutOutput {
     }
 
     fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
-        Some(Arc::new(Self { layout: Arc::clone(&self.layout), entry: Some(digest.clone()) }))
+        Some(Arc::new(Self { layout: Arc::clone(&self.layout), entry: Entry::Known(digest.clone()) }))
+    }
+
+    fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
+        Some(Arc::new(Self { layout: Arc::clone(&self.layout), entry: Entry::ToBe }))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
