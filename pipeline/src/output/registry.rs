@@ -206,6 +206,9 @@ impl ImageOutput for RegistryOutput {
         if self.confirm {
             self.confirm_blobs(&finished, &config_digest).await?;
         }
+        if let Some(permit) = finished.permit {
+            permit.check().await?;
+        }
         self.put(FinalManifest { bytes, media_type, digest }).await
     }
 
