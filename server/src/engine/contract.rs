@@ -205,7 +205,7 @@ pub(super) async fn the_oldest_that_have_ended_are_forgotten(place: &impl Place)
 }
 
 pub(super) async fn a_job_has_one_owner(place: &impl Place) {
-    let engine = place.open(LIMITS).await;
+    assert_eq!(unowned(&*engine).await, std::slice::from_ref(&job.id));
     let job = submit(&*engine, "a", "").await;
     assert_eq!(unowned(&*engine).await, [job.id.clone()]);
     let (claim, running) = engine.claim(&job.id).await.unwrap().expect("it waits");
