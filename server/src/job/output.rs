@@ -21,7 +21,7 @@ use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::state::Change;
-use super::store::{Applied, Store};
+use super::store::{Applied, Store, StoreError};
 use super::watch::LiveJobs;
 use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
@@ -55,12 +55,8 @@ impl Attempt {
         changes: Vec<Change>,
         written: Option<(String, String)>,
     ) -> Result<(), ServiceError> {
-        match self.store.apply(&self.id, changes, written).await? {
-            Applied::Done(job) => {
-                self.metrics.job_changed(&job);
-                self.live.wake(&self.id, job.last_sequence);
-                Ok(())
-            }
+        match self.write_down(changes, written).await? {
+            Applied::Done(_) => Ok(()),
             Applied::Refused(_) | Applied::Missing => Err(ServiceError::JobEnded),
         }
     }
@@ -69,14 +65,8 @@ impl Attempt {
     pub async fn insist(&self, change: Change) -> Applied {
         let mut wait = INSISTENCE.0;
         loop {
-            match self.store.apply(&self.id, vec![change.clone()], None).await {
-                Ok(applied) => {
-                    if let Applied::Done(job) = &applied {
-                        self.metrics.job_changed(job);
-                        self.live.wake(&self.id, job.last_sequence);
-                    }
-                    return applied;
-                }
+            match self.write_down(vec![change.clone()], None).await {
+                Ok(applied) => return applied,
                 Err(error) => {
                     tracing::error!(job = self.id, %error, "a job cannot be written down; trying again in {wait:?}");
                     tokio::time::sleep(wait).await;
@@ -84,6 +74,19 @@ impl Attempt {
                 }
             }
         }
+    }
+
+    async fn write_down(
+        &self,
+        changes: Vec<Change>,
+        written: Option<(String, String)>,
+    ) -> Result<Applied, StoreError> {
+        let applied = self.store.apply(&self.id, changes, written).await?;
+        if let Applied::Done(job) = &applied {
+            self.metrics.job_changed(job);
+            self.live.wake(&self.id, job.last_sequence);
+        }
+        Ok(applied)
     }
 }
 
