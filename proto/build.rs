@@ -7,7 +7,7 @@ use prost::Message;
 
 const FILES: [&str; 4] =
     ["occy/v1/image.proto", "occy/v1/pipeline.proto", "occy/v1/blob.proto", "occy/v1/worker.proto"];
-const SECRET: [&str; 2] = [".occy.v1.RegistryCredentials", ".occy.v1.PasswordLogin"];
+const SECRET: [&str; 3] = [".occy.v1.RegistryCredentials", ".occy.v1.PasswordLogin", ".occy.v1.AccessAnswer"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["."])?;

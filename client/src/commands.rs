@@ -1,8 +1,12 @@
 //! What each command does.
 
 mod check;
+mod copy;
+mod delete;
+mod digest;
 mod info;
 pub(crate) mod job;
+mod names;
 pub(crate) mod process;
 mod search;
 mod workers;
@@ -13,7 +17,8 @@ use clap::CommandFactory;
 
 use crate::Exit;
 use crate::manual;
-use crate::options::{Cli, Command};
+use crate::options::{Cli, Command, Global};
+use crate::settings::Misused;
 
 /// Runs the command that the line names.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
@@ -23,6 +28,11 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Search(options) => search::run(options, global).await,
         Command::Info(options) => info::run(options, global).await,
         Command::Check(options) => check::run(options, global).await,
+        Command::Copy(options) => copy::run(options, global).await,
+        Command::Ls(options) => names::list(options, global).await,
+        Command::Tags(options) => names::tags(options, global).await,
+        Command::Digest(options) => digest::run(options, global).await,
+        Command::Delete(options) => delete::run(options, global).await,
         Command::Job(command) => job::run(command, global).await,
         Command::Workers => workers::run(global).await,
         Command::Completions { shell } => {
@@ -31,6 +41,16 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
             print_bytes(&script)
         }
         Command::Man => print_bytes(manual::page(&mut Cli::command()).as_bytes()),
+    }
+}
+
+/// Refuses a coordinator, for a command that only this process does.
+pub(crate) fn refuse_coordinator(global: &Global, command: &str) -> Result<(), Misused> {
+    match &global.coordinator {
+        None => Ok(()),
+        Some(_) => Err(Misused(format!(
+            "`{command}` cannot be had with --coordinator: it is done by this process only"
+        ))),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
 use occy_pipeline::output::manifest::ManifestFormat;
+use occy_pipeline::platform::Platform;
 use occy_pipeline::size;
 
 const EXAMPLES: &str = "\
@@ -33,6 +34,13 @@ Examples:
     occyctl job submit registry://docker.io/library/busybox:1.36 registry://localhost:5000/busybox:1.36 --watch \
         --coordinator http://localhost:7700
 
+  Copy an image as it is, for all its platforms and with its signatures; what is in a registry, and away with it:
+    occyctl copy docker.io/library/busybox:1.36 localhost:5000/busybox:1.36 --referrers
+    occyctl ls localhost:5000
+    occyctl tags localhost:5000/busybox --sort version
+    occyctl digest localhost:5000/busybox:1.36
+    occyctl delete localhost:5000/busybox:1.36
+
   Find files, look at an image, check every byte of it:
     occyctl search registry://localhost:5000/app:1 '*.conf'
     occyctl info tar://app.tar
@@ -55,6 +63,8 @@ Sources:
       ?tag=TAG                          which one, where it holds several; NAME:TAG too
       ?digest=DIGEST                    the one whose manifest has this digest
       ?os=&arch=&variant=               which one of an index, as --os, --architecture, --variant
+
+`copy`, `ls`, `tags`, `digest` and `delete` take HOST/IMAGE[:TAG|@DIGEST] for registry://HOST/IMAGE[:TAG|@DIGEST] too.
 
 In all of these, %3F is a literal ?, and %25 a literal %. What stands behind the ? wins over the option of the same meaning.
 
@@ -142,6 +152,49 @@ Examples:
 
 Exit status is 3 when something is wrong with the image.")]
     Check(Check),
+    /// Copy an image, an index or an artifact as it is, bit for bit.
+    #[command(after_long_help = "\
+An index is copied whole, with the images of all its platforms; whatever has a manifest is copied, whatever its media types are:
+Helm charts, SBOMs, signatures. No blob that the destination has is moved, nor one that it can mount from another repository of the
+same registry. The tag is the last thing that is written.
+
+Examples:
+  occyctl copy docker.io/library/busybox:1.36 localhost:5000/busybox:1.36
+  occyctl copy localhost:5000/app:1 localhost:5000/mirror/app:1 --referrers
+  occyctl copy docker.io/library/busybox:1.36 oci-layout://busybox --platform linux/amd64 --platform linux/arm64
+  occyctl copy docker.io/library/busybox:1.36 localhost:5000/busybox:1.36 --platform linux/amd64 --sparse")]
+    Copy(Copy),
+    /// List the repositories of a registry, the tags of a repository, or the images of a layout.
+    #[command(
+        visible_alias = "list",
+        after_long_help = "\
+Examples:
+  occyctl ls localhost:5000
+  occyctl ls localhost:5000/app
+  occyctl ls oci-layout://mirror"
+    )]
+    Ls(Ls),
+    /// List the tags of a repository.
+    #[command(after_long_help = "\
+Examples:
+  occyctl tags docker.io/library/busybox --sort version
+  occyctl tags localhost:5000/app --output-format json")]
+    Tags(Tags),
+    /// Print the digest of the manifest that a name means.
+    #[command(after_long_help = "\
+Examples:
+  occyctl digest docker.io/library/busybox:1.36
+  occyctl digest docker.io/library/busybox:1.36 --platform linux/arm64")]
+    Digest(DigestOf),
+    /// Delete an image from a registry.
+    #[command(after_long_help = "\
+A tag is deleted alone where the registry can do that. Many registries delete manifests only, and with one all tags that name it:
+then nothing is deleted if there are others, unless --yes says that they are meant too. Blobs stay until the registry collects them.
+
+Examples:
+  occyctl delete localhost:5000/app:1
+  occyctl delete localhost:5000/app@sha256:9f2c... --yes")]
+    Delete(Delete),
     /// Have a coordinator work through images on its own: submit jobs, and see what becomes of them.
     #[command(subcommand)]
     Job(Job),
@@ -234,6 +287,75 @@ pub(crate) struct Check {
     /// Only look whether manifest and config agree and every blob is there in its size; read no layer.
     #[arg(long)]
     pub(crate) fast: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// Where the image comes from: HOST/IMAGE[:TAG|@DIGEST] or oci-layout://PATH[?tag=TAG].
+    pub(crate) source: String,
+    /// Where it goes: HOST/IMAGE[:TAG] or oci-layout://PATH[?tag=TAG].
+    pub(crate) destination: String,
+    /// Of an index, copy the image for this platform alone, with its attestations, in a new index of those that are named; repeat
+    /// it for several.
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platforms: Vec<Platform>,
+    /// Keep manifests, and with them their digests, as they are, although not all that they name is copied: of an index the images
+    /// for other platforms than were named, and whatever the source does not have. Not every registry takes them.
+    #[arg(long)]
+    pub(crate) sparse: bool,
+    /// Copy also what names the manifests as its subject (signatures, SBOMs, attestations), and the tags that cosign names after
+    /// their digests.
+    #[arg(long)]
+    pub(crate) referrers: bool,
+    /// Fail rather than write a manifest with another digest than the source's.
+    #[arg(long)]
+    pub(crate) preserve_digests: bool,
+    /// Copy the bytes of foreign (non-distributable) layers too.
+    #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
+    pub(crate) foreign_layers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// A registry HOST[:PORT], a repository HOST/IMAGE, or oci-layout://PATH.
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tags {
+    /// The repository: HOST/IMAGE, or oci-layout://PATH.
+    pub(crate) repository: String,
+    /// The order.
+    #[arg(long, value_enum, value_name = "ORDER", default_value_t = Order::Registry)]
+    pub(crate) sort: Order,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Order {
+    /// As the registry has it, page by page as it comes.
+    Registry,
+    /// By characters.
+    Name,
+    /// As people count: 1.9 before 1.10, 2.0-rc1 before 2.0.
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DigestOf {
+    /// The image: HOST/IMAGE[:TAG] or oci-layout://PATH[?tag=TAG].
+    pub(crate) image: String,
+    /// Of an index, the digest of the image for this platform, and not of the index.
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// The image: HOST/IMAGE:TAG or HOST/IMAGE@DIGEST.
+    pub(crate) image: String,
+    /// Delete it also where other tags that name the same manifest go with it.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

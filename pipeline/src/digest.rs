@@ -67,6 +67,11 @@ impl Digest {
         self.algorithm
     }
 
+    /// Whether it is of another algorithm than the one that registries use by themselves.
+    pub fn is_rare(&self) -> bool {
+        self.algorithm != Algorithm::Sha256
+    }
+
     /// The hex part alone, lower case.
     pub fn hex(&self) -> &str {
         &self.hex

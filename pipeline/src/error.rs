@@ -87,6 +87,60 @@ pub enum Error {
         "filters work on one image, and {0} is an index: choose one with --os, --architecture and --variant, or leave --all out"
     )]
     FilteredIndex(String),
+    /// A manifest that an index names is not where the index is.
+    #[error("{image} names {digest}, which the source does not have")]
+    MissingManifest {
+        /// The index.
+        image: String,
+        /// What it names.
+        digest: Digest,
+    },
+    /// A copy would be another document, and was to be the same.
+    #[error("{image} would become {changed}: {reason}")]
+    DigestChange {
+        /// What is copied.
+        image: String,
+        /// The digest of the copy.
+        changed: Digest,
+        /// Why it changes.
+        reason: &'static str,
+    },
+    /// Docker's first format, which no registry takes any more.
+    #[error("{0} is in docker's first format (schema 1), which cannot be copied as it is")]
+    Schema1(String),
+    /// Where that happened, in a copy.
+    #[error("failed to copy {what}: {source}")]
+    Copy {
+        /// A blob or manifest, by its digest.
+        what: String,
+        /// What happened.
+        source: Box<Error>,
+    },
+    /// The referrers of a manifest that other clients keep changing.
+    #[error("the index of referrers under {tag} was changed by others again and again")]
+    Contended {
+        /// The subject's tag.
+        tag: String,
+    },
+    /// A manifest that would be lost under other names too.
+    #[error(
+        "{image} can only be deleted as {digest}, and with it {}",
+        .tags.iter().map(|tag| format!(":{tag}")).collect::<Vec<_>>().join(", ")
+    )]
+    SharedManifest {
+        /// What was to be deleted.
+        image: String,
+        /// The manifest that it names.
+        digest: Digest,
+        /// The other tags that name it.
+        tags: Vec<String>,
+    },
+    /// There is nothing to delete.
+    #[error("{0} does not exist")]
+    NoSuchImage(String),
+    /// A registry that says to have deleted what it still has.
+    #[error("{0} is still there, although the registry says that it was deleted")]
+    StillThere(String),
     /// The destination.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -196,6 +250,10 @@ impl Error {
             | Self::NotAnImage { .. }
             | Self::Foreign(_)
             | Self::FilteredIndex(_)
+            | Self::DigestChange { .. }
+            | Self::SharedManifest { .. }
+            | Self::NoSuchImage(_)
+            | Self::Schema1(_)
             | Self::LayerTooLarge { .. }
             | Self::Build(_) => Blame::Caller,
             Self::Registry(error) => registry(error),
@@ -206,6 +264,7 @@ impl Error {
             | Self::IndexSize(_)
             | Self::Config { .. }
             | Self::LayerCount { .. }
+            | Self::MissingManifest { .. }
             | Self::DiffId { .. } => Blame::Image,
             Self::SavedImage(error) if error.is_choice() => Blame::Caller,
             Self::SavedImage(error) => {
@@ -227,6 +286,7 @@ impl Error {
                 | OutputError::Taken { .. }
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
+                | OutputError::OneName { .. }
                 | OutputError::NotALayout { .. }
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -245,7 +305,8 @@ impl Error {
                 }
             }
             Self::Host(_) => Blame::Machine,
-            Self::Layer { source, .. } => source.blame(),
+            Self::Contended { .. } | Self::StillThere(_) => Blame::Network,
+            Self::Layer { source, .. } | Self::Copy { source, .. } => source.blame(),
         }
     }
 
@@ -272,6 +333,11 @@ impl Error {
     /// Whether it only says that another part of the same work stopped, whose own error tells why.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Self::Blob(BlobError::Interrupted))
+    }
+
+    /// Whether the source says that it does not have the manifest that was asked for.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Registry(error) if error.is_not_found()) || self.is_missing_blob()
     }
 
     /// Whether the source says that it does not have a blob that the manifest names.
@@ -305,7 +371,12 @@ impl Error {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
             Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
-            Self::Layer { source, .. } => source.hint(),
+            Self::Layer { source, .. } | Self::Copy { source, .. } => source.hint(),
+            Self::MissingManifest { .. } => {
+                Some("--sparse copies the index as it is, with the images that are there".to_owned())
+            }
+            Self::SharedManifest { .. } => Some("--yes deletes it under all of these names".to_owned()),
+            Self::Schema1(_) => Some("`occyctl process` makes an image of today of it".to_owned()),
             Self::Output(OutputError::Taken { .. }) => {
                 Some("choose another directory, or replace what is there with --force".to_owned())
             }

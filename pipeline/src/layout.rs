@@ -44,7 +44,7 @@ impl Choice {
     /// What is meant among `entries`; None where that is nothing, or not clear.
     ///
     /// A tag means the entry that is called so, by itself or at the end of its full name. Without a tag the only entry is
-    /// meant, or all, if none has a name.
+    /// meant, or all, if none has a name; what is called like the digest of another belongs to that, and is not looked at.
     pub fn among<'a>(&self, entries: &'a [Descriptor]) -> Option<Chosen<'a>> {
         if let Some(digest) = &self.digest {
             return entries.iter().find(|entry| entry.digest == *digest).map(Chosen::Entry);
@@ -58,7 +58,8 @@ impl Choice {
             });
             return found.map(Chosen::Entry);
         }
-        match entries {
+        let own: Vec<&Descriptor> = entries.iter().filter(|entry| !belongs_to_another(entry)).collect();
+        match own.as_slice() {
             [entry] => Some(Chosen::Entry(entry)),
             [first, rest @ ..] if rest.iter().all(|entry| entry.digest == first.digest) => {
                 Some(Chosen::Entry(first))
@@ -67,6 +68,18 @@ impl Choice {
             _ => None,
         }
     }
+}
+
+/// Whether an entry is the index of another's referrers (`sha256-HEX`), or one of cosign's (`sha256-HEX.sig`).
+fn belongs_to_another(entry: &Descriptor) -> bool {
+    names(entry).next().is_some()
+        && names(entry).all(|name| {
+            let name = name.split_once('.').map_or(name, |(name, _)| name);
+            let (algorithm, hex) = name.split_once('-').unwrap_or_default();
+            ["sha256", "sha512"].contains(&algorithm)
+                && hex.len() == 64
+                && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
 }
 
 /// What an entry is called.
@@ -143,6 +156,12 @@ mod tests {
         assert_eq!(chosen(&entries(&[json!({REF_NAME: "x"})]), None), Some(0));
         assert_eq!(chosen(&entries(&[json!({}), json!({})]), None), Some(usize::MAX));
         assert_eq!(chosen(&[], None), None);
+        let hex = "a".repeat(64);
+        let (referrers, signature) = (format!("sha256-{hex}"), format!("sha256-{hex}.sig"));
+        let signed =
+            entries(&[json!({REF_NAME: referrers}), json!({REF_NAME: "1"}), json!({REF_NAME: signature})]);
+        assert_eq!(chosen(&signed, None), Some(1));
+        assert_eq!(chosen(&signed, Some(&referrers)), Some(0));
     }
 
     #[test]

@@ -5,10 +5,12 @@
 
 pub mod atomic;
 pub mod blob;
+pub mod catalog;
 pub mod check;
 pub mod codec;
 pub mod compression;
 pub mod config;
+pub mod copy;
 pub mod digest;
 pub mod element;
 pub mod engine;

@@ -16,6 +16,7 @@ pub use build::{BuildError, ManifestLayer, build_image_manifest, family_for};
 pub use descriptor::Descriptor;
 pub use media_type::{Family, LayerType, ZstdInDocker};
 
+use crate::digest::Digest;
 use crate::schema1::{Schema1Error, Schema1Manifest};
 use media_type::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED};
 
@@ -31,6 +32,27 @@ pub enum ParsedManifest {
     Index(Index),
     /// One image in docker's first format.
     Schema1(Schema1Manifest),
+}
+
+impl ParsedManifest {
+    /// What it is, also where its server did not say it.
+    pub fn media_type(&self) -> &'static str {
+        match self {
+            Self::Image(image) => image.family.manifest(),
+            Self::Index(index) => index.family.index(),
+            Self::Schema1(_) => DOCKER_SCHEMA1,
+        }
+    }
+
+    /// What it is about, where it is a signature, an SBOM, an attestation of another manifest.
+    pub fn subject(&self) -> Option<Digest> {
+        let raw = match self {
+            Self::Image(image) => &image.raw,
+            Self::Index(index) => &index.raw,
+            Self::Schema1(_) => return None,
+        };
+        raw.get("subject")?.get("digest")?.as_str()?.parse().ok()
+    }
 }
 
 /// A docker schema2 or OCI image manifest.

@@ -7,6 +7,7 @@ use crate::engine;
 use crate::error::Error;
 use crate::layout::Choice;
 use crate::output::bundle::{BundleOptions, BundleOutput};
+use crate::output::content::ContentOutput;
 use crate::output::dir::{DirOptions, DirOutput};
 use crate::output::docker::DockerOutput;
 use crate::output::manifest::ManifestFormat;
@@ -15,13 +16,14 @@ use crate::output::registry::RegistryOutput;
 use crate::output::tar::TarOutput;
 use crate::output::{ImageOutput, OUTPUTS};
 use crate::platform::PlatformChoice;
-use crate::reference::Reference;
-use crate::registry::{self, Client};
+use crate::reference::{Reference, RegistryName, split_credentials};
+use crate::registry::{self, Access, Client, Repository};
 use crate::source::dir::{DirImage, DirSource};
 use crate::source::docker::DockerSource;
-use crate::source::oci_layout::LayoutSource;
-use crate::source::registry::RegistrySource;
+use crate::source::oci_layout::{self, LayoutSource};
+use crate::source::registry::{self as source_of_registries, RegistrySource};
 use crate::source::saved_tar::SavedTarSource;
+use crate::source::stored::Store;
 use crate::source::{ImageSource, SOURCES};
 use crate::spool::SpoolDir;
 use crate::tar::Limits;
@@ -161,14 +163,130 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
     Ok(Opened { end, max_workers: max_workers(&uri)? })
 }
 
+/// What is named where a name alone is enough: everything but the scheme of a registry has to be written.
+pub fn in_full(text: &str) -> String {
+    if text.contains("://") { text.to_owned() } else { format!("registry://{text}") }
+}
+
+/// Where names are listed.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A registry as a whole.
+    Registry(Client, RegistryName),
+    /// A repository of one.
+    Repository(Repository),
+    /// An image layout.
+    Layout(Box<LayoutSource>),
+}
+
+/// The registry, repository or layout that `text` names; one image of a repository is none.
+pub fn place(text: &str, settings: &Settings) -> Result<Place, Error> {
+    let uri = Uri::parse(&in_full(text))?;
+    match uri.scheme.as_str() {
+        "registry" => {
+            uri.only(&[])?;
+            let client = Client::new(settings.source_registry.clone())?;
+            let rest = uri.rest.trim_end_matches('/');
+            if names_registry(rest) {
+                return Ok(Place::Registry(client, rest.parse()?));
+            }
+            let name = rest.rsplit('/').next().unwrap_or(rest);
+            if split_credentials(rest).is_none() && name.contains([':', '@']) {
+                return Err(UriError::OneImage(rest.to_owned()).into());
+            }
+            Ok(Place::Repository(client.repository(&rest.parse()?, Access::Pull)))
+        }
+        "oci-layout" => {
+            uri.only(&[])?;
+            let (choice, platform) = (Choice::default(), settings.platform.clone());
+            let layout = LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone());
+            Ok(Place::Layout(Box::new(layout)))
+        }
+        _ => Err(unknown(uri, "place")),
+    }
+}
+
+/// The repository of the image that `text` names, and which one it is.
+pub fn image(text: &str, settings: &Settings, access: Access) -> Result<(Repository, Reference), Error> {
+    let uri = Uri::parse(&in_full(text))?;
+    if uri.scheme != "registry" {
+        let expected = source_of_registries::KIND.syntax.to_owned();
+        return Err(UriError::UnknownScheme { role: "registry", scheme: uri.scheme, expected }.into());
+    }
+    uri.only(&[])?;
+    let reference = reference(&uri)?;
+    let client = Client::new(settings.destination_registry.clone())?;
+    Ok((client.repository(&reference, access), reference))
+}
+
+/// The manifests and blobs that `text` names, whatever they are.
+pub fn store(text: &str, settings: &Settings) -> Result<Arc<dyn Store>, Error> {
+    let uri = Uri::parse(&in_full(text))?;
+    match uri.scheme.as_str() {
+        "registry" => {
+            uri.only(&[])?;
+            let client = Client::new(settings.source_registry.clone())?;
+            Ok(Arc::new(RegistrySource::new(&client, reference(&uri)?, settings.platform.clone())))
+        }
+        "oci-layout" => {
+            uri.only(&["tag", "digest"])?;
+            let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
+            let (platform, spools) = (settings.platform.clone(), settings.spools.clone());
+            Ok(Arc::new(LayoutSource::new(&uri.rest, choice, platform, spools)))
+        }
+        _ => Err(unknown(uri, "source of whole images")),
+    }
+}
+
+/// Where `text` says that manifests and blobs go, whatever they are.
+pub fn content_output(text: &str, settings: &Settings) -> Result<Arc<dyn ContentOutput>, Error> {
+    let uri = Uri::parse(&in_full(text))?;
+    match uri.scheme.as_str() {
+        "registry" => {
+            uri.only(&[])?;
+            let client = Client::new(settings.destination_registry.clone())?;
+            let output = RegistryOutput::new(&client, reference(&uri)?, None, ManifestFormat::Keep);
+            Ok(Arc::new(output.with_foreign_layers(settings.foreign_layers)))
+        }
+        "oci-layout" => {
+            uri.only(&["tag", "tar"])?;
+            let options = LayoutOptions {
+                tag: uri.option("tag").map(str::to_owned),
+                tar: uri.flag("tar")?,
+                foreign_layers: settings.foreign_layers,
+                ..LayoutOptions::default()
+            };
+            Ok(Arc::new(LayoutOutput::new(&uri.rest, options, settings.spools.clone())))
+        }
+        _ => Err(unknown(uri, "destination of whole images")),
+    }
+}
+
+fn unknown(uri: Uri, role: &'static str) -> Error {
+    let expected = [source_of_registries::KIND, oci_layout::KIND].map(|kind| kind.syntax).join(", ");
+    UriError::UnknownScheme { role, scheme: uri.scheme, expected }.into()
+}
+
+/// Whether a name is a registry's, where that is as good as an image's: without a path, it looks like a host, or has a port.
+fn names_registry(rest: &str) -> bool {
+    let (name, port) = match rest.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (rest, None),
+    };
+    let has_port = port.is_some_and(|port| port.parse::<u16>().is_ok());
+    !rest.contains('/') && !rest.contains('@') && (has_port || port.is_none() && looks_like_host(name))
+}
+
+fn looks_like_host(name: &str) -> bool {
+    name == "localhost" || name.contains('.') || name.starts_with('[')
+}
+
 /// The image of a `registry://`.
 ///
 /// Docker's rules take `localhost:5000` for an image on docker.io with a tag. Nobody has one that is called like a host.
 fn reference(uri: &Uri) -> Result<Reference, Error> {
     let name = uri.rest.split_once([':', '@']).map_or(&*uri.rest, |(name, _)| name);
-    let is_host =
-        !uri.rest.contains('/') && (name == "localhost" || name.contains('.') || name.starts_with('['));
-    if is_host {
+    if !uri.rest.contains('/') && looks_like_host(name) {
         return Err(UriError::NoImage(uri.rest.clone()).into());
     }
     Ok(uri.rest.parse()?)
@@ -242,6 +360,21 @@ mod tests {
                 "{host}"
             );
         }
+        for host in
+            ["localhost:5000", "localhost", "registry.example", "10.0.0.1:5000", "[::1]:5000", "host:5000/"]
+        {
+            assert!(matches!(place(host, &settings()), Ok(Place::Registry(..))), "{host}");
+        }
+        for repository in ["busybox", "localhost/a", "registry://[::1]:5000/a/b", "docker.io/library/busybox"]
+        {
+            assert!(matches!(place(repository, &settings()), Ok(Place::Repository(_))), "{repository}");
+        }
+        for image in ["busybox:latest", "localhost:5000/a:1", "a@sha256:0"] {
+            let error = place(image, &settings()).unwrap_err().to_string();
+            assert!(error.contains("one image"), "{error}");
+        }
+        let error = place("alice:s3cr3t@localhost:5000/app", &settings()).unwrap_err().to_string();
+        assert!(!error.contains("s3cr3t"), "{error}");
         for image in ["busybox", "busybox:1.36", "host:5000"] {
             assert!(source(&format!("registry://{image}"), &settings()).is_ok(), "{image}");
         }

@@ -128,7 +128,34 @@ impl Platform {
     }
 }
 
+/// `OS/ARCHITECTURE[/VARIANT]`.
+impl std::str::FromStr for Platform {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant)),
+            _ => return Err("expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64"),
+        };
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err("a part of it is empty: expected such as linux/arm64 or linux/arm/v7");
+        }
+        Ok(Self {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.map(str::to_owned),
+        })
+    }
+}
+
 impl PlatformChoice {
+    /// Whether anything was said of it.
+    pub fn is_given(&self) -> bool {
+        self.os.is_some() || self.architecture.is_some() || self.variant.is_some()
+    }
+
     /// The platform that is wanted.
     pub fn resolve(&self) -> Platform {
         let host = Platform::host();

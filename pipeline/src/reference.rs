@@ -33,6 +33,10 @@ pub struct Reference {
     digest: Option<Digest>,
 }
 
+/// A registry's host as users name it, with its port: `docker.io`, `localhost:5000`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RegistryName(String);
+
 /// A well-formed tag: a letter, digit or underscore, then up to 127 of those, dots and dashes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(String);
@@ -203,6 +207,34 @@ impl fmt::Display for Reference {
             write!(f, "@{digest}")?;
         }
         Ok(())
+    }
+}
+
+impl RegistryName {
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RegistryName {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let host = if text == LEGACY_DEFAULT_HOST { DEFAULT_HOST } else { text };
+        match is_host(host) {
+            true => Ok(Self(host.to_owned())),
+            false => Err(InvalidReference {
+                text: text.chars().take(300).collect(),
+                reason: "the host is not well formed",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for RegistryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -40,6 +40,9 @@ pub enum UriError {
     /// A registry without an image in it.
     #[error("registry://{0} names a registry and no image: write registry://{0}/IMAGE:TAG")]
     NoImage(String),
+    /// One image, where a repository of many is meant.
+    #[error("{0} names one image: leave its tag or digest out")]
+    OneImage(String),
     /// `%` without two hex digits after it, or bytes that are not UTF-8.
     #[error("{0:?} has a malformed percent escape; a literal % is written %25")]
     Escape(String),

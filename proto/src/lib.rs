@@ -25,6 +25,18 @@ pub mod v1 {
         }
     }
 
+    impl std::fmt::Debug for AccessAnswer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("AccessAnswer").field("request_id", &self.request_id).finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for access_answer::Access {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Access").finish_non_exhaustive()
+        }
+    }
+
     impl std::fmt::Debug for PasswordLogin {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("PasswordLogin").finish_non_exhaustive()

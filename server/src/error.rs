@@ -251,6 +251,12 @@ impl ServiceError {
             Self::CallerGone | Self::JobEnded => verdict(Code::Cancelled, "CANCELLED"),
             Self::Deadline => verdict(Code::DeadlineExceeded, "DEADLINE"),
             Self::Draining => verdict(Code::Unavailable, "SHUTTING_DOWN"),
+            Self::Engine(EngineError::Store(error)) if error.is_full() => {
+                Verdict { retryable: true, ..verdict(Code::ResourceExhausted, "STORAGE_FULL") }
+            }
+            Self::Engine(EngineError::Store(error)) if error.is_of_another() => {
+                verdict(Code::Unavailable, "STORE")
+            }
             Self::Engine(EngineError::Store(_)) => verdict(Code::Internal, "STORE"),
             Self::Engine(EngineError::JetStream(error)) => match error {
                 JetStreamError::Unreachable { .. } | JetStreamError::Connect { .. } => {
@@ -267,9 +273,14 @@ impl ServiceError {
         }
     }
 
-    /// Whether the engine could not be reached, whatever was to be done with it.
+    /// Whether what is known of jobs could not be read or written at the moment, which is no job's fault.
     pub fn is_of_engine(&self) -> bool {
-        matches!(self, Self::Engine(EngineError::JetStream(JetStreamError::Unreachable { .. })))
+        matches!(
+            self,
+            Self::Engine(
+                EngineError::Store(_) | EngineError::JetStream(JetStreamError::Unreachable { .. })
+            )
+        )
     }
 
     /// What can be done about it, where we know.

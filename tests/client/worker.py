@@ -23,7 +23,7 @@ from occy.v1 import blob_pb2, blob_pb2_grpc, image_pb2, pipeline_pb2, worker_pb2
 
 parser = argparse.ArgumentParser()
 parser.add_argument("address")
-parser.add_argument("--lie", choices=["written", "claimed", "unwritten", "diff-id", "kept"], help="what is not true")
+parser.add_argument("--lie", choices=["written", "claimed", "unwritten", "size", "diff-id", "kept"], help="what is not true")
 parser.add_argument("--hold", action="store_true", help="do nothing with tasks, and print their attempts")
 parser.add_argument("--halves", action="store_true", help="write in two streams, the second of which goes on with the first")
 options = parser.parse_args()
@@ -146,6 +146,8 @@ def done(blobs, task):
         write(blobs, task, data, other if options.lie == "written" else digest)
     if options.lie in ("claimed", "unwritten"):
         result.digest = other
+    if options.lie == "size":
+        result.size += 1
     if options.lie == "diff-id":
         result.diff_id = other
     report = json.dumps([{"filter": "other", "text": "".join(f"{name}!\n" for name in names)}]).encode()

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::binary;
+use crate::certificates::text;
 use crate::client::{Answers, Call};
+use crate::disk::SmallDisk;
 use crate::process::{self, Process};
 
 fn path() -> &'static Path {
@@ -29,6 +31,8 @@ pub struct Coordinator {
     /// Before the directory, in which its log is looked at when it ends.
     process: Process,
     directory: TempDir,
+    /// Where its state is.
+    state: PathBuf,
     arguments: Vec<OsString>,
     variables: Vec<(String, OsString)>,
     address: String,
@@ -45,9 +49,28 @@ impl Coordinator {
     /// With nothing allowed but what these arguments and variables allow.
     pub fn strict(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
+        let state = directory.path().join("state");
+        Self::in_directories(directory, state, arguments, variables)
+    }
+
+    /// With its state and its temporary files on a disk of its own, registries on loopback addresses allowed, and these arguments.
+    pub fn on_disk(disk: &SmallDisk, arguments: &[&str]) -> Self {
+        let temporary = text(disk.path());
+        let all = [&["--allow-network", "127.0.0.0/8", "--temp-dir", &temporary], arguments].concat();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::in_directories(directory, disk.path().join("state"), &all, &[])
+    }
+
+    fn in_directories(
+        directory: TempDir,
+        state: PathBuf,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut coordinator = Self {
             process: Process::new(directory.path().join("log")),
             directory,
+            state,
             arguments: arguments.iter().map(OsString::from).collect(),
             variables: variables.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect(),
             address: String::new(),
@@ -68,13 +91,12 @@ impl Coordinator {
     }
 
     fn start_on(&mut self, address: &str) {
-        let state = self.directory.path().join("state");
         let mut stdout = self.process.start(path(), |command| {
             command
                 .env("HOME", self.directory.path())
                 .envs(self.variables.iter().map(|(name, value)| (name, value)))
                 .args(["--listen", address, "--state-dir"])
-                .arg(state)
+                .arg(&self.state)
                 .args(&self.arguments);
         });
         self.address = self.process.says(&mut stdout, "listening on ");

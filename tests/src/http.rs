@@ -200,7 +200,7 @@ impl Response {
         Ok(Self { status, headers, body, delivery: Delivery::Whole })
     }
 
-    pub(crate) fn write(&self, stream: &mut TcpStream, method: &str) -> io::Result<()> {
+    pub(crate) fn write(&self, stream: &mut impl Write, method: &str) -> io::Result<()> {
         if self.delivery == Delivery::Reset(None) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }

@@ -78,12 +78,10 @@ fn run(directory: &Path, port: &str) -> (Child, String) {
     command.args(["--addr", "127.0.0.1", "--port", port, "--config"]).arg(directory.join("nats.conf"));
     command.arg("--ports_file_dir").arg(directory).arg("--log").arg(directory.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().expect("a NATS server starts");
+    let mut child = command.spawn().expect("a NATS server starts");
     let ports = directory.join(format!("nats-server_{}.ports", child.id()));
     let start = Instant::now();
-    loop {
-        let log = || std::fs::read_to_string(directory.join("log")).unwrap_or_default();
-        assert!(start.elapsed() < LIMIT, "NATS does not start:\n{}", log());
+    while start.elapsed() < LIMIT {
         sleep(Duration::from_millis(10));
         let text = std::fs::read_to_string(&ports).unwrap_or_default();
         let ports: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
@@ -91,6 +89,9 @@ fn run(directory: &Path, port: &str) -> (Child, String) {
             return (child, url.split_once("://").map_or(url, |(_, address)| address).to_owned());
         }
     }
+    drop(child.kill());
+    drop(child.wait());
+    panic!("NATS does not start:\n{}", std::fs::read_to_string(directory.join("log")).unwrap_or_default());
 }
 
 impl Drop for Nats {

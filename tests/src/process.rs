@@ -1,6 +1,7 @@
 //! A server of the product as a process: started, signalled, waited for.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -118,4 +119,23 @@ impl Drop for Process {
             assert!(!self.log().contains("panicked"), "{}", self.log());
         }
     }
+}
+
+/// Whether these bytes are anywhere in what a child process holds in its memory.
+///
+/// Its program's file and whatever else it has mapped to read only is left out.
+pub(crate) fn remembers(id: u32, secret: &str) -> bool {
+    let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).expect("it is running");
+    let memory = std::fs::File::open(format!("/proc/{id}/mem")).expect("a parent may read its child");
+    maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))).any(
+        |line| {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+            let [from, to] =
+                [range.0, range.1].map(|text| u64::from_str_radix(text, 16).expect("an address"));
+            let mut bytes = vec![0; usize::try_from(to - from).expect("it fits")];
+            // What is not readable after all, as a guard page, holds nothing.
+            memory.read_exact_at(&mut bytes, from).is_ok()
+                && bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
+        },
+    )
 }

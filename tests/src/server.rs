@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -50,6 +50,7 @@ pub struct Server {
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    sent: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -63,16 +64,17 @@ impl Server {
         let listener = TcpListener::bind((ip, 0)).expect("a free loopback port");
         let address = listener.local_addr().expect("a bound address");
         let (stopped, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let handler: Arc<Handler> = Arc::new(handler);
-        let server = Self { address, stopped: Arc::clone(&stopped), seen: Arc::clone(&seen) };
+        let (handler, sent): (Arc<Handler>, _) = (Arc::new(handler), Arc::<AtomicU64>::default());
+        let server =
+            Self { address, stopped: Arc::clone(&stopped), seen: Arc::clone(&seen), sent: Arc::clone(&sent) };
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&seen));
+                let (handler, seen, sent) = (Arc::clone(&handler), Arc::clone(&seen), Arc::clone(&sent));
                 // The error is that the client went away, or that this server was told to.
-                thread::spawn(move || drop(serve(stream, &*handler, &seen)));
+                thread::spawn(move || drop(serve(stream, &*handler, &seen, &sent)));
             }
         });
         server
@@ -98,6 +100,11 @@ impl Server {
         self.seen().iter().filter(|seen| seen.is(method, pattern)).count()
     }
 
+    /// How many bytes of answers clients have taken so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     /// Forgets the requests so far.
     pub fn forget(&self) {
         self.seen.lock().expect("no handler panics").clear();
@@ -112,7 +119,27 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Seen>>) -> io::Result<()> {
+/// A stream whose bytes are counted.
+struct Counted<'a>(&'a mut TcpStream, &'a AtomicU64);
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.0.write(bytes)?;
+        self.1.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    handler: &Handler,
+    seen: &Mutex<Vec<Seen>>,
+    sent: &AtomicU64,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     loop {
         let Some(request) = read_request(&mut stream)? else { return Ok(()) };
@@ -126,7 +153,7 @@ fn serve(mut stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Seen>>) -> i
             status: response.status,
         });
         // An error here drops the stream with a byte unread, which resets the connection instead of closing it.
-        response.write(&mut stream, &method).or_else(|error| {
+        response.write(&mut Counted(&mut stream, sent), &method).or_else(|error| {
             if matches!(response.delivery, Delivery::Truncated(_)) {
                 stream.read_exact(&mut [0])?;
             }

@@ -12,7 +12,7 @@ use crate::binary;
 use crate::client::script;
 use crate::coordinator::Coordinator;
 use crate::image::json_of;
-use crate::process::Process;
+use crate::process::{self, Process};
 
 fn path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
@@ -85,6 +85,11 @@ impl Worker {
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
         self.process.ended()
+    }
+
+    /// Whether these bytes are anywhere in what it holds in its memory.
+    pub fn remembers(&self, secret: &str) -> bool {
+        process::remembers(self.process.id(), secret)
     }
 
     /// What it has logged.

@@ -30,6 +30,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status, Streaming};
 use tracing::Instrument as _;
 
+use crate::access::Desk;
 use crate::settings::Settings;
 use crate::task::Bench;
 use crate::{connect, metrics, telemetry};
@@ -110,6 +111,7 @@ fn register(settings: &Settings) -> Register {
         filters: filters.collect(),
         outputs: outputs.map(str::to_owned).collect(),
         codecs: vec![Compression::Gzip.into(), Compression::Zstd.into()],
+        asks_for_access: true,
         slots: settings.slots.map_or_else(|| u32::try_from(cores()).unwrap_or(1), u32::from),
     }
 }
@@ -236,13 +238,15 @@ impl Worker {
         let every = every.filter(|every| !every.is_zero()).unwrap_or(PROGRESS_EVERY);
         let (mut beat, mut told_progress) = (ticks(every), ticks(PROGRESS_EVERY.min(every)));
         let mut tasks = Tasks::default();
+        let desk = Desk::new(said.0.clone());
         // Set when the worker is being stopped.
         let mut until: Option<Instant> = None;
         while until.is_none() || !tasks.is_empty() {
             tokio::select! {
                 // Whichever branch is lost is there again in the next round: none takes anything before it is ready.
                 answer = answers.message() => match answer?.ok_or(Lost::Ended)?.message {
-                    Some(Told::Task(task)) => tasks.start(&self.bench, task),
+                    Some(Told::Task(task)) => tasks.start(&self.bench, task, &desk),
+                    Some(Told::Access(answer)) => desk.answer(answer),
                     Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt),
                     Some(Told::Drain(_)) => tracing::info!("the coordinator is being stopped"),
                     Some(Told::Welcome(_)) | None => {}
@@ -264,7 +268,7 @@ impl Worker {
                 }
             }
         }
-        drop(said);
+        drop((said, desk));
         // The coordinator ends its side when it has read everything.
         let read = async { while let Ok(Some(_)) = answers.message().await {} };
         // In time or not: a task whose result is lost is begun again elsewhere.
@@ -315,13 +319,13 @@ impl Tasks {
         self.running.is_empty()
     }
 
-    fn start(&mut self, bench: &Bench, task: Task) {
+    fn start(&mut self, bench: &Bench, task: Task, desk: &Desk) {
         tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
         let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
-        let shared = progress.clone();
+        let (shared, desk) = (progress.clone(), desk.clone());
         let span = tracing::info_span!("task", job = task.job_id, layer = task.layer_index);
         telemetry::go_on(&span, &task.traceparent);
-        let handle = self.set.spawn(async move { bench.run(task, shared).await }.instrument(span));
+        let handle = self.set.spawn(async move { bench.run(task, shared, &desk).await }.instrument(span));
         self.running.insert(handle.id(), Running { attempt, progress, handle });
     }
 

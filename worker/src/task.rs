@@ -17,7 +17,7 @@ use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::registry::RegistryOutput;
 use occy_pipeline::progress::{LayerState, Progress};
 use occy_pipeline::reference::Reference;
-use occy_pipeline::registry::{Access, Client, Repository};
+use occy_pipeline::registry::{Access, Client};
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
@@ -27,6 +27,7 @@ use occy_proto::v1::task_result::Outcome;
 use occy_proto::v1::{self, TaskDone, TaskError, TaskFault, TaskResult, task_destination, task_source};
 use tonic::transport::Channel;
 
+use crate::access::Desk;
 use crate::blobs::Blobs;
 use crate::convert::layer_form;
 use crate::verdict::{self, Verdict};
@@ -34,8 +35,8 @@ use crate::verdict::{self, Verdict};
 /// What all tasks of a worker share.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// How registries are spoken to, and who we are there: the worker's own credentials, as its operator configured them. Those of
-    /// a single job would come in here.
+    /// How registries are spoken to, and who we are there where the client of a task is nobody: the worker's own credentials, as its
+    /// operator configured them.
     pub registries: Client,
     /// The coordinator's bytes.
     pub blobs: BlobServiceClient<Channel>,
@@ -56,21 +57,27 @@ enum Failure {
 
 impl Bench {
     /// Runs a task. Its progress is the first layer's. Dropped, it stops.
-    pub async fn run(&self, task: v1::Task, progress: Progress) -> TaskResult {
+    ///
+    /// Rights at registries where the task's client has credentials of its own are had at the `desk`.
+    pub async fn run(&self, task: v1::Task, progress: Progress, desk: &Desk) -> TaskResult {
         let attempt = task.attempt.clone();
-        let outcome = match self.done(task, &progress).await {
+        let outcome = match self.done(task, &progress, desk).await {
             Ok(done) => Outcome::Done(done),
             Err(failure) => Outcome::Error(error(&failure)),
         };
         TaskResult { attempt, outcome: Some(outcome) }
     }
 
-    async fn done(&self, task: v1::Task, progress: &Progress) -> Result<TaskDone, Failure> {
-        let blobs = Blobs::new(self.blobs.clone(), task.attempt.clone().into());
-        let layer = self.layer(&task, &blobs)?;
+    async fn done(&self, task: v1::Task, progress: &Progress, desk: &Desk) -> Result<TaskDone, Failure> {
+        let ends = Ends {
+            blobs: Blobs::new(self.blobs.clone(), task.attempt.clone().into()),
+            own: &self.registries,
+            granted: self.registries.granted_by(desk.grantor(&task.attempt)),
+        };
+        let layer = ends.layer(&task)?;
         progress.begin([(layer.label(), layer.blob.size())].into_iter());
         let task = LayerTask {
-            output: self.output(&task, &blobs)?,
+            output: ends.output(&task)?,
             plan: Arc::new(LayerPlan {
                 chain: chain(&task)?,
                 pool: Pool::shared().clone(),
@@ -85,13 +92,24 @@ impl Bench {
         let written = task.run().await?;
         if written.reports.iter().any(Option::is_some) {
             let document = serde_json::to_vec(&written.reports).expect("reports are plain data");
-            blobs.write_reports(document.into()).await.map_err(Error::from)?;
+            ends.blobs.write_reports(document.into()).await.map_err(Error::from)?;
         }
         Ok(done(written, task.layer_progress().state() == LayerState::Reused))
     }
+}
 
+/// Where the bytes of one task are, and where they go.
+struct Ends<'a> {
+    blobs: Blobs,
+    /// Registries where we are who the worker's operator says.
+    own: &'a Client,
+    /// Those where we are who the task's client says.
+    granted: Client,
+}
+
+impl Ends<'_> {
     /// The layer, which is alone in this process, and so has index 0.
-    fn layer(&self, task: &v1::Task, blobs: &Blobs) -> Result<Layer, Failure> {
+    fn layer(&self, task: &v1::Task) -> Result<Layer, Failure> {
         let source = task.source.as_ref().ok_or_else(|| unusable("it has no source"))?;
         let digest = digest(&source.digest)?;
         let descriptor = match (&digest, source.size, source.media_type.as_str()) {
@@ -105,13 +123,17 @@ impl Bench {
         };
         let (blob, origin): (BlobRef, _) = match (&source.content, digest) {
             (Some(task_source::Content::Registry(at)), Some(digest)) => {
-                let repository = self.repository(at, Access::Pull)?;
-                (repository.blob(&digest, source.size), Some(repository))
+                let repository = self.registry(at).repository(&reference(at)?, Access::Pull);
+                let blob = match &descriptor {
+                    Some(descriptor) => repository.layer(descriptor),
+                    None => repository.blob(&digest, source.size),
+                };
+                (blob, Some(repository))
             }
             (Some(task_source::Content::Coordinator(_)), digest) => {
                 let name =
                     digest.map_or_else(|| format!("layer {}", task.layer_index), |digest| digest.to_string());
-                (Arc::new(blobs.layer(name, source.size)), None)
+                (Arc::new(self.blobs.layer(name, source.size)), None)
             }
             _ => return Err(unusable("its source is in no place that is known, or has no name there")),
         };
@@ -127,24 +149,24 @@ impl Bench {
         })
     }
 
-    fn output(&self, task: &v1::Task, blobs: &Blobs) -> Result<Arc<dyn ImageOutput>, Failure> {
+    fn output(&self, task: &v1::Task) -> Result<Arc<dyn ImageOutput>, Failure> {
         use task_destination::Content;
         let destination = task.destination.as_ref().ok_or_else(|| unusable("it has no destination"))?;
         let form = layer_form(destination.form(), &destination.compression)
             .ok_or_else(|| unusable("its destination's form is not known"))?;
         match (&destination.content, form) {
             (Some(Content::Registry(at)), occy_pipeline::output::LayerForm::Stored { compression }) => {
-                let (registries, reference) = (&self.registries, reference(at)?);
-                let output = RegistryOutput::new(registries, reference, compression, ManifestFormat::Keep);
+                let (registry, reference) = (self.registry(at), reference(at)?);
+                let output = RegistryOutput::new(registry, reference, compression, ManifestFormat::Keep);
                 Ok(Arc::new(output.with_foreign_layers(destination.foreign_layers)))
             }
-            (Some(Content::Coordinator(_)), form) => Ok(Arc::new(blobs.output(form))),
+            (Some(Content::Coordinator(_)), form) => Ok(Arc::new(self.blobs.output(form))),
             _ => Err(unusable("its destination is in no place that is known")),
         }
     }
 
-    fn repository(&self, at: &v1::RegistryRepository, access: Access) -> Result<Repository, Failure> {
-        Ok(self.registries.repository(&reference(at)?, access))
+    fn registry(&self, at: &v1::RegistryRepository) -> &Client {
+        if at.ask_for_access { &self.granted } else { self.own }
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`ImageOutput::finalize`], which runs once, after all of them, and only then makes the image visible.
 
 pub mod bundle;
+pub mod content;
 pub mod dir;
 pub mod docker;
 pub mod manifest;
@@ -172,6 +173,12 @@ pub enum OutputError {
     NoIndexes {
         /// The source's.
         index: String,
+    },
+    /// What belongs to an image has names of its own.
+    #[error("{destination} can name one image only, and not what belongs to it: a directory can")]
+    OneName {
+        /// The destination.
+        destination: String,
     },
     /// A directory that is something else must not become a layout as well.
     #[error("{} is not an OCI image layout: {reason}", .path.display())]

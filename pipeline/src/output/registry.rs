@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
 
+use super::content::ContentOutput;
 use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{ByteCount, LayerStream, MemoryBlob};
 use crate::compression::{Compression, Format};
 use crate::digest::Digest;
-use crate::element::{Image, Layer, StoredLayer};
+use crate::element::{Image, ImageName, Layer, StoredLayer};
 use crate::error::Error;
-use crate::reference::Reference;
-use crate::registry::{Access, Client, Mount, Repository, UploadSession};
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
+use crate::reference::{ManifestRef, Reference, Tag};
+use crate::registry::{Access, Client, FetchedManifest, Mount, Repository, UploadSession};
 use crate::source::stored::SourceIndex;
 
 /// This output's line in the table.
@@ -220,5 +222,60 @@ impl ImageOutput for RegistryOutput {
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
         self.refuse_other(&index.manifest.digest)?;
         self.put(FinalManifest::of_index(index)).await
+    }
+}
+
+#[async_trait::async_trait]
+impl ContentOutput for RegistryOutput {
+    fn destination(&self) -> String {
+        format!("registry://{}", self.reference)
+    }
+
+    fn wanted(&self) -> Option<&Digest> {
+        self.reference.digest()
+    }
+
+    fn names_many(&self) -> bool {
+        true
+    }
+
+    async fn open(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn is_named(&self, digest: &Digest) -> Result<bool, Error> {
+        let head = self.repository.manifest_head(&self.reference.manifest(), &ACCEPTED_MANIFESTS).await?;
+        Ok(head.is_some_and(|head| head.digest.as_ref() == Some(digest)))
+    }
+
+    async fn has_manifest(&self, digest: &Digest, _size: u64) -> Result<bool, Error> {
+        let wanted = ManifestRef::Digest(digest.clone());
+        Ok(self.repository.manifest_head(&wanted, &ACCEPTED_MANIFESTS).await?.is_some())
+    }
+
+    async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        self.copy_layer(blob, progress).await
+    }
+
+    async fn put_manifest(&self, manifest: &FetchedManifest) -> Result<Option<Digest>, Error> {
+        let wanted = ManifestRef::Digest(manifest.digest.clone());
+        let put = self.repository.put_manifest(&wanted, &manifest.media_type, manifest.bytes.clone()).await?;
+        Ok(put.subject)
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        Ok(self.repository.find_manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await?)
+    }
+
+    async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {
+        let tag = ManifestRef::Tag(tag.clone());
+        self.repository.put_manifest(&tag, &manifest.media_type, manifest.bytes.clone()).await?;
+        Ok(())
+    }
+
+    async fn put_named(&self, manifest: &FetchedManifest, _name: &ImageName) -> Result<(), Error> {
+        let named = self.reference.manifest();
+        self.repository.put_manifest(&named, &manifest.media_type, manifest.bytes.clone()).await?;
+        Ok(())
     }
 }

@@ -15,8 +15,9 @@ use reqwest::header::HeaderValue;
 use tokio::sync::OnceCell;
 
 use super::challenge::Challenge;
-use super::credentials::{self, Credentials, Found};
+use super::credentials::{self, Credentials, Found, Secret};
 use super::error::{RegistryError, Request};
+use super::grant::Grantor;
 use super::host::RegistryHost;
 use super::token::{Bearer, Token};
 
@@ -32,13 +33,17 @@ pub enum Access {
     Pull,
     /// Read and write it.
     Push,
+    /// Read it, and delete what is in it.
+    Delete,
 }
 
-/// An access to a repository, as tokens are asked for.
+/// What a token is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Scope {
-    pub(super) repository: String,
-    pub(super) access: Access,
+pub(super) enum Scope {
+    /// An access to a repository.
+    Repository(String, Access),
+    /// The names of all repositories.
+    Catalog,
 }
 
 /// What one registry wants to know, and what it was told.
@@ -49,10 +54,19 @@ pub(super) struct Authenticator {
     tokens: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
+/// How the registry wants to be told who we are.
 #[derive(Clone, Debug)]
-enum Scheme {
+pub(super) enum Scheme {
     Basic,
-    Bearer(Arc<Bearer>),
+    Tokens(Issuer),
+}
+
+/// Where tokens come from.
+#[derive(Clone, Debug)]
+pub(super) enum Issuer {
+    Server(Arc<Bearer>),
+    /// Whoever grants rights. Whether what it grants are tokens is its own business.
+    Grantor(Arc<dyn Grantor>),
 }
 
 /// The token of one set of scopes.
@@ -79,11 +93,27 @@ pub(super) struct Authorization {
     fetch: Option<u64>,
     /// It is not from a cache, so if it is refused, another would be too.
     fresh: bool,
+    /// None for what has no end that we know of.
+    valid_until: Option<Instant>,
 }
 
 impl Authorization {
     fn new(header: HeaderValue, fetch: Option<u64>, fresh: bool) -> Self {
-        Self { header, fetch, fresh }
+        Self { header, fetch, fresh, valid_until: None }
+    }
+
+    fn of(token: &Token, fetch: u64, fresh: bool) -> Self {
+        Self { header: token.header(), fetch: Some(fetch), fresh, valid_until: Some(token.valid_until()) }
+    }
+
+    pub(super) fn valid_until(&self) -> Option<Instant> {
+        self.valid_until
+    }
+
+    /// The token itself, where it is one.
+    pub(super) fn token(&self) -> Secret {
+        let text = self.header.to_str().unwrap_or_default();
+        text.strip_prefix("Bearer ").unwrap_or_default().to_owned().into()
     }
 
     pub(super) fn header(&self) -> HeaderValue {
@@ -97,7 +127,7 @@ impl Authenticator {
         self.credentials.get().and_then(|found| found.problem.clone())
     }
 
-    fn scheme(&self) -> Option<Scheme> {
+    pub(super) fn scheme(&self) -> Option<Scheme> {
         self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -120,7 +150,7 @@ impl RegistryHost {
         match self.auth.scheme() {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(basic(self.credentials().await)),
-            Some(Scheme::Bearer(bearer)) => self.token(&bearer, scopes, None, None, request).await.map(Some),
+            Some(Scheme::Tokens(issuer)) => self.token(&issuer, scopes, None, None, request).await.map(Some),
         }
     }
 
@@ -132,27 +162,54 @@ impl RegistryHost {
         used: Option<&Authorization>,
         request: &Request,
     ) -> Result<Option<Authorization>, RegistryError> {
+        let other = match self.learn(challenges, request).await? {
+            None => None,
+            Some((Scheme::Basic, _)) => basic(self.credentials().await),
+            Some((Scheme::Tokens(issuer), asked)) => {
+                let missing = asked.filter(|scope| !covers(scopes, scope));
+                Some(self.token(&issuer, scopes, used, missing, request).await?)
+            }
+        };
+        Ok(other.filter(|other| used.is_none_or(|used| used.header != other.header)))
+    }
+
+    /// Remembers which of a registry's challenges is answered, and gives it with the scope that a token server has to hear of.
+    pub(super) async fn learn<'a>(
+        &self,
+        challenges: &'a [Challenge],
+        request: &Request,
+    ) -> Result<Option<(Scheme, Option<&'a str>)>, RegistryError> {
         let by_scheme = |name| challenges.iter().find(|challenge| challenge.scheme() == name);
-        // Bearer first: it sends a password to fewer places.
-        if let Some(challenge) = by_scheme("bearer").filter(|c| c.parameter("realm").is_some()) {
-            let bearer = Arc::new(Bearer::from_challenge(challenge, self.base().await?, request)?);
-            self.remember(Scheme::Bearer(Arc::clone(&bearer)));
-            let missing = challenge.parameter("scope").filter(|scope| !covers(scopes, scope));
-            return match self.token(&bearer, scopes, used, missing, request).await {
-                Ok(other) if used.is_some_and(|used| used.header == other.header) => Ok(None),
-                other => other.map(Some),
-            };
-        }
-        if by_scheme("basic").is_some() {
-            self.remember(Scheme::Basic);
-            return Ok(basic(self.credentials().await)
-                .filter(|other| used.is_none_or(|used| used.header != other.header)));
-        }
-        Ok(None)
+        let bearer = by_scheme("bearer").filter(|challenge| challenge.parameter("realm").is_some());
+        let (scheme, asked) = match (&self.options.grantor, bearer, by_scheme("basic")) {
+            (_, None, None) => return Ok(None),
+            (Some(grantor), _, _) => (Scheme::Tokens(Issuer::Grantor(Arc::clone(grantor))), None),
+            // Bearer first: it sends a password to fewer places.
+            (None, Some(challenge), _) => {
+                let bearer = Bearer::from_challenge(challenge, self.base().await?, request)?;
+                (Scheme::Tokens(Issuer::Server(Arc::new(bearer))), challenge.parameter("scope"))
+            }
+            (None, None, Some(_)) => (Scheme::Basic, None),
+        };
+        self.remember(scheme.clone());
+        Ok(Some((scheme, asked)))
     }
 
     fn remember(&self, scheme: Scheme) {
         *self.auth.scheme.lock().unwrap_or_else(PoisonError::into_inner) = Some(scheme);
+    }
+
+    /// The token for a set of scopes, for somebody else: another than the kept one, where that was refused.
+    pub(super) async fn token_for_another(
+        &self,
+        issuer: &Issuer,
+        scopes: &[Scope],
+        refused: bool,
+        request: &Request,
+    ) -> Result<Authorization, RegistryError> {
+        let kept = self.auth.slot(&joined(scopes)).fetches.load(Ordering::Acquire);
+        let used = refused.then(|| Authorization::new(HeaderValue::from_static(""), Some(kept), false));
+        self.token(issuer, scopes, used.as_ref(), None, request).await
     }
 
     /// Explicit credentials, else docker's configuration, looked up once.
@@ -176,7 +233,7 @@ impl RegistryHost {
     /// Cancelled while it fetches, it leaves the fetch to the next in line.
     async fn token(
         &self,
-        bearer: &Bearer,
+        issuer: &Issuer,
         scopes: &[Scope],
         refused: Option<&Authorization>,
         missing: Option<&str>,
@@ -210,19 +267,28 @@ impl RegistryHost {
                 && token.is_valid(Instant::now())
                 && (give_up || refused_fetch != Some(*fetch))
             {
-                return Ok(Authorization::new(token.header(), Some(*fetch), waited));
+                return Ok(Authorization::of(token, *fetch, waited));
             }
         }
-        let wanted: Vec<String> =
-            state.extra.iter().cloned().chain(scopes.iter().map(Scope::to_string)).collect();
-        let result = self.fetch_token(bearer, &wanted).await;
+        let result = match issuer {
+            Issuer::Server(bearer) => {
+                let wanted: Vec<String> =
+                    state.extra.iter().cloned().chain(scopes.iter().map(Scope::to_string)).collect();
+                self.fetch_token(bearer, &wanted).await
+            }
+            Issuer::Grantor(grantor) => {
+                self.granted(grantor.as_ref(), scopes, refused.is_some(), request).await
+            }
+        };
         let fetch = slot.fetches.fetch_add(1, Ordering::AcqRel) + 1;
         match result {
             Ok(token) => {
-                let header = token.header();
+                // What is granted may be a token that was kept elsewhere, unless that one had been refused.
+                let fresh = matches!(issuer, Issuer::Server(_)) || refused.is_some();
+                let authorization = Authorization::of(&token, fetch, fresh);
                 state.error = None;
                 state.token = Some((fetch, token));
-                Ok(Authorization::new(header, Some(fetch), true))
+                Ok(authorization)
             }
             Err(error) => {
                 state.error = Some(error.clone());
@@ -232,7 +298,7 @@ impl RegistryHost {
     }
 }
 
-fn basic(credentials: Option<&Credentials>) -> Option<Authorization> {
+pub(super) fn basic(credentials: Option<&Credentials>) -> Option<Authorization> {
     match credentials? {
         Credentials::Basic { username, password } => {
             Some(Authorization::new(basic_header(username, password.expose()), None, true))
@@ -272,11 +338,13 @@ fn covers(scopes: &[Scope], wanted: &str) -> bool {
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let actions = match self.access {
+        let Self::Repository(name, access) = self else { return f.write_str("registry:catalog:*") };
+        let actions = match access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
+            Access::Delete => "pull,delete",
         };
-        write!(f, "repository:{}:{actions}", self.repository)
+        write!(f, "repository:{name}:{actions}")
     }
 }
 
@@ -287,8 +355,8 @@ mod tests {
     #[test]
     fn a_wider_scope_covers_a_narrower_one_of_the_same_repository() {
         let scopes = [
-            Scope { repository: "a/b".to_owned(), access: Access::Push },
-            Scope { repository: "source".to_owned(), access: Access::Pull },
+            Scope::Repository("a/b".to_owned(), Access::Push),
+            Scope::Repository("source".to_owned(), Access::Pull),
         ];
         for (wanted, covered) in [
             ("repository:a/b:pull", true),

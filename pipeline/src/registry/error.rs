@@ -38,6 +38,14 @@ pub enum Operation {
     HeadManifest(String),
     /// To store a manifest under this tag or digest.
     PutManifest(String),
+    /// To delete the manifest of this tag or digest.
+    DeleteManifest(String),
+    /// To list what names this manifest as its subject.
+    ListReferrers(Digest),
+    /// To list the tags of a repository.
+    ListTags,
+    /// To list its repositories.
+    ListRepositories,
     /// To deliver a blob.
     GetBlob(Digest),
     /// To say where a foreign layer is; the host that this is.
@@ -259,7 +267,21 @@ impl RegistryError {
             Self::Status { status: 403, .. } => {
                 Some("the account that was used may lack the right to do this".to_owned())
             }
+            Self::Status { request, status: 405, .. }
+                if matches!(request.operation, Operation::DeleteManifest(_)) =>
+            {
+                Some(format!(
+                    "{} lets nobody delete manifests; docker-registry does where storage.delete.enabled is set",
+                    request.host
+                ))
+            }
+            Self::Status { request, status: 404 | 405, .. }
+                if request.operation == Operation::ListRepositories =>
+            {
+                Some(format!("{} keeps no list of its repositories; name one: HOST/IMAGE", request.host))
+            }
             Self::Status { request, status: 404, .. } => match &request.operation {
+                Operation::ListTags => Some("check the spelling of the repository".to_owned()),
                 Operation::GetManifest(reference) => {
                     Some(format!("check the spelling of the repository and of {reference:?}"))
                 }
@@ -334,6 +356,10 @@ impl fmt::Display for Operation {
             Self::GetManifest(reference) => write!(f, "get manifest {reference}"),
             Self::HeadManifest(reference) => write!(f, "check manifest {reference}"),
             Self::PutManifest(reference) => write!(f, "put manifest {reference}"),
+            Self::DeleteManifest(reference) => write!(f, "delete manifest {reference}"),
+            Self::ListReferrers(digest) => write!(f, "list referrers of {digest}"),
+            Self::ListTags => f.write_str("list tags"),
+            Self::ListRepositories => f.write_str("list repositories"),
             Self::GetBlob(digest) => write!(f, "get blob {digest}"),
             Self::GetForeign(digest, host) => write!(f, "get foreign layer {digest} from {host}"),
             Self::HeadBlob(digest) => write!(f, "check blob {digest}"),

@@ -38,6 +38,7 @@ impl RegistryHost {
         let options = Arc::new(Options {
             credentials: None,
             docker_config: ConfigFile::None,
+            grantor: None,
             client_certificate: None,
             ..Options::clone(&self.options)
         });

@@ -1,4 +1,4 @@
-//! Manifests: get, check, put.
+//! Manifests: get, check, put, delete.
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
@@ -36,6 +36,16 @@ pub struct ManifestHead {
     pub size: Option<u64>,
 }
 
+/// What a registry says of a manifest that it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutManifest {
+    /// Of the manifest, with the algorithm that it was put by, else SHA-256.
+    pub digest: Digest,
+    /// `OCI-Subject`: the registry lists the manifest among the referrers of this one. Where the manifest has a subject and the
+    /// registry does not say so, whoever put it has to (distribution-spec, "Pushing Manifests with Subject").
+    pub subject: Option<Digest>,
+}
+
 impl Repository {
     /// The manifest of a tag or digest, at most 4 MiB, in one of the accepted media types. Its digest is that which was asked for,
     /// and that which the registry announced.
@@ -68,6 +78,19 @@ impl Repository {
         Ok(FetchedManifest { digest: hash(algorithm, &digested), bytes, media_type })
     }
 
+    /// The manifest, if there is one.
+    pub async fn find_manifest(
+        &self,
+        reference: &ManifestRef,
+        accept: &[&str],
+    ) -> Result<Option<FetchedManifest>, RegistryError> {
+        match self.manifest(reference, accept).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the repository has a manifest, and what the registry says about it.
     pub async fn manifest_head(
         &self,
@@ -95,7 +118,7 @@ impl Repository {
         reference: &ManifestRef,
         media_type: &str,
         bytes: Bytes,
-    ) -> Result<Digest, RegistryError> {
+    ) -> Result<PutManifest, RegistryError> {
         let operation = Operation::PutManifest(reference.to_string());
         let call = self.call(Method::PUT, &format!("manifests/{reference}"), operation).await?;
         if let ManifestRef::Digest(expected) = reference {
@@ -124,7 +147,21 @@ impl Repository {
         if let Some(stored) = announced_digest(response.headers()) {
             check(&stored, &bytes, &call.request)?;
         }
-        Ok(hash(algorithm, &bytes))
+        let subject = header_digest(response.headers(), "oci-subject");
+        Ok(PutManifest { digest: hash(algorithm, &bytes), subject })
+    }
+
+    /// Deletes the manifest that a digest names, and with it every tag that names it; or a tag alone, of a registry that can. False
+    /// where there is none.
+    pub async fn delete_manifest(&self, reference: &ManifestRef) -> Result<bool, RegistryError> {
+        let operation = Operation::DeleteManifest(reference.to_string());
+        let call = self.call(Method::DELETE, &format!("manifests/{reference}"), operation).await?;
+        let response = self.host.send(&call).await?;
+        match response.status() {
+            StatusCode::ACCEPTED | StatusCode::OK | StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.host.failure(response, &call.request).await),
+        }
     }
 }
 
@@ -152,10 +189,14 @@ fn check(expected: &Digest, bytes: &[u8], request: &Request) -> Result<(), Regis
 
 /// `Docker-Content-Digest`. One with an algorithm that we do not know says nothing to us.
 pub(super) fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
-    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+    header_digest(headers, "docker-content-digest")
 }
 
-fn media_type(headers: &HeaderMap) -> String {
+fn header_digest(headers: &HeaderMap, name: &str) -> Option<Digest> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+pub(super) fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     value.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }

@@ -4,7 +4,9 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | manifests: get, check, put | `manifest` |
+//! | manifests: get, check, put, delete | `manifest` |
+//! | what names a manifest as its subject | `referrers` |
+//! | names of repositories and tags, page by page | `list` |
 //! | blobs down: stream, resume, verify | `blob_read` |
 //! | layers that may be elsewhere | `foreign` |
 //! | blobs up: check, mount, sessions | `mount`, `session` |
@@ -13,7 +15,8 @@
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
 //! times it, and `traffic` counts; `auth`
-//! and `token` answer challenges; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who
+//! we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
 //!
@@ -28,12 +31,15 @@ mod credentials;
 mod docker_config;
 mod error;
 mod foreign;
+mod grant;
 mod host;
 mod http;
+mod list;
 mod manifest;
 mod mount;
 mod named;
 mod options;
+mod referrers;
 mod retry;
 mod sending;
 mod session;
@@ -56,15 +62,18 @@ pub use self::auth::Access;
 use self::auth::Scope;
 pub use self::credentials::{ConfigFile, Credentials, Secret};
 pub use self::error::{ConnectFailure, Operation, RegistryError, Request};
+pub use self::grant::{Denied, Grant, Grantor, Right};
 use self::host::RegistryHost;
 use self::http::HttpClients;
-pub use self::manifest::{FetchedManifest, ManifestHead};
+pub use self::list::Names;
+pub use self::manifest::{FetchedManifest, ManifestHead, PutManifest};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options, RequestHook};
+pub use self::referrers::{Referrers, fallback_tag};
 pub use self::session::{UploadSession, uploads_ended};
 pub use self::traffic::Traffic;
 use self::transport::Call;
-use crate::reference::Reference;
+use crate::reference::{Reference, RegistryName};
 
 /// A client with one set of options and credentials. Clones share connections and tokens.
 #[derive(Clone, Debug)]
@@ -103,11 +112,20 @@ impl Client {
 
     /// The repository that a reference names, for this access.
     pub fn repository(&self, reference: &Reference, access: Access) -> Repository {
+        Repository { host: self.host(reference.host()), name: reference.repository().to_owned(), access }
+    }
+
+    /// The names of all repositories of a registry.
+    pub fn repositories(&self, host: &RegistryName) -> Names {
+        Names::of_repositories(self.host(host.as_str()))
+    }
+
+    fn host(&self, name: &str) -> Arc<RegistryHost> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let host = hosts.entry(reference.host().to_owned()).or_insert_with(|| {
-            Arc::new(RegistryHost::new(reference.host(), Arc::clone(&self.options), Arc::clone(&self.http)))
+        let host = hosts.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(RegistryHost::new(name, Arc::clone(&self.options), Arc::clone(&self.http)))
         });
-        Repository { host: Arc::clone(host), name: reference.repository().to_owned(), access }
+        Arc::clone(host)
     }
 }
 
@@ -129,7 +147,7 @@ impl Repository {
     }
 
     fn scope(&self) -> Scope {
-        Scope { repository: self.name.clone(), access: self.access }
+        Scope::Repository(self.name.clone(), self.access)
     }
 
     fn request(&self, operation: Operation) -> Request {

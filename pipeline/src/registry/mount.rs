@@ -57,7 +57,7 @@ impl Repository {
         let mut call = self.call(Method::POST, "blobs/uploads/", operation).await?;
         call.url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
         // The token must allow to read there.
-        call.scopes.push(Scope { repository: from.to_owned(), access: Access::Pull });
+        call.scopes.push(Scope::Repository(from.to_owned(), Access::Pull));
         let response = self.host.send(&call).await?;
         match response.status() {
             StatusCode::CREATED => Ok(Mount::Mounted),

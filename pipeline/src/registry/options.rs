@@ -9,6 +9,7 @@ use reqwest::header::HeaderMap;
 
 use super::address::AllowedNetwork;
 use super::credentials::{self, ConfigFile, Credentials};
+use super::grant::Grantor;
 use super::traffic::Traffic;
 
 /// The choices for one [`Client`](super::Client). Source and destination have a client each, so that each has its own credentials.
@@ -25,6 +26,8 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// Docker's `config.json`.
     pub docker_config: ConfigFile,
+    /// Who is asked for every right, in the place of a token server. Then there should be no credentials.
+    pub grantor: Option<Arc<dyn Grantor>>,
     /// Private networks and hosts that may be connected to although a registry, and not the user, named them.
     pub allow_networks: Vec<AllowedNetwork>,
     /// Whether the registry's own host is trusted to be anywhere, because the user of this very process named it. A server
@@ -103,6 +106,7 @@ impl Default for Options {
             client_certificate: None,
             credentials: None,
             docker_config: ConfigFile::Default,
+            grantor: None,
             allow_networks: Vec::new(),
             trust_registry_host: true,
             attempts: 5,

@@ -45,6 +45,14 @@ pub(super) struct Token {
 }
 
 impl Token {
+    pub(super) fn new(header: HeaderValue, valid_until: Instant) -> Self {
+        Self { header, valid_until }
+    }
+
+    pub(super) fn valid_until(&self) -> Instant {
+        self.valid_until
+    }
+
     pub(super) fn header(&self) -> HeaderValue {
         self.header.clone()
     }

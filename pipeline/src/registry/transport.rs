@@ -7,7 +7,7 @@ use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use super::auth::{Authorization, Scope};
-use super::challenge;
+use super::challenge::{self, Challenge};
 use super::chunks::Chunks;
 use super::error::{RegistryError, Request, is_transient_status};
 use super::host::RegistryHost;
@@ -101,14 +101,7 @@ impl RegistryHost {
         if response.status() != StatusCode::UNAUTHORIZED || !self.is_own_origin(response.url()) {
             return Ok(None);
         }
-        let challenges: Vec<_> = response
-            .headers()
-            .get_all(reqwest::header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenge::parse)
-            .collect();
-        self.answer(&challenges, scopes, used, request).await
+        self.answer(&challenges(response), scopes, used, request).await
     }
 
     /// Follows redirects. The authorization stays behind where the origin changes, and does not come back.
@@ -184,6 +177,12 @@ pub(super) fn sendable(mut url: Url) -> Option<Url> {
     url.set_username("").ok()?;
     url.set_password(None).ok()?;
     Some(url)
+}
+
+/// What the registry wants to know before it does what it refused.
+pub(super) fn challenges(response: &Response) -> Vec<Challenge> {
+    let headers = response.headers().get_all(reqwest::header::WWW_AUTHENTICATE);
+    headers.iter().filter_map(|value| value.to_str().ok()).flat_map(challenge::parse).collect()
 }
 
 pub(super) fn protocol(request: &Request, problem: String) -> RegistryError {

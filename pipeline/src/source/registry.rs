@@ -65,6 +65,18 @@ impl Store for RegistrySource {
     fn origin(&self) -> Option<Repository> {
         Some(self.repository.clone())
     }
+
+    fn wanted(&self) -> Option<ManifestRef> {
+        Some(self.reference.manifest())
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        Ok(self.repository.find_manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await?)
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        Ok(self.repository.referrers(subject).await?.manifests)
+    }
 }
 
 #[async_trait::async_trait]

@@ -13,12 +13,13 @@ use crate::manifest::{
     self, Descriptor, Family, ImageManifest, Index, MAX_DOCUMENT, ParsedManifest, media_type,
 };
 use crate::platform::{self, PlatformChoice};
+use crate::reference::{ManifestRef, Tag};
 use crate::registry::{FetchedManifest, Repository};
 use crate::schema1::Schema1Manifest;
 
 /// Holds manifests and blobs by their digests.
 #[async_trait::async_trait]
-pub(super) trait Store: Send + Sync {
+pub trait Store: Send + Sync {
     /// How messages call what is being read.
     fn shown(&self) -> String;
 
@@ -43,6 +44,17 @@ pub(super) trait Store: Send + Sync {
     fn origin(&self) -> Option<Repository> {
         None
     }
+
+    /// What the manifest that the source was named for is asked by, in a registry.
+    fn wanted(&self) -> Option<ManifestRef> {
+        None
+    }
+
+    /// The manifest that a tag names beside the one that the source was named for.
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error>;
+
+    /// What names this manifest as its subject.
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error>;
 }
 
 /// An index, byte for byte, with what it says.
@@ -91,7 +103,8 @@ pub(super) async fn index(store: &dyn Store) -> Result<Option<SourceIndex>, Erro
     }
 }
 
-fn parse(store: &dyn Store, fetched: &FetchedManifest) -> Result<ParsedManifest, Error> {
+/// What a manifest says.
+pub(crate) fn parse(store: &dyn Store, fetched: &FetchedManifest) -> Result<ParsedManifest, Error> {
     manifest::parse(&fetched.bytes, Some(&fetched.media_type))
         .map_err(|source| Error::Manifest { image: store.shown(), source })
 }
@@ -185,7 +198,7 @@ fn image_of_schema1(store: &dyn Store, schema1: Schema1Manifest) -> Result<Image
 }
 
 /// The whole of a small document: a config.
-pub(super) async fn read_document(blob: &BlobRef, size: u64) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read_document(blob: &BlobRef, size: u64) -> Result<Vec<u8>, Error> {
     if size > MAX_DOCUMENT as u64 {
         let actual = size;
         return Err(BlobError::Size { expected: MAX_DOCUMENT as u64, actual }.into());

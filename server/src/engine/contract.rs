@@ -205,9 +205,9 @@ pub(super) async fn the_oldest_that_have_ended_are_forgotten(place: &impl Place)
 }
 
 pub(super) async fn a_job_has_one_owner(place: &impl Place) {
-    assert_eq!(unowned(&*engine).await, std::slice::from_ref(&job.id));
+    let engine = place.open(LIMITS).await;
     let job = submit(&*engine, "a", "").await;
-    assert_eq!(unowned(&*engine).await, [job.id.clone()]);
+    assert_eq!(unowned(&*engine).await, std::slice::from_ref(&job.id));
     let (claim, running) = engine.claim(&job.id).await.unwrap().expect("it waits");
     assert_eq!((running.state(), running.attempts), (JobState::Running, 1));
     assert_eq!(engine.claim(&job.id).await.unwrap(), None);

@@ -60,6 +60,8 @@ struct Inner {
     tasks: Mutex<HashMap<String, Task>>,
     finalizing: Arc<AtomicUsize>,
     is_draining: AtomicBool,
+    /// Whether a job was left before its end since jobs without an owner were last looked for.
+    has_left: AtomicBool,
 }
 
 /// A job that is run here, or waits for its turn.
@@ -89,6 +91,7 @@ impl Jobs {
             tasks: Mutex::default(),
             finalizing: Arc::default(),
             is_draining: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         }))
     }
 
@@ -111,12 +114,10 @@ impl Jobs {
         Ok(jobs.len())
     }
 
-    /// Takes jobs that others leave behind, or have accepted and not begun, for as long as there are others.
+    /// Takes jobs that nobody has: that this coordinator could not go on with, that others leave behind, or have accepted and not
+    /// begun.
     pub async fn keep_looking(&self) -> Infallible {
         let engine = &self.0.engine;
-        if !engine.is_shared() {
-            return std::future::pending().await;
-        }
         let mut tick = tokio::time::interval((engine.lease() / 2).min(LOOK_EVERY));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -124,8 +125,13 @@ impl Jobs {
             if self.0.is_draining.load(Ordering::Relaxed) {
                 return std::future::pending().await;
             }
+            let has_left = self.0.has_left.swap(false, Ordering::Relaxed);
+            if !has_left && !engine.is_shared() {
+                continue;
+            }
             if let Err(error) = self.resume().await {
                 tracing::warn!(%error, "jobs without an owner could not be found");
+                self.0.has_left.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -236,23 +242,30 @@ impl Jobs {
         let (jobs, owned, claim) = (self.clone(), id.to_owned(), Arc::default());
         let known = Arc::clone(&claim);
         let task = tokio::spawn(async move {
-            jobs.run(&owned, &progress, &turn, &known).await;
+            let left = jobs.run(&owned, &progress, &turn, &known).await;
             jobs.0.tasks().remove(&owned);
             jobs.0.live.remove(&owned);
+            // Not the job's fault: whoever can write it down first goes on with it.
+            if let Err(error) = left {
+                tracing::warn!(job = owned, %error, "a job is left until its record can be written");
+                jobs.0.has_left.store(true, Ordering::Relaxed);
+            }
         });
         tasks.insert(id.to_owned(), Task { abort: task.abort_handle(), claim });
     }
 
-    async fn run(&self, id: &str, progress: &Progress, turn: &FleetQueue, known: &OnceLock<Claim>) {
+    /// Runs a job to its end, or to somebody else's turn; or says why it could not, which has nothing to do with the job.
+    async fn run(
+        &self,
+        id: &str,
+        progress: &Progress,
+        turn: &FleetQueue,
+        known: &OnceLock<Claim>,
+    ) -> Result<(), ServiceError> {
         let _turn = turn.lease(None).await;
-        let (claim, job) = match self.0.engine.claim(id).await {
-            Ok(Some(claimed)) => claimed,
+        let Some((claim, job)) = self.0.engine.claim(id).await? else {
             // It was cancelled, or is another's.
-            Ok(None) => return,
-            Err(error) => {
-                tracing::error!(job = id, %error, "a job could not be claimed");
-                return;
-            }
+            return Ok(());
         };
         let claim = known.get_or_init(|| claim);
         let attempt = Attempt {
@@ -275,19 +288,24 @@ impl Jobs {
             }
         };
         let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
-        let Err(error) = result else { return };
-        if matches!(error, ServiceError::JobEnded) {
-            tracing::info!(job = id, "the job was ended, or is another coordinator's now");
-        } else if error.is_of_engine() {
-            // Not the job's fault: whoever reaches the engine first goes on with it.
-            tracing::warn!(job = id, %error, "a job is left to whoever reaches the engine");
-        } else {
-            tracing::info!(job = id, %error, "job failed");
-            if let Err(error) = attempt.apply(vec![Change::Fail(error.job_error())], None).await
-                && !matches!(error, ServiceError::JobEnded)
-            {
-                // The job stays as it is, and is begun again by the next coordinator.
-                tracing::error!(job = id, %error, "the end of a job could not be written down");
+        let ended = match result {
+            Err(error) if !matches!(error, ServiceError::JobEnded) && !error.is_of_engine() => {
+                tracing::info!(job = id, %error, "job failed");
+                attempt.apply(vec![Change::Fail(error.job_error())], None).await
+            }
+            ended => ended,
+        };
+        match ended {
+            Ok(()) => Ok(()),
+            Err(ServiceError::JobEnded) => {
+                tracing::debug!(job = id, "the job was ended, or is another coordinator's now");
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.0.engine.release(claim).await {
+                    tracing::debug!(job = id, %error, "a job could not be given back; its owner is found to be gone later");
+                }
+                Err(error)
             }
         }
     }

@@ -15,6 +15,7 @@ use occy_pipeline::executor::LayerTask;
 use occy_pipeline::filter::Report;
 use occy_pipeline::output::{LayerForm, Moved};
 use occy_pipeline::progress::LayerState;
+use occy_pipeline::registry::Repository;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::task_result::Outcome;
 use occy_proto::v1::{
@@ -328,9 +329,10 @@ impl Drop for Open<'_> {
 /// The task as the worker is told it.
 fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
     let LayerTask { layer, plan, output, .. } = task;
-    let at = |host: &str, repository: &str| RegistryRepository {
-        host: host.to_owned(),
-        repository: repository.to_owned(),
+    let at = |repository: &Repository| RegistryRepository {
+        host: repository.host().to_owned(),
+        repository: repository.name().to_owned(),
+        ask_for_access: repository.has_credentials(),
     };
     let (digest, size) = match &layer.descriptor {
         Some(descriptor) => (descriptor.digest.to_string(), Some(descriptor.size)),
@@ -340,7 +342,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
     };
     let source = TaskSource {
         content: Some(match &layer.origin {
-            Some(origin) => task_source::Content::Registry(at(origin.host(), origin.name())),
+            Some(origin) => task_source::Content::Registry(at(origin)),
             None => task_source::Content::Coordinator(CoordinatorBlob {}),
         }),
         digest,
@@ -359,7 +361,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
     let (form, compression) = task_form(output.form());
     let destination = TaskDestination {
         content: Some(match output.repository() {
-            Some(repository) => task_destination::Content::Registry(at(repository.host(), repository.name())),
+            Some(repository) => task_destination::Content::Registry(at(repository)),
             None => task_destination::Content::Coordinator(CoordinatorBlob {}),
         }),
         form: form.into(),

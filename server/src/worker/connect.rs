@@ -8,13 +8,16 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::connect_request::Message as Said;
+use occy_proto::v1::connect_response::Message as Told;
 use occy_proto::v1::worker_service_server::WorkerService;
 use occy_proto::v1::{Compression, ConnectRequest, ConnectResponse, Register};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::access;
 use super::attempt::is_handed_back;
 use super::seat::{MESSAGES, Messages, RemoteSeat};
 use crate::access::{Access, Scope};
@@ -85,7 +88,7 @@ fn silent(lease: Duration) -> Status {
 /// What a worker says of itself, and what it offers.
 fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     let codecs: Vec<Compression> = register.codecs().collect();
-    let Register { name, version, encoder_version, filters, outputs, slots, .. } = register;
+    let Register { name, version, encoder_version, filters, outputs, slots, asks_for_access, .. } = register;
     if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
         return Err(bad("name", "expected one of 1 to 128 bytes that can be printed"));
     }
@@ -107,6 +110,7 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
         .chain(outputs.iter().map(|scheme| admit::output_need(scheme)))
         .chain(codecs.into_iter().filter_map(convert::format).map(admit::codec_need))
         .chain((!encoder_version.is_empty()).then(|| admit::encoder_need(&encoder_version)))
+        .chain(asks_for_access.then(|| admit::CREDENTIALS.to_owned()))
         .collect();
     let slots = slots as usize;
     Ok((About { name, version, filters, slots }, Arc::new(offers)))
@@ -121,14 +125,34 @@ async fn listen(
 ) {
     let lease = fleet.patience().lease;
     let mut closed = fleet.closed();
+    let mut until = Instant::now() + lease;
+    // Ends with the stream.
+    let mut asked: JoinSet<()> = JoinSet::new();
     let (reason, status) = loop {
-        let until = Instant::now() + lease;
         let message = tokio::select! {
+            // Whichever branch is lost is there again in the next round.
+            Some(_) = asked.join_next() => continue,
             message = timeout_at(until, requests.message()) => message,
             _ = closed.wait_for(|&closed| closed) => break ("the coordinator is being stopped".to_owned(), Some(ServiceError::Draining.status())),
         };
+        until = Instant::now() + lease;
         match message {
             Ok(Ok(Some(ConnectRequest { message }))) => match message {
+                // There is room for as many answers.
+                Some(Said::Access(_)) if asked.len() >= messages.max_capacity() => {
+                    let error = bad("access", "more requests than its tasks can have");
+                    break (error.to_string(), Some(error.status()));
+                }
+                Some(Said::Access(request)) => {
+                    let (attempts, worker, messages) =
+                        (fleet.attempts().clone(), member.id(), messages.clone());
+                    asked.spawn(async move {
+                        let answer = access::answer(&attempts, worker, request).await;
+                        // One that is gone needs it no more.
+                        let _ =
+                            messages.send(Ok(ConnectResponse { message: Some(Told::Access(answer)) })).await;
+                    });
+                }
                 Some(Said::Heartbeat(heartbeat)) => {
                     for task in heartbeat.tasks {
                         if let Some(attempt) =

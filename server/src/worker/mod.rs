@@ -5,8 +5,10 @@
 //! | a worker's stream: registration, heartbeats, results, and its end | `connect` |
 //! | where a layer's worker is | `seat` |
 //! | layers that workers have, by the tokens of their attempts; what is believed of a result | `attempt` |
+//! | rights at registries for which the client has the credentials | `access` |
 //! | bytes that only the coordinator has, or that only it can store | `blobs` |
 
+mod access;
 pub mod attempt;
 pub mod blobs;
 pub mod connect;

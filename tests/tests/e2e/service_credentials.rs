@@ -21,12 +21,12 @@ fn private() -> Registry {
     Registry::with_htpasswd("user", "hunter2")
 }
 
-fn login(host: &str) -> Value {
+pub(crate) fn login(host: &str) -> Value {
     json!({"host": host, "password": {"username": "user", "password": "hunter2"}})
 }
 
 /// No file below holds the password, nor what goes over the wire in its place.
-fn is_clean(directory: &Path) {
+pub(crate) fn is_clean(directory: &Path) {
     let header = basic_header("user", "hunter2");
     let secrets = ["hunter2", header.trim_start_matches("Basic ")];
     for entry in std::fs::read_dir(directory).expect("a directory").flatten() {

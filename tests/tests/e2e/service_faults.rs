@@ -8,6 +8,7 @@ use occy_tests::image::Image;
 use occy_tests::layer::Layer;
 use occy_tests::proxy::{FaultProxy, slow};
 use occy_tests::registry::Registry;
+use occy_tests::worker::Worker;
 use serde_json::json;
 
 /// Slots that are free.
@@ -16,8 +17,8 @@ fn free(coordinator: &Coordinator) -> u64 {
     can["workers"].as_array().into_iter().flatten().filter_map(|worker| worker["free_slots"].as_u64()).sum()
 }
 
-#[test]
-fn a_caller_that_goes_away_stops_its_work_within_a_second() {
+/// A registry with an image whose layer comes slowly through the proxy, and where it is there.
+fn slow_layer() -> (Registry, FaultProxy, String) {
     let registry = Registry::start();
     let image = Image::docker(vec![Layer::noise(1, 400_000)]);
     registry.push(&image, "app", "1");
@@ -25,6 +26,12 @@ fn a_caller_that_goes_away_stops_its_work_within_a_second() {
     let layer = format!("*/blobs/{}", image.layer_digests()[0]);
     proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
     let source = format!("registry://{}/app:1", proxy.host());
+    (registry, proxy, source)
+}
+
+#[test]
+fn a_caller_that_goes_away_stops_its_work_within_a_second() {
+    let (_registry, _proxy, source) = slow_layer();
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     for (method, request) in [
         ("ReadImage", json!({"source": source})),
@@ -52,14 +59,35 @@ fn a_caller_that_goes_away_stops_its_work_within_a_second() {
 }
 
 #[test]
+fn a_callers_worker_reads_nothing_more_within_a_second_after_it_has_gone() {
+    let (registry, proxy, source) = slow_layer();
+    let coordinator = Coordinator::start(&["--embedded-workers", "0"]);
+    let _worker = Worker::start(&coordinator, &[]);
+    let copy = json!({"source": source, "destination": registry.uri("copy:1")});
+    for (method, request) in [("ReadImage", json!({"source": source})), ("ProcessImage", copy)] {
+        let flows = |pause| {
+            let before = proxy.sent();
+            sleep(Duration::from_millis(pause));
+            proxy.sent() > before
+        };
+        let asked = proxy.sent();
+        let running = coordinator.call(method, &request).start();
+        let start = Instant::now();
+        // More than the documents.
+        while proxy.sent() < asked + 20_000 || !flows(500) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{method} does not begin");
+        }
+        // Killed, as a client's machine would be.
+        drop(running);
+        sleep(Duration::from_secs(1));
+        assert!(!flows(600), "{method}: its layer is still read");
+    }
+    assert!(!registry.has("copy", "1"));
+}
+
+#[test]
 fn a_deadline_ends_a_call_and_its_work() {
-    let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, 400_000)]);
-    registry.push(&image, "app", "1");
-    let proxy = FaultProxy::before(registry.host());
-    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
-    proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_layer();
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let late = coordinator.call("ReadImage", &json!({"source": source})).with("timeout", 0.5).run();
     assert_eq!(late.error.expect("an error")["code"], "DEADLINE_EXCEEDED");

@@ -132,6 +132,35 @@ fn a_worker_that_lies_is_not_believed() {
 }
 
 #[test]
+fn a_lie_about_what_is_in_a_registry_changes_no_tag_and_is_shared_with_nobody() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = from.push(&image(), "app", "1");
+    let old = Image::docker(vec![Layer::noise(1, 100)]);
+    to.push(&old, "app", "1");
+    for (lie, reason) in [
+        // What it says is not there, or is not so.
+        ("claimed", "BLOB_LOST"),
+        ("unwritten", "BLOB_LOST"),
+        ("size", "BLOB_LOST"),
+        // The registry has not believed it either.
+        ("written", "ATTEMPTS_EXHAUSTED"),
+    ] {
+        let coordinator = Coordinator::start(&["--embedded-workers", "0", "--max-attempts", "2"]);
+        let spec = |tag: &str| json!({"source": source, "destination": to.uri(tag), "filters": ["shout"], "compression": "gzip"});
+        let liar = PythonWorker::start(&coordinator, &["--lie", lie]);
+        let failed = run(&coordinator, &spec("app:1"));
+        assert_eq!(failed["error"]["reason"], reason, "{lie}: {failed}");
+        assert_eq!(to.digest("app", "1"), old.digest(), "{lie}");
+        drop(liar);
+        // The next one wants the same layers, of which there is a result that nobody has to believe.
+        let _honest = PythonWorker::start(&coordinator, &[]);
+        let done = run(&coordinator, &spec(&format!("app:{lie}")));
+        assert_eq!(done["state"], "JOB_STATE_SUCCEEDED", "{lie}: {done}");
+        assert_eq!(content(&to.pull("app", lie).tars[0], "etc/motd"), "HELLO\n");
+    }
+}
+
+#[test]
 fn our_workers_do_not_take_what_another_one_has_to_do() {
     let (from, to) = (Registry::start(), Registry::start());
     let source = from.push(&image(), "app", "1");

@@ -119,7 +119,8 @@ impl Archive {
             blobs.bytes.file().read_exact_at(&mut bytes, *offset)?;
             small(out, &blob_path(digest), &bytes)?;
             if let Ok(ParsedManifest::Image(image)) = manifest::parse(&bytes, None) {
-                let named = image.layers.into_iter().map(|layer| layer.digest);
+                // A config that was copied as it is came as a blob; one of ours is a document.
+                let named = [image.config].into_iter().chain(image.layers).map(|blob| blob.digest);
                 // A foreign layer is named, and is elsewhere.
                 let here = named.filter_map(|digest| blobs.layers.get_key_value(&digest));
                 layers.extend(here.filter(|(digest, _)| present.insert(*digest)));

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
 use crate::output::OutputError;
 use crate::output::staging::fail;
+use crate::registry::FetchedManifest;
 
 /// What a blob is called until it is whole.
 const PARTIAL: &str = "blob";
@@ -126,6 +127,22 @@ impl Directory {
         let path = self.path.join(INDEX);
         let bytes = serde_json::to_vec(&index).expect("a JSON map can be written");
         write_durably(&path, &bytes).map_err(fail("write", &path))
+    }
+
+    /// The manifest that a tag names.
+    pub(super) fn tagged(&self, tag: &str) -> Result<Option<FetchedManifest>, OutputError> {
+        let index = self.index()?;
+        let entries = index.get("manifests").and_then(Value::as_array).into_iter().flatten();
+        let mut entries = entries.filter_map(Value::as_object);
+        let Some(entry) = entries.find(|entry| annotation(entry, REF_NAME) == Some(tag)) else {
+            return Ok(None);
+        };
+        let text = |key| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let digest: Digest =
+            text("digest").parse().map_err(|error| self.not_a_layout(&format!("{INDEX}: {error}")))?;
+        let path = self.path.join(blob_path(&digest));
+        let bytes = std::fs::read(&path).map_err(fail("read", &path))?;
+        Ok(Some(FetchedManifest { bytes: bytes.into(), media_type: text("mediaType"), digest }))
     }
 
     fn index(&self) -> Result<Map<String, Value>, OutputError> {

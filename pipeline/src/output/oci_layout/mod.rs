@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use self::archive::Archive;
 use self::directory::Directory;
+use super::content::ContentOutput;
 use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
@@ -25,7 +26,8 @@ use crate::error::Error;
 use crate::layout::{IMAGE_NAME, REF_NAME};
 use crate::manifest::Family;
 use crate::platform::Platform;
-use crate::reference::Reference;
+use crate::reference::{Reference, Tag};
+use crate::registry::FetchedManifest;
 use crate::source::stored::SourceIndex;
 use crate::spool::SpoolDir;
 use crate::task::both;
@@ -257,6 +259,75 @@ impl ImageOutput for LayoutOutput {
     }
 }
 
+#[async_trait::async_trait]
+impl ContentOutput for LayoutOutput {
+    fn destination(&self) -> String {
+        self.destination()
+    }
+
+    fn wanted(&self) -> Option<&Digest> {
+        None
+    }
+
+    fn names_many(&self) -> bool {
+        matches!(self.place().as_ref(), Place::Directory(_))
+    }
+
+    async fn open(&self) -> Result<(), Error> {
+        Ok(self.open().await?)
+    }
+
+    async fn is_named(&self, _digest: &Digest) -> Result<bool, Error> {
+        // To name it again costs less than to find out.
+        Ok(false)
+    }
+
+    async fn has_manifest(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        let (place, digest) = (self.place(), digest.clone());
+        Ok(blocking(move || place.has(&digest, size)).await)
+    }
+
+    async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        self.copy_layer(blob, progress).await
+    }
+
+    async fn put_manifest(&self, manifest: &FetchedManifest) -> Result<Option<Digest>, Error> {
+        let (place, digest, bytes) = (self.place(), manifest.digest.clone(), manifest.bytes.clone());
+        blocking(move || place.put(&digest, &bytes)).await?;
+        Ok(None)
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        let (place, tag) = (self.place(), tag.clone());
+        Ok(blocking(move || match place.as_ref() {
+            Place::Directory(directory) => directory.tagged(tag.as_str()),
+            Place::Archive(_) => Ok(None),
+        })
+        .await?)
+    }
+
+    async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {
+        let mut entry = bare_entry(&manifest.media_type, &manifest.digest, manifest.bytes.len());
+        entry.insert("annotations".to_owned(), json!({REF_NAME: tag.as_str()}));
+        let (place, manifest) = (self.place(), manifest.clone());
+        blocking(move || {
+            place.put(&manifest.digest, &manifest.bytes)?;
+            match place.as_ref() {
+                Place::Directory(directory) => directory.name(&entry, true),
+                Place::Archive(_) => unreachable!("an archive is asked to name one manifest"),
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn put_named(&self, manifest: &FetchedManifest, name: &ImageName) -> Result<(), Error> {
+        let FetchedManifest { bytes, media_type, digest } = manifest.clone();
+        self.name(FinalManifest { bytes, media_type, digest }, name, None).await?;
+        Ok(())
+    }
+}
+
 /// Sends a blob as it is; its reader checks that it is what its descriptor says.
 async fn feed(layer: &Layer, writer: LayerWriter, summary: BlobSummary) -> Result<(), BlobError> {
     let gone = |ConsumerGone| BlobError::Interrupted;
@@ -281,10 +352,7 @@ fn entry(
         }
         annotations.insert(REF_NAME.to_owned(), tag.into());
     }
-    let mut entry = Map::new();
-    entry.insert("mediaType".to_owned(), manifest.media_type.as_str().into());
-    entry.insert("digest".to_owned(), manifest.digest.to_string().into());
-    entry.insert("size".to_owned(), manifest.bytes.len().into());
+    let mut entry = bare_entry(&manifest.media_type, &manifest.digest, manifest.bytes.len());
     if !annotations.is_empty() {
         entry.insert("annotations".to_owned(), annotations.into());
     }
@@ -296,6 +364,11 @@ fn entry(
         entry.insert("platform".to_owned(), value);
     }
     entry
+}
+
+fn bare_entry(media_type: &str, digest: &Digest, size: usize) -> Map<String, Value> {
+    let entry = json!({"mediaType": media_type, "digest": digest, "size": size});
+    entry.as_object().cloned().expect("it was just written as an object")
 }
 
 /// `index.json` with nothing in it.

@@ -98,12 +98,12 @@ async fn a_manifest_is_put_again_after_a_failure_that_passes() {
         _ => Reply::new(200),
     })
     .await;
-    let digest = server
+    let put = server
         .repository(options())
         .put_manifest(&latest(), MEDIA_TYPE, Bytes::from(MANIFEST))
         .await
         .unwrap();
-    assert_eq!(digest, Digest::sha256(MANIFEST));
+    assert_eq!(put.digest, Digest::sha256(MANIFEST));
     let seen = server.seen();
     assert_eq!(seen.len(), 4);
     assert!(seen.iter().all(|seen| seen.body == MANIFEST && seen.header("content-type") == Some(MEDIA_TYPE)));

@@ -3,6 +3,7 @@
 mod auth;
 mod blob_read;
 mod foreign;
+mod grant;
 mod manifest;
 mod mount;
 pub(super) mod server;

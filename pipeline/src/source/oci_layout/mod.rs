@@ -5,6 +5,7 @@
 
 mod audit;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -24,7 +25,8 @@ use crate::error::Error;
 use crate::layout::{Choice, Chosen, INDEX, MARKER, blob_path, names};
 use crate::manifest::{self, Descriptor, Index, MAX_DOCUMENT, ParsedManifest, media_type};
 use crate::platform::PlatformChoice;
-use crate::registry::FetchedManifest;
+use crate::reference::Tag;
+use crate::registry::{FetchedManifest, fallback_tag};
 use crate::spool::{FileRegion, SpoolDir};
 
 /// This source's line in the table.
@@ -106,6 +108,8 @@ struct Opened {
     /// `index.json`, byte for byte.
     bytes: bytes::Bytes,
     index: Index,
+    /// What `index.json` names and has a subject, by that.
+    by_subject: OnceCell<HashMap<Digest, Vec<Descriptor>>>,
 }
 
 #[derive(Debug)]
@@ -133,6 +137,16 @@ impl LayoutSource {
         LayoutError::NotALayout { path: self.path(), reason: reason.into() }.into()
     }
 
+    /// What its images are called; those without a name by their digests.
+    pub async fn names(&self) -> Result<Vec<String>, Error> {
+        let entries = self.opened().await?.index.manifests.iter();
+        let name = |entry: &Descriptor| match names(entry).next() {
+            Some(name) => name.to_owned(),
+            None => entry.digest.to_string(),
+        };
+        Ok(entries.map(name).collect())
+    }
+
     async fn opened(&self) -> Result<&Opened, Error> {
         self.opened.get_or_try_init(|| self.open()).await
     }
@@ -155,7 +169,7 @@ impl LayoutSource {
         let bytes = bytes::Bytes::from(self.small(&files, INDEX).await?);
         let parsed = manifest::parse(&bytes, Some(media_type::OCI_INDEX));
         match parsed.map_err(|error| self.not_a_layout(format!("{INDEX}: {error}")))? {
-            ParsedManifest::Index(index) => Ok(Opened { files, bytes, index }),
+            ParsedManifest::Index(index) => Ok(Opened { files, bytes, index, by_subject: OnceCell::new() }),
             _ => Err(self.not_a_layout(format!("{INDEX} is not an index"))),
         }
     }
@@ -227,6 +241,20 @@ impl LayoutSource {
         LayoutError::WhichImage { path: self.path(), choice: self.choice.clone(), images }
     }
 
+    /// The entries of `index.json` by what they name as their subject.
+    async fn read_subjects(&self, index: &Index) -> Result<HashMap<Digest, Vec<Descriptor>>, Error> {
+        let mut by_subject: HashMap<_, Vec<_>> = HashMap::new();
+        for entry in &index.manifests {
+            // What cannot be read is nobody's referrer; whoever wants it is told why it cannot.
+            let Ok(fetched) = self.manifest(entry).await else { continue };
+            let Ok(parsed) = manifest::parse(&fetched.bytes, None) else { continue };
+            if let Some(subject) = parsed.subject() {
+                by_subject.entry(subject).or_default().push(entry.clone());
+            }
+        }
+        Ok(by_subject)
+    }
+
     fn stem(&self) -> String {
         match self.path.file_stem() {
             Some(stem) if stem != "-" => stem.to_string_lossy().into_owned(),
@@ -285,6 +313,35 @@ impl Store for LayoutSource {
     fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<BlobRef, Error> {
         let opened = self.opened.get().expect("a manifest has been read from it");
         self.found(opened, digest, size)
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        let entries = &self.opened().await?.index.manifests;
+        match entries.iter().find(|entry| names(entry).any(|name| name == tag.as_str())) {
+            Some(entry) => Ok(Some(self.manifest(entry).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Those of an index under the subject's tag, as regctl and [`crate::copy`] keep them, and those that stand in `index.json`
+    /// themselves, as oras writes them.
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let mut found = Vec::new();
+        if let Some(tagged) = self.tagged(&fallback_tag(subject)).await? {
+            let parsed = manifest::parse(&tagged.bytes, Some(media_type::OCI_INDEX));
+            match parsed.map_err(|error| self.not_a_layout(format!("{}: {error}", fallback_tag(subject))))? {
+                ParsedManifest::Index(index) => found = index.manifests,
+                _ => return Err(self.not_a_layout(format!("{} is not an index", fallback_tag(subject)))),
+            }
+        }
+        let opened = self.opened().await?;
+        let by_subject = opened.by_subject.get_or_try_init(|| self.read_subjects(&opened.index)).await?;
+        for entry in by_subject.get(subject).into_iter().flatten() {
+            if found.iter().all(|other| other.digest != entry.digest) {
+                found.push(entry.clone());
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -15,6 +15,8 @@
 //! Who owns a job is in memory. The file is one process's, so an owner is gone when the process is, and until then its claim does
 //! not run out: a coordinator that was stopped for a while goes on where it was.
 
+mod file;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,8 @@ use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use tokio::sync::watch;
 
+pub use self::file::StoreError;
+use self::file::{During, StoreFile};
 use super::subscribers::Subscribers;
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{self, Change};
@@ -50,7 +54,7 @@ const LOCK_POLL: Duration = Duration::from_millis(250);
 /// The store. Clones are handles on the same file.
 #[derive(Clone, Debug)]
 pub struct Store {
-    database: Arc<Database>,
+    file: Arc<StoreFile>,
     limits: Limits,
     owners: Arc<Mutex<Owners>>,
     subscribers: Subscribers,
@@ -79,45 +83,28 @@ enum By<'a> {
     Client,
 }
 
-/// Why the store could not be used.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to {what} the store of jobs: {cause}")]
-pub struct StoreError {
-    what: &'static str,
-    cause: Box<redb::Error>,
-}
-
-/// What is done with an error of redb's.
-trait During<T> {
-    fn during(self, what: &'static str) -> Result<T, StoreError>;
-}
-
-impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
-    fn during(self, what: &'static str) -> Result<T, StoreError> {
-        self.map_err(|error| StoreError { what, cause: Box::new(error.into()) })
-    }
-}
-
 impl Store {
     /// Opens the file, or makes it. Blocks.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, StoreError> {
-        let database = Database::create(path).during("open")?;
-        let write = database.begin_write().during("open")?;
-        write.open_table(JOBS).during("open")?;
-        write.open_table(ACTIVE).during("open")?;
-        write.open_table(KEYS).during("open")?;
-        write.open_table(CREDENTIALS).during("open")?;
-        write.open_table(EVENTS).during("open")?;
-        write.open_table(LAYERS).during("open")?;
-        write.open_table(TRACES).during("open")?;
-        write.commit().during("open")?;
+        let file = StoreFile::open(path)?;
+        file.using(|database| {
+            let write = database.begin_write().during("open")?;
+            write.open_table(JOBS).during("open")?;
+            write.open_table(ACTIVE).during("open")?;
+            write.open_table(KEYS).during("open")?;
+            write.open_table(CREDENTIALS).during("open")?;
+            write.open_table(EVENTS).during("open")?;
+            write.open_table(LAYERS).during("open")?;
+            write.open_table(TRACES).during("open")?;
+            write.commit().during("open")
+        })?;
         let (owners, subscribers) = (Arc::default(), Subscribers::default());
-        Ok(Self { database: Arc::new(database), limits, owners, subscribers })
+        Ok(Self { file: Arc::new(file), limits, owners, subscribers })
     }
 
-    fn submit_now(&self, submission: Submission) -> Result<Submitted, StoreError> {
+    fn submit_now(&self, database: &Database, submission: Submission) -> Result<Submitted, StoreError> {
         let Submission { id, tenant, spec, key, sealed, trace } = submission;
-        let write = self.database.begin_write().during("write")?;
+        let write = database.begin_write().during("write")?;
         let submitted = {
             let mut jobs = write.open_table(JOBS).during("write")?;
             let mut active = write.open_table(ACTIVE).during("write")?;
@@ -192,13 +179,14 @@ impl Store {
 
     fn apply_now(
         &self,
+        database: &Database,
         id: &str,
         by: &By<'_>,
         changes: Vec<Change>,
         written: Option<&Written>,
     ) -> Result<Applied, StoreError> {
         // Writes come one after the other, and owners change while the file is held: what is found here holds to the end.
-        let write = self.database.begin_write().during("write")?;
+        let write = database.begin_write().during("write")?;
         let may = match by {
             By::Owner(claim) => self.is_owner(claim),
             By::Claimer | By::Finder => !self.owners().claims.contains_key(id),
@@ -233,22 +221,35 @@ impl Store {
             }
             job
         };
-        {
+        let before = self.change_owner(id, by, job.state());
+        if let Err(error) = write.commit() {
+            // Nothing happened, to the owner neither.
             let mut owners = self.owners();
-            if matches!(by, By::Claimer) {
-                owners.epoch += 1;
-                let epoch = owners.epoch;
-                owners.claims.insert(id.to_owned(), epoch);
-            } else if state::is_final(job.state()) || job.state() == JobState::Queued {
-                owners.claims.remove(id);
-            }
+            match before {
+                Some(epoch) => owners.claims.insert(id.to_owned(), epoch),
+                None => owners.claims.remove(id),
+            };
+            return Err(error).during("write");
         }
-        write.commit().during("write")?;
         Ok(Applied::Done(job))
     }
 
-    fn claim_now(&self, id: &str) -> Result<Option<(Claim, Job)>, StoreError> {
-        let Applied::Done(job) = self.apply_now(id, &By::Claimer, vec![Change::Begin], None)? else {
+    /// Gives the job the owner that it has after a change, and says which claim it had before.
+    fn change_owner(&self, id: &str, by: &By<'_>, state: JobState) -> Option<u64> {
+        let mut owners = self.owners();
+        let before = owners.claims.get(id).copied();
+        if matches!(by, By::Claimer) {
+            owners.epoch += 1;
+            let epoch = owners.epoch;
+            owners.claims.insert(id.to_owned(), epoch);
+        } else if state::is_final(state) || state == JobState::Queued {
+            owners.claims.remove(id);
+        }
+        before
+    }
+
+    fn claim_now(&self, database: &Database, id: &str) -> Result<Option<(Claim, Job)>, StoreError> {
+        let Applied::Done(job) = self.apply_now(database, id, &By::Claimer, vec![Change::Begin], None)? else {
             return Ok(None);
         };
         // Cancelled at once, it has no owner any more.
@@ -256,8 +257,8 @@ impl Store {
         Ok(epoch.map(|epoch| (Claim { id: id.to_owned(), epoch }, job)))
     }
 
-    fn unowned_now(&self) -> Result<Vec<(String, Tenant)>, StoreError> {
-        let read = self.database.begin_read().during("read")?;
+    fn unowned_now(&self, database: &Database) -> Result<Vec<(String, Tenant)>, StoreError> {
+        let read = database.begin_read().during("read")?;
         let active = read.open_table(ACTIVE).during("read")?;
         let mut unowned = Vec::new();
         for entry in active.iter().during("read")? {
@@ -267,7 +268,7 @@ impl Store {
         unowned.retain(|(id, _)| !self.owners().claims.contains_key(id));
         for (id, _) in &unowned {
             // One that was only queued refuses to be queued again, and that is right.
-            self.apply_now(id, &By::Finder, vec![Change::Requeue], None)?;
+            self.apply_now(database, id, &By::Finder, vec![Change::Requeue], None)?;
         }
         Ok(unowned)
     }
@@ -292,10 +293,10 @@ impl Store {
     /// The file is read and synced where that keeps nobody waiting.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Self, &Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let store = self.clone();
-        match tokio::task::spawn_blocking(move || work(&store)).await {
+        match tokio::task::spawn_blocking(move || store.file.using(|database| work(&store, database))).await {
             Ok(result) => Ok(result?),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
@@ -317,13 +318,13 @@ impl Engine for Store {
     }
 
     async fn submit(&self, submission: Submission) -> Result<Submitted, EngineError> {
-        self.blocking(move |store| store.submit_now(submission)).await
+        self.blocking(move |store, database| store.submit_now(database, submission)).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<Job>, EngineError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let jobs = read.open_table(JOBS).during("read")?;
             Ok(jobs.get(&*id).during("read")?.map(|job| decode(job.value())))
         })
@@ -337,8 +338,8 @@ impl Engine for Store {
         states: Vec<JobState>,
         count: usize,
     ) -> Result<(Vec<Job>, bool), EngineError> {
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let jobs = read.open_table(JOBS).during("read")?;
             let range = match &before {
                 Some(before) => jobs.range::<&str>(..&**before),
@@ -364,8 +365,8 @@ impl Engine for Store {
 
     async fn events(&self, id: &str, after: u64) -> Result<Vec<JobEvent>, EngineError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let events = read.open_table(EVENTS).during("read")?;
             let range = events.range((&*id, after + 1)..=(&*id, u64::MAX)).during("read")?;
             range.take(EVENTS_AT_ONCE).map(|entry| Ok(decode(entry.during("read")?.1.value()))).collect()
@@ -387,7 +388,7 @@ impl Engine for Store {
 
     async fn claim(&self, id: &str) -> Result<Option<(Claim, Job)>, EngineError> {
         let job = id.to_owned();
-        let claim = self.blocking(move |store| store.claim_now(&job)).await?;
+        let claim = self.blocking(move |store, database| store.claim_now(database, &job)).await?;
         self.subscribers.wake(id);
         Ok(claim)
     }
@@ -401,7 +402,21 @@ impl Engine for Store {
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), EngineError> {
-        self.change(claim, vec![Change::Requeue], None).await.map(drop)
+        {
+            let mut owners = self.owners();
+            if owners.claims.get(&claim.id) != Some(&claim.epoch) {
+                return Ok(());
+            }
+            // First, whether or not the rest can be written: whoever looks for jobs without an owner does it then.
+            owners.claims.remove(&claim.id);
+        }
+        let job = claim.id.clone();
+        let work = move |store: &Self, database: &Database| {
+            store.apply_now(database, &job, &By::Finder, vec![Change::Requeue], None)
+        };
+        self.blocking(work).await?;
+        self.subscribers.wake(&claim.id);
+        Ok(())
     }
 
     async fn change(
@@ -411,8 +426,9 @@ impl Engine for Store {
         written: Option<Written>,
     ) -> Result<Applied, EngineError> {
         let owner = claim.clone();
-        let work =
-            move |store: &Self| store.apply_now(&owner.id, &By::Owner(&owner), changes, written.as_ref());
+        let work = move |store: &Self, database: &Database| {
+            store.apply_now(database, &owner.id, &By::Owner(&owner), changes, written.as_ref())
+        };
         let applied = self.blocking(work).await?;
         self.subscribers.wake(&claim.id);
         Ok(applied)
@@ -420,7 +436,9 @@ impl Engine for Store {
 
     async fn cancel(&self, id: &str) -> Result<Applied, EngineError> {
         let job = id.to_owned();
-        let work = move |store: &Self| store.apply_now(&job, &By::Client, vec![Change::Cancel], None);
+        let work = move |store: &Self, database: &Database| {
+            store.apply_now(database, &job, &By::Client, vec![Change::Cancel], None)
+        };
         let applied = self.blocking(work).await?;
         self.subscribers.wake(id);
         Ok(applied)
@@ -448,8 +466,8 @@ impl Engine for Store {
 
     async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, EngineError> {
         let (id, layer) = (id.to_owned(), layer.to_owned());
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let layers = read.open_table(LAYERS).during("read")?;
             Ok(layers.get((&*id, &*layer)).during("read")?.map(|record| record.value().to_owned()))
         })
@@ -458,8 +476,8 @@ impl Engine for Store {
 
     async fn sealed(&self, id: &str) -> Result<Option<Vec<u8>>, EngineError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let credentials = read.open_table(CREDENTIALS).during("read")?;
             Ok(credentials.get(&*id).during("read")?.map(|sealed| sealed.value().to_owned()))
         })
@@ -468,8 +486,8 @@ impl Engine for Store {
 
     async fn trace(&self, id: &str) -> Result<Option<String>, EngineError> {
         let id = id.to_owned();
-        self.blocking(move |store| {
-            let read = store.database.begin_read().during("read")?;
+        self.blocking(move |_, database| {
+            let read = database.begin_read().during("read")?;
             let traces = read.open_table(TRACES).during("read")?;
             Ok(traces.get(&*id).during("read")?.map(|trace| trace.value().to_owned()))
         })

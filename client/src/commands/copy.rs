@@ -1,0 +1,95 @@
+//! `occyctl copy`: whole images, indexes and artifacts, bit for bit.
+
+use occy_pipeline::copy::{Copied, CopyPlan, copy};
+use occy_pipeline::open;
+use occy_pipeline::progress::Progress;
+use serde_json::json;
+
+use super::{print_json, refuse_coordinator};
+use crate::display::Display;
+use crate::options::{Copy, Global, OutputFormat};
+use crate::settings::settings;
+use crate::{Exit, Untold, say};
+
+pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit> {
+    refuse_coordinator(global, "copy")?;
+    let (from, to) = (open::in_full(&options.source), open::in_full(&options.destination));
+    let mut settings = settings(global, &from, Some(&to))?;
+    settings.foreign_layers = options.foreign_layers;
+    let mut platforms = options.platforms.clone();
+    if platforms.is_empty() && settings.platform.is_given() {
+        platforms.push(settings.platform.resolve());
+    }
+    let plan = CopyPlan {
+        platforms,
+        sparse: options.sparse,
+        referrers: options.referrers,
+        preserve_digests: options.preserve_digests,
+        parallel: settings.parallel,
+    };
+    let source = open::store(&from, &settings)?;
+    let output = open::content_output(&to, &settings)?;
+    let progress = Progress::default();
+    let display = Display::start(global, progress.clone(), &from, &settings.spools);
+    let copied = copy(source, output, &plan, &progress).await?;
+    drop(display);
+    tell(&copied, &from, global).map_err(Untold)?;
+    Ok(Exit::Done)
+}
+
+fn tell(copied: &Copied, source: &str, global: &Global) -> anyhow::Result<()> {
+    if global.output_format == OutputFormat::Json {
+        print_json(&document(copied, source))?;
+    }
+    if global.quiet {
+        return Ok(());
+    }
+    for digest in &copied.left_out {
+        tracing::info!("{digest} stays named and was not copied");
+    }
+    let left_out = copied.left_out.len();
+    let sparse = if left_out == 0 { String::new() } else { format!(", without {left_out} of what it names") };
+    if global.output_format == OutputFormat::Text {
+        say(&format!("Copied {} ({}){sparse}", copied.destination, copied.digest));
+        let (listed, tagged): (Vec<_>, Vec<_>) = copied.referrers.iter().partition(|one| one.is_listed);
+        let digest_tags = copied.digest_tags.len();
+        if copied.referrers.len() + digest_tags > 0 {
+            say(&format!(
+                "Referrers: {} that the destination lists, {} under tags of their subjects; {digest_tags} tags of cosign",
+                listed.len(),
+                tagged.len(),
+            ));
+        }
+    }
+    let Copied { bytes, blobs, blobs_found, manifests, manifests_found, elapsed, .. } = copied;
+    say(&format!(
+        "Moved {bytes} bytes in {blobs} blobs and {manifests} manifests in {:.1} seconds; \
+         {blobs_found} blobs and {manifests_found} manifests were there or mounted",
+        elapsed.as_secs_f64()
+    ));
+    Ok(())
+}
+
+fn document(copied: &Copied, source: &str) -> serde_json::Value {
+    let referrers = copied.referrers.iter().map(|referrer| {
+        json!({
+            "digest": referrer.digest,
+            "subject": referrer.subject,
+            "artifact_type": referrer.artifact_type,
+            "listed": referrer.is_listed,
+        })
+    });
+    json!({
+        "source": source,
+        "destination": copied.destination,
+        "manifest_digest": copied.digest,
+        "manifest_media_type": copied.media_type,
+        "manifests": {"written": copied.manifests, "found": copied.manifests_found},
+        "blobs": {"moved": copied.blobs, "found": copied.blobs_found},
+        "bytes": copied.bytes,
+        "seconds": copied.elapsed.as_secs_f64(),
+        "referrers": referrers.collect::<Vec<_>>(),
+        "digest_tags": copied.digest_tags,
+        "left_out": copied.left_out,
+    })
+}
