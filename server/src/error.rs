@@ -277,9 +277,7 @@ impl ServiceError {
     pub fn is_of_engine(&self) -> bool {
         matches!(
             self,
-            Self::Engine(
-                EngineError::Store(_) | EngineError::JetStream(JetStreamError::Unreachable { .. })
-            )
+            Self::Engine(EngineError::Store(_) | EngineError::JetStream(JetStreamError::Unreachable { .. }))
         )
     }
 

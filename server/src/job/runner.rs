@@ -298,7 +298,7 @@ impl Jobs {
         match ended {
             Ok(()) => Ok(()),
             Err(ServiceError::JobEnded) => {
-                tracing::debug!(job = id, "the job was ended, or is another coordinator's now");
+                tracing::info!(job = id, "the job was ended, or is another coordinator's now");
                 Ok(())
             }
             Err(error) => {

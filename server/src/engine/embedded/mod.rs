@@ -249,7 +249,8 @@ impl Store {
     }
 
     fn claim_now(&self, database: &Database, id: &str) -> Result<Option<(Claim, Job)>, StoreError> {
-        let Applied::Done(job) = self.apply_now(database, id, &By::Claimer, vec![Change::Begin], None)? else {
+        let Applied::Done(job) = self.apply_now(database, id, &By::Claimer, vec![Change::Begin], None)?
+        else {
             return Ok(None);
         };
         // Cancelled at once, it has no owner any more.
