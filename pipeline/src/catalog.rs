@@ -7,12 +7,12 @@ use futures_util::{StreamExt, TryStreamExt};
 use crate::copy::subset;
 use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH};
+use crate::manifest::ParsedManifest;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
-use crate::manifest::{self, ParsedManifest, media_type};
 use crate::platform::{self, Platform};
 use crate::reference::{ManifestRef, Reference, Tag};
 use crate::registry::{ManifestHead, Repository};
-use crate::source::stored::Store;
+use crate::source::stored::{self, Store};
 
 /// Tags that are asked for at once.
 const TAGS_AT_ONCE: usize = 8;
@@ -38,27 +38,17 @@ pub async fn resolve(store: &dyn Store, platform: Option<&Platform>) -> Result<R
     }
     let mut fetched = store.first().await?;
     for _ in 0..=MAX_INDEX_DEPTH {
-        let parsed = manifest::parse(&fetched.bytes, Some(&fetched.media_type))
-            .map_err(|source| Error::Manifest { image: store.shown(), source })?;
-        let (media_type, next) = match (&parsed, platform) {
+        let parsed = stored::parse(store, &fetched)?;
+        match (&parsed, platform) {
             (ParsedManifest::Index(index), Some(platform)) => {
-                (index.family.index(), Some(platform::select(&index.manifests, platform)?))
+                fetched = store.manifest(platform::select(&index.manifests, platform)?).await?;
+                continue;
             }
-            (ParsedManifest::Image(image), Some(platform)) => {
-                subset::confirm(store, image, platform).await?;
-                (image.family.manifest(), None)
-            }
-            (ParsedManifest::Index(index), None) => (index.family.index(), None),
-            (ParsedManifest::Image(image), None) => (image.family.manifest(), None),
-            (ParsedManifest::Schema1(_), _) => (media_type::DOCKER_SCHEMA1, None),
-        };
-        match next {
-            None => {
-                let (size, media_type) = (fetched.bytes.len() as u64, media_type.to_owned());
-                return Ok(Resolved { digest: fetched.digest, media_type, size });
-            }
-            Some(entry) => fetched = store.manifest(entry).await?,
+            (ParsedManifest::Image(image), Some(platform)) => subset::confirm(store, image, platform).await?,
+            (ParsedManifest::Schema1(_), Some(_)) | (_, None) => {}
         }
+        let (size, media_type) = (fetched.bytes.len() as u64, parsed.media_type().to_owned());
+        return Ok(Resolved { digest: fetched.digest, media_type, size });
     }
     Err(Error::IndexDepth(store.shown()))
 }
@@ -162,11 +152,8 @@ async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>,
     if let Some(head) = head(repository, Some(tag.clone())).await? {
         return Ok(Some(head.digest));
     }
-    match repository.manifest(&tag, &ACCEPTED_MANIFESTS).await {
-        Ok(manifest) => Ok(Some(manifest.digest)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let fetched = repository.find_manifest(&tag, &ACCEPTED_MANIFESTS).await?;
+    Ok(fetched.map(|manifest| manifest.digest))
 }
 
 /// Sorts tags as people count: numbers by their value, a version before what comes after it and behind its own pre-releases.

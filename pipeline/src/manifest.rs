@@ -35,6 +35,15 @@ pub enum ParsedManifest {
 }
 
 impl ParsedManifest {
+    /// What it is, also where its server did not say it.
+    pub fn media_type(&self) -> &'static str {
+        match self {
+            Self::Image(image) => image.family.manifest(),
+            Self::Index(index) => index.family.index(),
+            Self::Schema1(_) => DOCKER_SCHEMA1,
+        }
+    }
+
     /// What it is about, where it is a signature, an SBOM, an attestation of another manifest.
     pub fn subject(&self) -> Option<Digest> {
         let raw = match self {

@@ -83,8 +83,13 @@ pub async fn process(
         Some(config) => config,
         None => final_config(&image, &plan, &layers)?,
     };
-    let finished =
-        FinishedImage { image: &image, chain: &plan.chain, config: config.clone(), layers: &layers };
+    let finished = FinishedImage {
+        image: &image,
+        chain: &plan.chain,
+        config: config.clone(),
+        layers: &layers,
+        permit: None,
+    };
     let receipt = output.finalize(finished).await?;
     let bytes = layers.iter().map(|layer| stored_size(&image, layer)).fold(0, u64::saturating_add);
     let summary = Summary { bytes, layers: layers.len(), elapsed: start.elapsed() };

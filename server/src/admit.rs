@@ -43,7 +43,6 @@ const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
 const PATHS: [&str; 4] = ["tar", "dir", "oci", "oci-layout"];
 
-/// What only a worker can do that is in this process: log in with what a client has brought.
 /// That a worker runs layers of clients that have credentials of their own.
 pub const CREDENTIALS: &str = "credentials";
 

@@ -1,7 +1,7 @@
 //! What clients give to log in to registries with, for one job or one call: used at the host that it is for, and sealed where it
 //! has to be kept.
 //!
-//! A job's credentials are in the store under a key of `--secret-key-file`, bound to their job, and removed with its end. Without
+//! A job's credentials are in the engine under a key of `--secret-key-file`, bound to their job, and removed with its end. Without
 //! such a file jobs with credentials are not accepted. Those of a call are in memory alone. Nothing here has a `Debug` that shows
 //! them.
 

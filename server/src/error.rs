@@ -15,7 +15,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::access::Scope;
 use crate::credentials::SealError;
-use crate::job::store::StoreError;
+use crate::engine::EngineError;
+use crate::engine::jetstream::JetStreamError;
 
 /// The domain of every `google.rpc.ErrorInfo` of ours.
 const DOMAIN: &str = "occystrap";
@@ -125,12 +126,12 @@ pub enum ServiceError {
     /// The coordinator is being stopped.
     #[error("the coordinator is shutting down")]
     Draining,
-    /// The job was cancelled or ended meanwhile: whoever runs it stops.
+    /// The job was cancelled or ended meanwhile, or has another owner: whoever runs it stops.
     #[error("the job has ended")]
     JobEnded,
-    /// The store.
+    /// What is known of jobs could not be read or written.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Engine(#[from] EngineError),
     /// A part of the coordinator panicked.
     #[error("the coordinator failed: {0}")]
     Panicked(String),
@@ -250,13 +251,34 @@ impl ServiceError {
             Self::CallerGone | Self::JobEnded => verdict(Code::Cancelled, "CANCELLED"),
             Self::Deadline => verdict(Code::DeadlineExceeded, "DEADLINE"),
             Self::Draining => verdict(Code::Unavailable, "SHUTTING_DOWN"),
-            Self::Store(error) if error.is_full() => {
+            Self::Engine(EngineError::Store(error)) if error.is_full() => {
                 Verdict { retryable: true, ..verdict(Code::ResourceExhausted, "STORAGE_FULL") }
             }
-            Self::Store(error) if error.is_of_another() => verdict(Code::Unavailable, "STORE"),
-            Self::Store(_) => verdict(Code::Internal, "STORE"),
+            Self::Engine(EngineError::Store(error)) if error.is_of_another() => {
+                verdict(Code::Unavailable, "STORE")
+            }
+            Self::Engine(EngineError::Store(_)) => verdict(Code::Internal, "STORE"),
+            Self::Engine(EngineError::JetStream(error)) => match error {
+                JetStreamError::Unreachable { .. } | JetStreamError::Connect { .. } => {
+                    verdict(Code::Unavailable, "ENGINE_UNAVAILABLE")
+                }
+                JetStreamError::TooLarge { .. } => verdict(Code::ResourceExhausted, "TOO_LARGE"),
+                JetStreamError::Uri { .. }
+                | JetStreamError::Credentials { .. }
+                | JetStreamError::Server { .. }
+                | JetStreamError::Bucket { .. }
+                | JetStreamError::Foreign(_) => verdict(Code::Internal, "ENGINE"),
+            },
             Self::Panicked(_) => verdict(Code::Internal, "PANICKED"),
         }
+    }
+
+    /// Whether what is known of jobs could not be read or written at the moment, which is no job's fault.
+    pub fn is_of_engine(&self) -> bool {
+        matches!(
+            self,
+            Self::Engine(EngineError::Store(_) | EngineError::JetStream(JetStreamError::Unreachable { .. }))
+        )
     }
 
     /// What can be done about it, where we know.

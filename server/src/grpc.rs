@@ -280,7 +280,7 @@ impl PipelineService for Api {
             0 => 50,
             size => size.min(200) as usize,
         };
-        let page = self.0.jobs.store().list(caller.sees().cloned(), before, states, count).await;
+        let page = self.0.jobs.engine().list(caller.sees().cloned(), before, states, count).await;
         let (mut jobs, mut more) = page.map_err(ServiceError::from)?;
         let mut bytes = 0;
         let fits = jobs.iter().take_while(|job| {
@@ -310,7 +310,7 @@ impl PipelineService for Api {
             let mut draining = coordinator.draining.clone();
             let jobs = &coordinator.jobs;
             tokio::select! {
-                result = follow(jobs.store(), jobs.live(), &job_id, after_sequence, &events) => result,
+                result = follow(jobs.engine(), jobs.live(), &job_id, after_sequence, &events) => result,
                 // What is lost here is read again by a watcher that comes back.
                 _ = draining.wait_for(|&draining| draining) => Err(ServiceError::Draining),
             }
@@ -392,7 +392,7 @@ impl Api {
 
     /// A job, if there is one that the caller sees.
     async fn job(&self, caller: &Caller, id: &str) -> Result<v1::Job, ServiceError> {
-        let job = self.0.jobs.store().get(id).await?;
+        let job = self.0.jobs.engine().get(id).await?;
         let is_seen = |job: &v1::Job| caller.sees().is_none_or(|tenant| **tenant == *job.tenant);
         job.filter(is_seen).ok_or_else(|| ServiceError::NoSuchJob(id.to_owned()))
     }

@@ -1,7 +1,7 @@
 //! The coordinator: runs the pipeline for clients over gRPC, as calls and as jobs, on the workers that it has.
 //!
 //! A request comes in at [`grpc`]; [`access`] says whose it is and [`admit`] whether it may be. It runs `occy_pipeline::process` with one end or both at the
-//! caller ([`call`]), or as a job that outlives the call ([`job`]). Either way each layer waits in the [`fleet`] for a worker,
+//! caller ([`call`]), or as a job that outlives the call ([`job`], kept by an [`engine`]). Either way each layer waits in the [`fleet`] for a worker,
 //! as [`schedule`] decides, and runs through the [`executor`]: here, or on a [`worker`] that has connected; unless another one brings
 //! it there ([`share`]). [`error`] says what a client is told when something fails, and
 //! [`serve`] starts and stops it all.
@@ -14,6 +14,7 @@ pub mod admit;
 pub mod call;
 pub mod client;
 pub mod credentials;
+pub mod engine;
 pub mod error;
 pub mod executor;
 pub mod fleet;

@@ -1,7 +1,7 @@
 //! Starting the coordinator, and stopping it.
 //!
 //! It is stopped in the order in which others depend on it: it stops to be healthy and to accept, watchers are sent away, layers
-//! that run come to their end, and what is left of jobs stays in the store for the next coordinator.
+//! that run come to their end, and what is left of jobs is given back for the next coordinator.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,10 +24,13 @@ use crate::access::Access;
 use crate::admit::{self, Gate};
 use crate::client::{ClientLimits, Clients};
 use crate::credentials::SecretKeys;
+use crate::engine::embedded::Store;
+use crate::engine::jetstream::connect::Place;
+use crate::engine::jetstream::{self, JetStream};
+use crate::engine::{Engine, Limits};
 use crate::fleet::{Fleet, Patience};
 use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
-use crate::job::store::{Limits, Store};
 use crate::metrics;
 use crate::settings::Settings;
 use crate::worker::blobs::Blobs;
@@ -50,9 +53,9 @@ pub async fn serve(
     let traffic = Traffic::default();
     let gate = Arc::new(gate(settings, fleet.clone(), &traffic)?);
     let access = Arc::new(Access::new(settings.tokens_file.as_deref()).await?);
-    let store = open_store(settings).await?;
+    let engine = open_engine(settings).await?;
     let keys = settings.secret_key_file.as_deref().map(SecretKeys::read).transpose()?;
-    let jobs = Jobs::new(store, Arc::clone(&gate), keys, fleet.clone(), settings.running_jobs.max(1));
+    let jobs = Jobs::new(engine, Arc::clone(&gate), keys, fleet.clone(), settings.running_jobs.max(1));
     let tls = tls(settings).await?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("failed to listen on {}", settings.listen))?;
@@ -141,6 +144,7 @@ pub async fn serve(
         // A client that does not go is left behind.
         () = cut => Ok(()),
         never = access.keep_reading() => match never {},
+        never = jobs.keep_looking() => match never {},
         result = exposition => result,
     }
 }
@@ -178,19 +182,31 @@ fn gate(settings: &Settings, fleet: Fleet, traffic: &Traffic) -> anyhow::Result<
     })
 }
 
-async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
+async fn open_engine(settings: &Settings) -> anyhow::Result<Arc<dyn Engine>> {
     let directory = settings.state_dir.clone();
     let limits = Limits {
         active: settings.max_jobs,
         active_each: settings.client_jobs.unwrap_or(settings.max_jobs),
         kept: settings.keep_jobs.max(settings.max_jobs),
     };
+    if let Some(uri) = &settings.engine {
+        let place = Place {
+            servers: jetstream::connect::servers(uri)?,
+            tls: settings.engine_tls,
+            ca_cert: settings.engine_ca_cert.clone(),
+            identity: settings.engine_cert.clone().zip(settings.engine_key.clone()),
+            credentials: settings.engine_credentials.clone(),
+            replicas: settings.engine_replicas.into(),
+            lease: settings.engine_lease,
+        };
+        return Ok(Arc::new(JetStream::open(&place, limits).await?));
+    }
     let open = move || {
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("failed to create {}", directory.display()))?;
-        Ok(Store::open(&directory.join("jobs.redb"), limits)?)
+        anyhow::Ok(Store::open(&directory.join("jobs.redb"), limits)?)
     };
-    tokio::task::spawn_blocking(open).await?
+    Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
 }
 
 async fn tls(settings: &Settings) -> anyhow::Result<Option<ServerTlsConfig>> {

@@ -21,9 +21,34 @@ pub struct Settings {
     /// Where clients connect. Port 0 takes a free one, which is printed.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7700", env = "OCCYSTRAP_LISTEN")]
     pub listen: SocketAddr,
-    /// Where the jobs are kept. One coordinator at a time.
+    /// Where the jobs are kept, without --engine. One coordinator at a time.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/occystrap", env = "OCCYSTRAP_STATE_DIR")]
     pub state_dir: PathBuf,
+    /// Keep the jobs in NATS JetStream, which other coordinators have too: `jetstream://HOST:PORT,HOST:PORT`. Without it they are in
+    /// the state directory.
+    #[arg(long, value_name = "URI", env = "OCCYSTRAP_ENGINE")]
+    pub engine: Option<String>,
+    /// Connect to the engine encrypted or not at all. So do the next two options.
+    #[arg(long, requires = "engine", env = "OCCYSTRAP_ENGINE_TLS")]
+    pub engine_tls: bool,
+    /// Trust the certificate authorities in this PEM file too, when connecting to the engine.
+    #[arg(long, value_name = "FILE", requires = "engine", env = "OCCYSTRAP_ENGINE_CA_CERT")]
+    pub engine_ca_cert: Option<PathBuf>,
+    /// Show the engine the certificate in this PEM file.
+    #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_key"], env = "OCCYSTRAP_ENGINE_CERT")]
+    pub engine_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "engine_cert", env = "OCCYSTRAP_ENGINE_KEY")]
+    pub engine_key: Option<PathBuf>,
+    /// Log in to the engine with this file of NATS credentials.
+    #[arg(long, value_name = "FILE", requires = "engine", env = "OCCYSTRAP_ENGINE_CREDENTIALS")]
+    pub engine_credentials: Option<PathBuf>,
+    /// On how many servers the engine keeps everything. All coordinators say the same.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5), env = "OCCYSTRAP_ENGINE_REPLICAS")]
+    pub engine_replicas: u8,
+    /// A coordinator that the engine has not heard of for so long has lost its jobs to the others. All coordinators say the same.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "OCCYSTRAP_ENGINE_LEASE")]
+    pub engine_lease: Duration,
     /// Seal the credentials that jobs bring with the first key of this file, and open them with any of it: a line each, 32 bytes in
     /// base64. Without it such jobs are refused.
     #[arg(long, value_name = "FILE", env = "OCCYSTRAP_SECRET_KEY_FILE")]

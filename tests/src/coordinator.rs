@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -133,6 +135,26 @@ impl Coordinator {
     /// SIGTERM.
     pub fn terminate(&self) {
         self.process.signal("TERM");
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn proceed(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Waits until it has logged that.
+    #[track_caller]
+    pub fn wait_for_log(&self, words: &str, limit: Duration) {
+        let start = Instant::now();
+        while !self.log().contains(words) {
+            assert!(start.elapsed() < limit, "it does not say {words:?}:\n{}", self.log());
+            sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until it has ended by itself.

@@ -1,8 +1,8 @@
 //! The servers, images and tools that the end-to-end tests share.
 //!
 //! Nothing of the product is linked in. [`occyctl`] runs the binary, and [`terminal`] shows what it leaves on one;
-//! [`coordinator`] and [`worker`] run the service's, on a [`disk`] that can be full, [`client`] asks it in Python, and [`collector`]
-//! takes their spans;
+//! [`coordinator`] and [`worker`] run the service's, on a [`disk`] that can be full, [`nats`] what several coordinators share,
+//! [`client`] asks it in Python, and [`collector`] takes their spans;
 //! [`registry`] starts real registries, [`conforming`] is one that follows the specification to the letter, [`fixed`] serves what
 //! none would store, [`proxy`] puts faults before them, which [`random`] draws from a seed, and [`token`] serves tokens;
 //! [`engine`] has real engines and false ones; [`layer`], [`image`] and [`saved`] make images of every shape, and
@@ -22,6 +22,7 @@ pub mod http;
 pub mod image;
 pub mod judge;
 pub mod layer;
+pub mod nats;
 pub mod occyctl;
 mod process;
 pub mod proxy;

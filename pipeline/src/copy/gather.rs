@@ -109,7 +109,7 @@ impl<'a> Gathering<'a> {
             return Err(crate::output::OutputError::ByDigest { expected, actual }.into());
         }
         let parsed = self.parse(&root)?;
-        let root = FetchedManifest { media_type: media_type_of(&parsed).to_owned(), ..root };
+        let root = FetchedManifest { media_type: parsed.media_type().to_owned(), ..root };
         let is_named = self.output.is_named(&root.digest).await?;
         self.seen.insert(root.digest.clone());
         self.order.push(root.digest.clone());
@@ -185,7 +185,7 @@ impl<'a> Gathering<'a> {
                 return Err(Error::IndexSize(self.source.shown()));
             }
             let parsed = self.parse(&fetched)?;
-            let media_type = media_type_of(&parsed).to_owned();
+            let media_type = parsed.media_type().to_owned();
             self.content(parsed, platforms, depth + 1).await?;
             if is_here {
                 self.manifests_found += 1;
@@ -332,7 +332,7 @@ impl<'a> Gathering<'a> {
     /// Notes what a manifest names that is put by itself.
     async fn belonging(&mut self, manifest: FetchedManifest) -> Result<FetchedManifest, Error> {
         let parsed = self.parse(&manifest)?;
-        let media_type = media_type_of(&parsed).to_owned();
+        let media_type = parsed.media_type().to_owned();
         if self.is_new(&manifest.digest)? {
             self.content(parsed, &[], 1).await?;
         }
@@ -368,14 +368,5 @@ fn as_layer(descriptor: &Descriptor, blob: BlobRef, origin: Option<Repository>) 
         origin,
         keep_stored: true,
         known_by_diff_id_alone: false,
-    }
-}
-
-/// What a document is, also where its server did not say it.
-fn media_type_of(parsed: &ParsedManifest) -> &'static str {
-    match parsed {
-        ParsedManifest::Image(image) => image.family.manifest(),
-        ParsedManifest::Index(index) => index.family.index(),
-        ParsedManifest::Schema1(_) => media_type::DOCKER_SCHEMA1,
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, MAX_INDEX_DEPTH};
 use crate::manifest::{self, Descriptor, ImageManifest, Index, ParsedManifest, media_type};
 use crate::platform::{self, Platform};
 use crate::registry::FetchedManifest;
-use crate::source::stored::{Store, read_document};
+use crate::source::stored::{Store, parse, read_document};
 
 /// The annotation by which an entry says that it is an attestation of another one, as buildkit writes it.
 pub(crate) const ATTESTED: &str = "vnd.docker.reference.digest";
@@ -133,11 +133,6 @@ pub(super) fn reduce<'a>(
         Ok(reduced)
     }
     .boxed()
-}
-
-fn parse(store: &dyn Store, fetched: &FetchedManifest) -> Result<ParsedManifest, Error> {
-    manifest::parse(&fetched.bytes, Some(&fetched.media_type))
-        .map_err(|source| Error::Manifest { image: store.shown(), source })
 }
 
 fn is_index(entry: &Descriptor) -> bool {

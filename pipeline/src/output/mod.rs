@@ -100,6 +100,15 @@ pub struct FinishedImage<'a> {
     pub config: bytes::Bytes,
     /// Every layer, by index.
     pub layers: &'a [WrittenLayer],
+    /// Who is asked whether it still may become visible, immediately before it does. None: it may.
+    pub permit: Option<&'a dyn Permit>,
+}
+
+/// The right to make an image visible, which may be lost while its layers are written.
+#[async_trait::async_trait]
+pub trait Permit: std::fmt::Debug + Send + Sync {
+    /// Fails if it was lost.
+    async fn check(&self) -> Result<(), Error>;
 }
 
 /// What an output says of a finished image.

@@ -217,6 +217,9 @@ impl ImageOutput for RegistryOutput {
         if self.confirm {
             self.confirm_blobs(&finished, &config_digest).await?;
         }
+        if let Some(permit) = finished.permit {
+            permit.check().await?;
+        }
         self.put(FinalManifest { bytes, media_type, digest }).await
     }
 
@@ -280,11 +283,7 @@ impl ContentOutput for RegistryOutput {
     }
 
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
-        match self.repository.manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.repository.find_manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await?)
     }
 
     async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {

@@ -15,12 +15,11 @@ use reqwest::header::HeaderValue;
 use tokio::sync::OnceCell;
 
 use super::challenge::Challenge;
-use super::credentials::{self, Credentials, Found};
+use super::credentials::{self, Credentials, Found, Secret};
 use super::error::{RegistryError, Request};
 use super::grant::Grantor;
 use super::host::RegistryHost;
 use super::token::{Bearer, Token};
-use super::transport::protocol;
 
 /// Tokens for more scope sets than this are not kept.
 const TOKENS_MAX: usize = 1024;
@@ -59,16 +58,15 @@ pub(super) struct Authenticator {
 #[derive(Clone, Debug)]
 pub(super) enum Scheme {
     Basic,
-    Bearer(Arc<Bearer>),
-    /// In a way that is the business of whoever grants rights.
-    Granted,
+    Tokens(Issuer),
 }
 
 /// Where tokens come from.
-#[derive(Clone, Copy)]
-enum Issuer<'a> {
-    Server(&'a Bearer),
-    Grantor(&'a dyn Grantor),
+#[derive(Clone, Debug)]
+pub(super) enum Issuer {
+    Server(Arc<Bearer>),
+    /// Whoever grants rights. Whether what it grants are tokens is its own business.
+    Grantor(Arc<dyn Grantor>),
 }
 
 /// The token of one set of scopes.
@@ -95,11 +93,27 @@ pub(super) struct Authorization {
     fetch: Option<u64>,
     /// It is not from a cache, so if it is refused, another would be too.
     fresh: bool,
+    /// None for what has no end that we know of.
+    valid_until: Option<Instant>,
 }
 
 impl Authorization {
     fn new(header: HeaderValue, fetch: Option<u64>, fresh: bool) -> Self {
-        Self { header, fetch, fresh }
+        Self { header, fetch, fresh, valid_until: None }
+    }
+
+    fn of(token: &Token, fetch: u64, fresh: bool) -> Self {
+        Self { header: token.header(), fetch: Some(fetch), fresh, valid_until: Some(token.valid_until()) }
+    }
+
+    pub(super) fn valid_until(&self) -> Option<Instant> {
+        self.valid_until
+    }
+
+    /// The token itself, where it is one.
+    pub(super) fn token(&self) -> Secret {
+        let text = self.header.to_str().unwrap_or_default();
+        text.strip_prefix("Bearer ").unwrap_or_default().to_owned().into()
     }
 
     pub(super) fn header(&self) -> HeaderValue {
@@ -136,15 +150,7 @@ impl RegistryHost {
         match self.auth.scheme() {
             None => Ok(None),
             Some(Scheme::Basic) => Ok(basic(self.credentials().await)),
-            Some(Scheme::Bearer(bearer)) => {
-                self.token(Issuer::Server(&bearer), scopes, None, None, request).await.map(Some)
-            }
-            Some(Scheme::Granted) => match &self.options.grantor {
-                Some(grantor) => {
-                    self.token(Issuer::Grantor(grantor.as_ref()), scopes, None, None, request).await.map(Some)
-                }
-                None => Ok(None),
-            },
+            Some(Scheme::Tokens(issuer)) => self.token(&issuer, scopes, None, None, request).await.map(Some),
         }
     }
 
@@ -156,30 +162,18 @@ impl RegistryHost {
         used: Option<&Authorization>,
         request: &Request,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let token = match self.learn(challenges, request).await? {
-            None => return Ok(None),
-            Some((Scheme::Basic, _)) => {
-                return Ok(basic(self.credentials().await)
-                    .filter(|other| used.is_none_or(|used| used.header != other.header)));
-            }
-            Some((Scheme::Bearer(bearer), asked)) => {
+        let other = match self.learn(challenges, request).await? {
+            None => None,
+            Some((Scheme::Basic, _)) => basic(self.credentials().await),
+            Some((Scheme::Tokens(issuer), asked)) => {
                 let missing = asked.filter(|scope| !covers(scopes, scope));
-                self.token(Issuer::Server(&bearer), scopes, used, missing, request).await
+                Some(self.token(&issuer, scopes, used, missing, request).await?)
             }
-            Some((Scheme::Granted, _)) => match &self.options.grantor {
-                Some(grantor) => {
-                    self.token(Issuer::Grantor(grantor.as_ref()), scopes, used, None, request).await
-                }
-                None => return Ok(None),
-            },
         };
-        match token {
-            Ok(other) if used.is_some_and(|used| used.header == other.header) => Ok(None),
-            other => other.map(Some),
-        }
+        Ok(other.filter(|other| used.is_none_or(|used| used.header != other.header)))
     }
 
-    /// Remembers which of a registry's challenges is answered, and gives it with the scope that it names.
+    /// Remembers which of a registry's challenges is answered, and gives it with the scope that a token server has to hear of.
     pub(super) async fn learn<'a>(
         &self,
         challenges: &'a [Challenge],
@@ -187,17 +181,18 @@ impl RegistryHost {
     ) -> Result<Option<(Scheme, Option<&'a str>)>, RegistryError> {
         let by_scheme = |name| challenges.iter().find(|challenge| challenge.scheme() == name);
         let bearer = by_scheme("bearer").filter(|challenge| challenge.parameter("realm").is_some());
-        let scheme = match (bearer, by_scheme("basic")) {
-            (None, None) => return Ok(None),
-            _ if self.options.grantor.is_some() => Scheme::Granted,
+        let (scheme, asked) = match (&self.options.grantor, bearer, by_scheme("basic")) {
+            (_, None, None) => return Ok(None),
+            (Some(grantor), _, _) => (Scheme::Tokens(Issuer::Grantor(Arc::clone(grantor))), None),
             // Bearer first: it sends a password to fewer places.
-            (Some(challenge), _) => {
-                Scheme::Bearer(Arc::new(Bearer::from_challenge(challenge, self.base().await?, request)?))
+            (None, Some(challenge), _) => {
+                let bearer = Bearer::from_challenge(challenge, self.base().await?, request)?;
+                (Scheme::Tokens(Issuer::Server(Arc::new(bearer))), challenge.parameter("scope"))
             }
-            (None, Some(_)) => Scheme::Basic,
+            (None, None, Some(_)) => (Scheme::Basic, None),
         };
         self.remember(scheme.clone());
-        Ok(Some((scheme, bearer.and_then(|challenge| challenge.parameter("scope")))))
+        Ok(Some((scheme, asked)))
     }
 
     fn remember(&self, scheme: Scheme) {
@@ -205,20 +200,16 @@ impl RegistryHost {
     }
 
     /// The token for a set of scopes, for somebody else: another than the kept one, where that was refused.
-    pub(super) async fn kept_token(
+    pub(super) async fn token_for_another(
         &self,
-        bearer: &Bearer,
+        issuer: &Issuer,
         scopes: &[Scope],
         refused: bool,
         request: &Request,
-    ) -> Result<Token, RegistryError> {
-        let slot = self.auth.slot(&joined(scopes));
-        let kept = slot.fetches.load(Ordering::Acquire);
+    ) -> Result<Authorization, RegistryError> {
+        let kept = self.auth.slot(&joined(scopes)).fetches.load(Ordering::Acquire);
         let used = refused.then(|| Authorization::new(HeaderValue::from_static(""), Some(kept), false));
-        self.token(Issuer::Server(bearer), scopes, used.as_ref(), None, request).await?;
-        let state = slot.state.lock().await;
-        let token = state.token.as_ref().map(|(_, token)| token.clone());
-        token.ok_or_else(|| protocol(request, "no token".to_owned()))
+        self.token(issuer, scopes, used.as_ref(), None, request).await
     }
 
     /// Explicit credentials, else docker's configuration, looked up once.
@@ -242,7 +233,7 @@ impl RegistryHost {
     /// Cancelled while it fetches, it leaves the fetch to the next in line.
     async fn token(
         &self,
-        issuer: Issuer<'_>,
+        issuer: &Issuer,
         scopes: &[Scope],
         refused: Option<&Authorization>,
         missing: Option<&str>,
@@ -276,7 +267,7 @@ impl RegistryHost {
                 && token.is_valid(Instant::now())
                 && (give_up || refused_fetch != Some(*fetch))
             {
-                return Ok(Authorization::new(token.header(), Some(*fetch), waited));
+                return Ok(Authorization::of(token, *fetch, waited));
             }
         }
         let result = match issuer {
@@ -285,17 +276,19 @@ impl RegistryHost {
                     state.extra.iter().cloned().chain(scopes.iter().map(Scope::to_string)).collect();
                 self.fetch_token(bearer, &wanted).await
             }
-            Issuer::Grantor(grantor) => self.granted(grantor, scopes, refused.is_some(), request).await,
+            Issuer::Grantor(grantor) => {
+                self.granted(grantor.as_ref(), scopes, refused.is_some(), request).await
+            }
         };
         let fetch = slot.fetches.fetch_add(1, Ordering::AcqRel) + 1;
         match result {
             Ok(token) => {
-                let header = token.header();
-                state.error = None;
-                state.token = Some((fetch, token));
                 // What is granted may be a token that was kept elsewhere, unless that one had been refused.
                 let fresh = matches!(issuer, Issuer::Server(_)) || refused.is_some();
-                Ok(Authorization::new(header, Some(fetch), fresh))
+                let authorization = Authorization::of(&token, fetch, fresh);
+                state.error = None;
+                state.token = Some((fetch, token));
+                Ok(authorization)
             }
             Err(error) => {
                 state.error = Some(error.clone());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 
-use super::auth::{Access, Scheme, Scope, basic};
+use super::auth::{Access, Issuer, Scheme, Scope, basic};
 use super::credentials::{Credentials, Secret};
 use super::error::{Operation, RegistryError, Request};
 use super::host::RegistryHost;
@@ -19,8 +19,8 @@ use super::token::{self, Token};
 use super::transport::protocol;
 use super::{Client, Options, Repository};
 
-/// How long a password that was granted is used before it is asked for again.
-const PASSWORD_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long what was granted is used before it is asked for again, where it has no end that we know of: a password.
+const UNKNOWN_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// What is to be done with one repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,17 +104,16 @@ impl Repository {
                     Grant::Nothing
                 }
             }),
-            Some(Scheme::Granted) => {
+            Some(Scheme::Tokens(Issuer::Grantor(_))) => {
                 Err(protocol(&request, "rights that were granted are not passed on".to_owned()))
             }
-            Some(Scheme::Bearer(bearer)) => {
-                if let Some(Credentials::RegistryToken(token)) = host.credentials().await {
-                    // Its owner knows how long it holds, and for what.
-                    return Ok(Grant::Token(token.clone(), PASSWORD_LIFETIME));
-                }
-                let token = host.kept_token(&bearer, &scopes, refused, &request).await?;
-                let left = token.valid_until().saturating_duration_since(Instant::now());
-                Ok(Grant::Token(token.secret(), left))
+            Some(Scheme::Tokens(issuer @ Issuer::Server(_))) => {
+                let authorization = host.token_for_another(&issuer, &scopes, refused, &request).await?;
+                // Of one that the client brought its owner alone knows how long it holds.
+                let left = authorization
+                    .valid_until()
+                    .map_or(UNKNOWN_LIFETIME, |until| until.saturating_duration_since(Instant::now()));
+                Ok(Grant::Token(authorization.token(), left))
             }
         }
     }
@@ -166,7 +165,7 @@ impl RegistryHost {
             Grant::Password { username, password } => {
                 let login = Credentials::Basic { username, password };
                 let header = basic(Some(&login)).expect("a name and a password make a header").header();
-                Ok(Token::new(header, asked_at + PASSWORD_LIFETIME))
+                Ok(Token::new(header, asked_at + UNKNOWN_LIFETIME))
             }
         }
     }

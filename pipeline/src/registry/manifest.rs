@@ -78,6 +78,19 @@ impl Repository {
         Ok(FetchedManifest { digest: hash(algorithm, &digested), bytes, media_type })
     }
 
+    /// The manifest, if there is one.
+    pub async fn find_manifest(
+        &self,
+        reference: &ManifestRef,
+        accept: &[&str],
+    ) -> Result<Option<FetchedManifest>, RegistryError> {
+        match self.manifest(reference, accept).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the repository has a manifest, and what the registry says about it.
     pub async fn manifest_head(
         &self,

@@ -15,7 +15,8 @@
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
 //! times it, and `traffic` counts; `auth`
-//! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who we are; `host` finds out how a registry is spoken
+//! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who
+//! we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
 //! [`challenge::parse`].
 //!

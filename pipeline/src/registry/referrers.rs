@@ -42,10 +42,9 @@ impl Repository {
             return Ok(Referrers { manifests, is_listed: true });
         }
         let tag = ManifestRef::Tag(fallback_tag(subject));
-        let manifests = match self.manifest(&tag, &[OCI_INDEX]).await {
-            Ok(index) => entries(&index.bytes, &self.request(Operation::GetManifest(tag.to_string())))?,
-            Err(error) if error.is_not_found() => Vec::new(),
-            Err(error) => return Err(error),
+        let manifests = match self.find_manifest(&tag, &[OCI_INDEX]).await? {
+            Some(index) => entries(&index.bytes, &self.request(Operation::GetManifest(tag.to_string())))?,
+            None => Vec::new(),
         };
         Ok(Referrers { manifests, is_listed: false })
     }

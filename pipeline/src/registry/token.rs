@@ -13,7 +13,7 @@ use url::form_urlencoded::Serializer;
 
 use super::auth::basic_header;
 use super::challenge::Challenge;
-use super::credentials::{Credentials, Secret};
+use super::credentials::Credentials;
 use super::error::{Operation, RegistryError, Request};
 use super::host::RegistryHost;
 use super::http;
@@ -51,12 +51,6 @@ impl Token {
 
     pub(super) fn valid_until(&self) -> Instant {
         self.valid_until
-    }
-
-    /// The token itself.
-    pub(super) fn secret(&self) -> Secret {
-        let text = self.header.to_str().unwrap_or_default();
-        text.strip_prefix("Bearer ").unwrap_or_default().to_owned().into()
     }
 
     pub(super) fn header(&self) -> HeaderValue {

@@ -71,11 +71,7 @@ impl Store for RegistrySource {
     }
 
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
-        match self.repository.manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.repository.find_manifest(&ManifestRef::Tag(tag.clone()), &ACCEPTED_MANIFESTS).await?)
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {

@@ -103,7 +103,8 @@ pub(super) async fn index(store: &dyn Store) -> Result<Option<SourceIndex>, Erro
     }
 }
 
-fn parse(store: &dyn Store, fetched: &FetchedManifest) -> Result<ParsedManifest, Error> {
+/// What a manifest says.
+pub(crate) fn parse(store: &dyn Store, fetched: &FetchedManifest) -> Result<ParsedManifest, Error> {
     manifest::parse(&fetched.bytes, Some(&fetched.media_type))
         .map_err(|source| Error::Manifest { image: store.shown(), source })
 }

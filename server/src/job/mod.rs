@@ -3,14 +3,13 @@
 //! | what | where |
 //! |---|---|
 //! | what may happen to a job, pure | `state` |
-//! | what is known of it, durable | `store`, in a `file` |
 //! | its events, past and to come | `watch` |
 //! | who runs it | `runner` |
 //! | what it knows of its layers from an earlier attempt | `output` |
+//!
+//! What is known of them, durable, is the `engine`'s.
 
-mod file;
 pub mod output;
 pub mod runner;
 pub mod state;
-pub mod store;
 pub mod watch;

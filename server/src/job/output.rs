@@ -6,7 +6,6 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use occy_pipeline::blob::{ByteCount, LayerStream};
 use occy_pipeline::compression::Format;
@@ -14,15 +13,14 @@ use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Report};
-use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Permit, Receipt};
 use occy_pipeline::registry::Repository;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
 
 use super::state::Change;
-use super::store::{Applied, Store};
-use super::watch::LiveJobs;
+use crate::engine::{Applied, Claim, Engine, Written};
 use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
 use crate::metrics::Metrics;
@@ -30,59 +28,41 @@ use crate::metrics::Metrics;
 /// Layers that an image of a job may have: all that a record can list in one message.
 const MAX_LAYERS: usize = 2048;
 
-/// The waits of who has to write something down and cannot: from so long to so long.
-pub const INSISTENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-
-/// One attempt at a job: its record, and who waits for it.
+/// One attempt at a job: the right to it, and where its record is.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// The job.
-    pub id: String,
+    /// The job, and the right to change it.
+    pub claim: Claim,
     /// Where its record is.
-    pub store: Store,
-    /// Where its watchers are.
-    pub live: LiveJobs,
-    /// Where their ends are counted.
+    pub engine: Arc<dyn Engine>,
+    /// Where its image becomes visible: one job's at a time.
+    pub place: String,
+    /// Where the ends of jobs are counted.
     pub metrics: Metrics,
     /// How many jobs are making their image visible.
     pub finalizing: Arc<AtomicUsize>,
 }
 
 impl Attempt {
-    /// Makes changes durable, then known.
-    pub async fn apply(
-        &self,
-        changes: Vec<Change>,
-        written: Option<(String, String)>,
-    ) -> Result<(), ServiceError> {
-        match self.store.apply(&self.id, changes, written).await? {
+    /// Makes changes durable.
+    pub async fn apply(&self, changes: Vec<Change>, written: Option<Written>) -> Result<(), ServiceError> {
+        match self.engine.change(&self.claim, changes, written).await? {
             Applied::Done(job) => {
                 self.metrics.job_changed(&job);
-                self.live.wake(&self.id, job.last_sequence);
                 Ok(())
             }
-            Applied::Refused(_) | Applied::Missing => Err(ServiceError::JobEnded),
+            Applied::Refused(_) | Applied::Stale | Applied::Missing => Err(ServiceError::JobEnded),
         }
     }
+}
 
-    /// Makes a change durable, then known, however long the store cannot be written.
-    pub async fn insist(&self, change: Change) -> Applied {
-        let mut wait = INSISTENCE.0;
-        loop {
-            match self.store.apply(&self.id, vec![change.clone()], None).await {
-                Ok(applied) => {
-                    if let Applied::Done(job) = &applied {
-                        self.metrics.job_changed(job);
-                        self.live.wake(&self.id, job.last_sequence);
-                    }
-                    return applied;
-                }
-                Err(error) => {
-                    tracing::error!(job = self.id, %error, "a job cannot be written down; trying again in {wait:?}");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(INSISTENCE.1);
-                }
-            }
+#[async_trait::async_trait]
+impl Permit for Attempt {
+    async fn check(&self) -> Result<(), Error> {
+        match self.engine.holds(&self.claim).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ServiceError::JobEnded.into()),
+            Err(error) => Err(ServiceError::from(error).into()),
         }
     }
 }
@@ -143,7 +123,7 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         if !self.keeps_layers {
             return Ok(None);
         }
-        let record = self.attempt.store.written(&self.attempt.id, &key(layer, chain)).await;
+        let record = self.attempt.engine.written(&self.attempt.claim.id, &key(layer, chain)).await;
         let record = record.map_err(ServiceError::from)?;
         let Some(written) = record.and_then(|record| Record::parse(&record, layer.index)) else {
             return Ok(None);
@@ -188,9 +168,22 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
             })
             .collect();
         changes.push(Change::Finalize);
+        let Attempt { claim, engine, place, .. } = &self.attempt;
+        // Before it is finalizing: a job that waits here can be cancelled.
+        if !engine.lock(claim, place).await.map_err(ServiceError::from)? {
+            return Err(ServiceError::JobEnded.into());
+        }
         let _finalizing = Counted::new(&self.attempt.finalizing);
-        self.attempt.apply(changes, None).await?;
-        self.inner.finalize(finished).await
+        let finalized = async {
+            self.attempt.apply(changes, None).await?;
+            self.inner.finalize(FinishedImage { permit: Some(&self.attempt), ..finished }).await
+        };
+        let finalized = finalized.await;
+        if let Err(error) = engine.unlock(claim, place).await {
+            // Its end is the end of the job, which is near.
+            tracing::debug!(job = claim.id, %error, "a lock could not be given back");
+        }
+        finalized
     }
 }
 
@@ -216,7 +209,7 @@ impl LayerWatcher for JobWatcher {
     }
 
     async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
-        let record = (key(layer, &self.chain), Record::of(written));
+        let record = Written { layer: key(layer, &self.chain), record: Record::of(written) };
         self.attempt.apply(vec![Change::LayerDone(convert::layer_status(layer, written))], Some(record)).await
     }
 }

@@ -1,27 +1,34 @@
 //! Who runs jobs: so many at once, the oldest first; those that an earlier coordinator left behind before all others.
+//!
+//! A job waits here for its turn, is claimed when it comes, and run as long as the claim holds: whoever else has claimed it meanwhile
+//! has it, and whatever this one still does to it changes nothing.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
+use occy_pipeline::progress::Progress;
+use occy_pipeline::reference::Reference;
 use occy_pipeline::wire::convert;
-use occy_proto::v1::{Job, JobState, PipelineSpec};
+use occy_proto::v1::{Job, PipelineSpec};
 use occy_worker::telemetry;
 use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
 use tracing::Instrument as _;
 
-use super::output::{Attempt, INSISTENCE, JobOutput, JobWatcher};
-use super::state::{Change, is_final};
-use super::store::{Applied, Store, Submission, Submitted};
-use super::watch::{LiveJob, LiveJobs};
+use super::output::{Attempt, JobOutput, JobWatcher};
+use super::state::Change;
+use super::watch::LiveJobs;
 use crate::admit::{Ends, Gate};
 use crate::credentials::{Logins, SecretKeys};
+use crate::engine::{Applied, Claim, Engine, Submission, Submitted};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
 use crate::fleet::{Fleet, FleetQueue, Origin, Patience};
@@ -29,6 +36,12 @@ use crate::schedule::{Capabilities, Tenant};
 
 /// Bytes of what filters print or append that one job may leave.
 const FOUND_MAX: usize = 64 * 1024 * 1024;
+/// How long an attempt may go on that has lost its claim. Its own end takes the claim away too, and may be heard of in another
+/// way before.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often jobs without an owner are looked for, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The jobs of a coordinator. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
@@ -36,7 +49,7 @@ pub struct Jobs(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
+    engine: Arc<dyn Engine>,
     live: LiveJobs,
     gate: Arc<Gate>,
     /// What credentials of jobs are sealed with. None: there are none.
@@ -44,21 +57,32 @@ struct Inner {
     fleet: Fleet,
     /// Places for jobs that run at once, which are given by the rule by which workers are.
     turns: Fleet,
-    tasks: Mutex<HashMap<String, AbortHandle>>,
+    tasks: Mutex<HashMap<String, Task>>,
     finalizing: Arc<AtomicUsize>,
+    is_draining: AtomicBool,
+    /// Whether a job was left before its end since jobs without an owner were last looked for.
+    has_left: AtomicBool,
+}
+
+/// A job that is run here, or waits for its turn.
+#[derive(Debug)]
+struct Task {
+    abort: AbortHandle,
+    /// Set when its turn has come.
+    claim: Arc<OnceLock<Claim>>,
 }
 
 impl Jobs {
     /// Runs at most `at_once` jobs at once.
     pub fn new(
-        store: Store,
+        engine: Arc<dyn Engine>,
         gate: Arc<Gate>,
         keys: Option<SecretKeys>,
         fleet: Fleet,
         at_once: usize,
     ) -> Self {
         Self(Arc::new(Inner {
-            store,
+            engine,
             live: LiveJobs::default(),
             gate,
             keys,
@@ -66,30 +90,50 @@ impl Jobs {
             turns: Fleet::embedded(at_once, &Capabilities::default(), &[], Patience::default()),
             tasks: Mutex::default(),
             finalizing: Arc::default(),
+            is_draining: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         }))
     }
 
     /// What is known of them.
-    pub fn store(&self) -> &Store {
-        &self.0.store
+    pub fn engine(&self) -> &dyn Engine {
+        &*self.0.engine
     }
 
-    /// Those who wait for their events.
+    /// How far they are.
     pub fn live(&self) -> &LiveJobs {
         &self.0.live
     }
 
-    /// Goes on with the jobs that have not ended.
+    /// Goes on with the jobs that have not ended and that nobody has.
     pub async fn resume(&self) -> Result<usize, ServiceError> {
-        let store = self.0.store.clone();
-        let jobs = tokio::task::spawn_blocking(move || store.active());
-        let jobs = jobs.await.map_err(|error| ServiceError::Panicked(error.to_string()))??;
+        let jobs = self.0.engine.unowned().await?;
         for (id, tenant) in &jobs {
-            // One that was only queued refuses to be queued again, and that is right.
-            self.0.store.apply(id, vec![Change::Requeue], None).await?;
             self.start(id, tenant);
         }
         Ok(jobs.len())
+    }
+
+    /// Takes jobs that nobody has: that this coordinator could not go on with, that others leave behind, or have accepted and not
+    /// begun.
+    pub async fn keep_looking(&self) -> Infallible {
+        let engine = &self.0.engine;
+        let mut tick = tokio::time::interval((engine.lease() / 2).min(LOOK_EVERY));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if self.0.is_draining.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            let has_left = self.0.has_left.swap(false, Ordering::Relaxed);
+            if !has_left && !engine.is_shared() {
+                continue;
+            }
+            if let Err(error) = self.resume().await {
+                tracing::warn!(%error, "jobs without an owner could not be found");
+                self.0.has_left.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Accepts a job, and runs it when its turn comes.
@@ -110,7 +154,7 @@ impl Jobs {
             Some(keys) => Some(keys.seal(&id, logins)?),
             None => return Err(ServiceError::NoSecretKey),
         };
-        let limits = self.0.store.limits();
+        let limits = self.0.engine.limits();
         let submission = Submission {
             id,
             tenant: Arc::clone(tenant),
@@ -119,7 +163,7 @@ impl Jobs {
             sealed,
             trace: telemetry::traceparent(),
         };
-        match self.0.store.submit(submission).await? {
+        match self.0.engine.submit(submission).await? {
             Submitted::New(job) => {
                 self.start(&job.id, tenant);
                 Ok(job)
@@ -138,24 +182,24 @@ impl Jobs {
 
     /// Cancels a job that can be cancelled, and gives what it is then.
     pub async fn cancel(&self, id: &str) -> Result<Job, ServiceError> {
-        match self.0.store.apply(id, vec![Change::Cancel], None).await? {
+        match self.0.engine.cancel(id).await? {
             Applied::Done(job) => {
                 self.0.fleet.metrics().job_changed(&job);
-                self.0.live.wake(id, job.last_sequence);
                 if let Some(task) = self.0.tasks().remove(id) {
-                    task.abort();
+                    task.abort.abort();
                 }
                 self.0.live.remove(id);
                 Ok(job)
             }
             Applied::Refused(job) => Ok(job),
-            Applied::Missing => Err(ServiceError::NoSuchJob(id.to_owned())),
+            Applied::Stale | Applied::Missing => Err(ServiceError::NoSuchJob(id.to_owned())),
         }
     }
 
     /// Lets the layers that workers have come to their end, and images become visible, for so long at most; then stops. What is
     /// left is for a later coordinator.
     pub async fn drain(&self, patience: Duration) {
+        self.0.is_draining.store(true, Ordering::Relaxed);
         self.0.fleet.drain();
         let settled = async {
             let mut running = self.0.fleet.running();
@@ -175,91 +219,115 @@ impl Jobs {
                 "layers are still running after {patience:?}; a later coordinator begins them again"
             );
         }
-        for (_, task) in self.0.tasks().drain() {
-            task.abort();
+        let tasks: Vec<_> = self.0.tasks().drain().collect();
+        for (id, task) in tasks {
+            task.abort.abort();
+            if let Some(claim) = task.claim.get()
+                && let Err(error) = self.0.engine.release(claim).await
+            {
+                tracing::warn!(job = id, %error, "a job could not be given back; it waits until its lease has run out");
+            }
         }
     }
 
     fn start(&self, id: &str, tenant: &Tenant) {
-        let live = self.0.live.insert(id);
-        // Here, and not in the task: jobs stand in the order in which they came.
-        let turn = self.0.turns.queue(tenant, &Capabilities::default(), false);
-        let (jobs, owned) = (self.clone(), id.to_owned());
         // Under the lock, so that the task cannot end before it is known.
         let mut tasks = self.0.tasks();
-        let task = tokio::spawn(async move { jobs.run(owned, live, turn).await });
-        tasks.insert(id.to_owned(), task.abort_handle());
+        if tasks.contains_key(id) {
+            return;
+        }
+        let progress = self.0.live.insert(id);
+        // Here, and not in the task: jobs stand in the order in which they came.
+        let turn = self.0.turns.queue(tenant, &Capabilities::default(), false);
+        let (jobs, owned, claim) = (self.clone(), id.to_owned(), Arc::default());
+        let known = Arc::clone(&claim);
+        let task = tokio::spawn(async move {
+            let left = jobs.run(&owned, &progress, &turn, &known).await;
+            jobs.0.tasks().remove(&owned);
+            jobs.0.live.remove(&owned);
+            // Not the job's fault: whoever can write it down first goes on with it.
+            if let Err(error) = left {
+                tracing::warn!(job = owned, %error, "a job is left until its record can be written");
+                jobs.0.has_left.store(true, Ordering::Relaxed);
+            }
+        });
+        tasks.insert(id.to_owned(), Task { abort: task.abort_handle(), claim });
     }
 
-    async fn run(&self, id: String, live: LiveJob, turn: FleetQueue) {
+    /// Runs a job to its end, or to somebody else's turn; or says why it could not, which has nothing to do with the job.
+    async fn run(
+        &self,
+        id: &str,
+        progress: &Progress,
+        turn: &FleetQueue,
+        known: &OnceLock<Claim>,
+    ) -> Result<(), ServiceError> {
+        let _turn = turn.lease(None).await;
+        let Some((claim, job)) = self.0.engine.claim(id).await? else {
+            // It was cancelled, or is another's.
+            return Ok(());
+        };
+        let claim = known.get_or_init(|| claim);
         let attempt = Attempt {
-            id: id.clone(),
-            store: self.0.store.clone(),
-            live: self.0.live.clone(),
+            claim: claim.clone(),
+            engine: Arc::clone(&self.0.engine),
+            place: String::new(),
             metrics: self.0.fleet.metrics().clone(),
             finalizing: Arc::clone(&self.0.finalizing),
         };
         let span = tracing::info_span!("job", id);
-        if let Ok(Some(trace)) = self.0.store.trace(&id).await {
+        if let Ok(Some(trace)) = self.0.engine.trace(id).await {
             telemetry::go_on(&span, &trace);
         }
-        let mut wait = INSISTENCE.0;
-        loop {
-            let work = self.attempt(&attempt, &live, &turn).instrument(span.clone());
-            let result = AssertUnwindSafe(work).catch_unwind().await;
-            let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
-            match result {
-                Ok(()) | Err(ServiceError::JobEnded) => break,
-                // Our own disk is no end of a job: it is begun again when its record can be written, as by a later coordinator.
-                Err(ServiceError::Store(error)) => {
-                    tracing::warn!(job = id, %error, "a job waits until its record can be written");
-                    // One that was only queued refuses to be queued again; one whose end is there after all has ended.
-                    match attempt.insist(Change::Requeue).await {
-                        Applied::Refused(job) if is_final(job.state()) => break,
-                        Applied::Missing => break,
-                        Applied::Done(_) | Applied::Refused(_) => {}
-                    }
-                    // There may be room for this and not for more.
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(INSISTENCE.1);
+        let work = self.attempt(&attempt, job, progress).instrument(span);
+        let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = lost(&*self.0.engine, claim) => {
+                tokio::time::timeout(GRACE, work).await.unwrap_or(Ok(Err(ServiceError::JobEnded)))
+            }
+        };
+        let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
+        let ended = match result {
+            Err(error) if !matches!(error, ServiceError::JobEnded) && !error.is_of_engine() => {
+                tracing::info!(job = id, %error, "job failed");
+                attempt.apply(vec![Change::Fail(error.job_error())], None).await
+            }
+            ended => ended,
+        };
+        match ended {
+            Ok(()) => Ok(()),
+            Err(ServiceError::JobEnded) => {
+                tracing::info!(job = id, "the job was ended, or is another coordinator's now");
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(error) = self.0.engine.release(claim).await {
+                    tracing::debug!(job = id, %error, "a job could not be given back; its owner is found to be gone later");
                 }
-                Err(error) => {
-                    tracing::info!(job = id, %error, "job failed");
-                    attempt.insist(Change::Fail(error.job_error())).await;
-                    break;
-                }
+                Err(error)
             }
         }
-        self.0.tasks().remove(&id);
-        self.0.live.remove(&id);
     }
 
     /// The credentials that a job has brought.
     async fn logins(&self, id: &str) -> Result<Logins, ServiceError> {
-        match (self.0.store.sealed(id).await?, &self.0.keys) {
+        match (self.0.engine.sealed(id).await?, &self.0.keys) {
             (None, _) => Ok(Logins::default()),
             (Some(sealed), Some(keys)) => Ok(keys.open(id, &sealed)?),
             (Some(_), None) => Err(ServiceError::NoSecretKey),
         }
     }
 
-    async fn attempt(
-        &self,
-        attempt: &Attempt,
-        live: &LiveJob,
-        turn: &FleetQueue,
-    ) -> Result<(), ServiceError> {
-        let _turn = turn.lease(None).await;
-        attempt.apply(vec![Change::Begin], None).await?;
-        let job = self.0.store.get(&attempt.id).await?.ok_or(ServiceError::JobEnded)?;
-        debug_assert_eq!(job.state(), JobState::Running);
+    async fn attempt(&self, attempt: &Attempt, job: Job, progress: &Progress) -> Result<(), ServiceError> {
         // Once more: what is allowed may have changed since it was submitted.
         let spec = job.spec.unwrap_or_default();
-        let logins = self.logins(&attempt.id).await?;
+        let logins = self.logins(&job.id).await?;
         let work = self.0.gate.admit_again(&spec, &job.tenant.into(), &logins)?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");
+        let attempt = &Attempt { place: place(&work.destination), ..attempt.clone() };
         let output: Arc<dyn ImageOutput> =
             Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
         let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
@@ -268,10 +336,9 @@ impl Jobs {
             .0
             .fleet
             .queue(&work.client.tenant, &work.needs(output.form()), true)
-            .of(Origin { job: attempt.id.clone(), ..work.origin() });
+            .of(Origin { job: job.id, ..work.origin() });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
-        let outcome =
-            process(source.end.as_ref(), work.plan.clone(), output, executor, &live.progress).await?;
+        let outcome = process(source.end.as_ref(), work.plan.clone(), output, executor, progress).await?;
         let mut changes: Vec<_> =
             convert::filter_outputs(&outcome, &work.plan.chain, work.findings, FOUND_MAX)?
                 .map(Change::Found)
@@ -281,8 +348,37 @@ impl Jobs {
     }
 }
 
+/// Where an image becomes visible, which one destination may name in several ways.
+fn place(destination: &str) -> String {
+    let end = destination.split('?').next().unwrap_or_default();
+    match end.strip_prefix("registry://").and_then(|name| name.parse::<Reference>().ok()) {
+        Some(reference) => format!("{} {}", reference.name(), reference.manifest()),
+        None => end.to_owned(),
+    }
+}
+
+/// Says that the owner of a job is there, and returns when it is not its owner any more.
+async fn lost(engine: &dyn Engine, claim: &Claim) {
+    let mut changed = engine.subscribe(&claim.id);
+    let mut tick = tokio::time::interval(engine.lease() / 3);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let holds = tokio::select! {
+            // Losing a branch loses nothing: either asks for what is the case.
+            _ = changed.changed() => engine.holds(claim).await,
+            _ = tick.tick() => engine.extend(claim).await,
+        };
+        match holds {
+            Ok(true) => {}
+            Ok(false) => return,
+            // What it writes down next will tell.
+            Err(error) => tracing::warn!(job = claim.id, %error, "a claim could not be extended"),
+        }
+    }
+}
+
 impl Inner {
-    fn tasks(&self) -> MutexGuard<'_, HashMap<String, AbortHandle>> {
+    fn tasks(&self) -> MutexGuard<'_, HashMap<String, Task>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

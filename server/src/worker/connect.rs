@@ -30,8 +30,6 @@ use crate::schedule::Capabilities;
 const NAME_MAX: usize = 128;
 /// Filters, and other things, that a worker may offer.
 const OFFERS_MAX: usize = 256;
-/// Rights that a worker may ask for at once, beside two for each of its slots.
-const REQUESTS_MAX: usize = 16;
 /// Layers that a worker may have at once.
 const SLOTS_MAX: u32 = 1024;
 
@@ -61,8 +59,7 @@ impl WorkerService for Workers {
             return Err(bad("message", "the first one is the registration").into());
         };
         let (about, offers) = look_at(register)?;
-        let slots = about.slots;
-        let (messages, told) = mpsc::channel(MESSAGES + 2 * slots);
+        let (messages, told) = mpsc::channel(MESSAGES + 2 * about.slots);
         let heartbeat = welcome_interval(lease);
         let member = fleet.join(about, offers, |name| {
             let seat = RemoteSeat::new(messages.clone());
@@ -70,7 +67,7 @@ impl WorkerService for Workers {
             seat
         })?;
         tracing::info!(worker = member.name(), "a worker has come");
-        tokio::spawn(listen(fleet.clone(), member, requests, messages, slots));
+        tokio::spawn(listen(fleet.clone(), member, requests, messages));
         Ok(Response::new(ReceiverStream::new(told).boxed()))
     }
 }
@@ -125,7 +122,6 @@ async fn listen(
     member: Membership,
     mut requests: Streaming<ConnectRequest>,
     messages: Messages,
-    slots: usize,
 ) {
     let lease = fleet.patience().lease;
     let mut closed = fleet.closed();
@@ -142,7 +138,8 @@ async fn listen(
         until = Instant::now() + lease;
         match message {
             Ok(Ok(Some(ConnectRequest { message }))) => match message {
-                Some(Said::Access(_)) if asked.len() >= REQUESTS_MAX + 2 * slots => {
+                // There is room for as many answers.
+                Some(Said::Access(_)) if asked.len() >= messages.max_capacity() => {
                     let error = bad("access", "more requests than its tasks can have");
                     break (error.to_string(), Some(error.status()));
                 }

@@ -17,8 +17,8 @@ fn free(coordinator: &Coordinator) -> u64 {
     can["workers"].as_array().into_iter().flatten().filter_map(|worker| worker["free_slots"].as_u64()).sum()
 }
 
-#[test]
-fn a_caller_that_goes_away_stops_its_work_within_a_second() {
+/// A registry with an image whose layer comes slowly through the proxy, and where it is there.
+fn slow_layer() -> (Registry, FaultProxy, String) {
     let registry = Registry::start();
     let image = Image::docker(vec![Layer::noise(1, 400_000)]);
     registry.push(&image, "app", "1");
@@ -26,6 +26,12 @@ fn a_caller_that_goes_away_stops_its_work_within_a_second() {
     let layer = format!("*/blobs/{}", image.layer_digests()[0]);
     proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
     let source = format!("registry://{}/app:1", proxy.host());
+    (registry, proxy, source)
+}
+
+#[test]
+fn a_caller_that_goes_away_stops_its_work_within_a_second() {
+    let (_registry, _proxy, source) = slow_layer();
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     for (method, request) in [
         ("ReadImage", json!({"source": source})),
@@ -54,13 +60,7 @@ fn a_caller_that_goes_away_stops_its_work_within_a_second() {
 
 #[test]
 fn a_callers_worker_reads_nothing_more_within_a_second_after_it_has_gone() {
-    let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, 400_000)]);
-    registry.push(&image, "app", "1");
-    let proxy = FaultProxy::before(registry.host());
-    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
-    proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (registry, proxy, source) = slow_layer();
     let coordinator = Coordinator::start(&["--embedded-workers", "0"]);
     let _worker = Worker::start(&coordinator, &[]);
     let copy = json!({"source": source, "destination": registry.uri("copy:1")});
@@ -87,13 +87,7 @@ fn a_callers_worker_reads_nothing_more_within_a_second_after_it_has_gone() {
 
 #[test]
 fn a_deadline_ends_a_call_and_its_work() {
-    let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, 400_000)]);
-    registry.push(&image, "app", "1");
-    let proxy = FaultProxy::before(registry.host());
-    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
-    proxy.fault(9, "GET", &layer, slow(100, Duration::from_millis(200)));
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_layer();
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let late = coordinator.call("ReadImage", &json!({"source": source})).with("timeout", 0.5).run();
     assert_eq!(late.error.expect("an error")["code"], "DEADLINE_EXCEEDED");

@@ -213,7 +213,7 @@ pub(crate) struct Halfway {
     destination: FaultProxy,
     pub(crate) barrier: Barrier,
     /// The layers that come to the destination while the barrier is shut.
-    done: Vec<String>,
+    pub(crate) done: Vec<String>,
     expected: String,
     pub(crate) spec: Value,
 }

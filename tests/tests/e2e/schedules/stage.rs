@@ -211,7 +211,9 @@ impl<'a> Stage<'a> {
                 let another = self.another_worker();
                 let mut before = std::mem::replace(&mut self.workers[number], another);
                 if before.is_running() {
-                    assert!(before.ended().success(), "it drains:\n{}", before.log());
+                    let status = before.ended();
+                    // One that was told to stop before it could hear of it, which says nothing, is ended by the signal itself.
+                    assert!(status.success() || before.log().is_empty(), "{status}:\n{}", before.log());
                 }
             }
             Event::StopWorker(number) => self.workers[number].signal("STOP"),

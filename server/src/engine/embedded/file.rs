@@ -2,7 +2,7 @@
 //!
 //! redb refuses everything from an error of the disk on, reads too, until the file is closed and opened again; then it has what was
 //! committed. A disk that was full for a moment must not be the end of a coordinator: whoever meets the error closes the file, and
-//! who comes next opens it. What is in it is known to `store.rs` alone.
+//! who comes next opens it. What is in it is known to `embedded` alone.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

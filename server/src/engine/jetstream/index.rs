@@ -1,0 +1,152 @@
+//! All jobs, by id, with what every coordinator has to know of each: in memory, read from the headers of their records as they
+//! change. What a job is has to be asked of the engine all the same: this may be a moment behind.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_nats::HeaderMap;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use occy_proto::v1::{Job, JobState};
+
+use super::super::subscribers::Subscribers;
+use crate::job::state::is_final;
+use crate::schedule::Tenant;
+
+const STATE: &str = "Occystrap-State";
+const TENANT: &str = "Occystrap-Tenant";
+const SEQUENCE: &str = "Occystrap-Sequence";
+
+/// What is known of a job without asking.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    /// The record's place in the order of all changes.
+    pub(super) revision: u64,
+    pub(super) state: JobState,
+    pub(super) tenant: Tenant,
+    /// Of its last event.
+    pub(super) sequence: u64,
+}
+
+impl Entry {
+    pub(super) fn of(job: &Job, revision: u64) -> Self {
+        Self { revision, state: job.state(), tenant: job.tenant.as_str().into(), sequence: job.last_sequence }
+    }
+
+    /// For the headers of the record. A tenant's name may have any characters, and a header may not.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(STATE, self.state.as_str_name());
+        headers.insert(TENANT, BASE64_URL_SAFE_NO_PAD.encode(&*self.tenant));
+        headers.insert(SEQUENCE, self.sequence.to_string());
+        headers
+    }
+
+    /// None for what is not the record of a job.
+    pub(super) fn read(headers: &HeaderMap, revision: u64) -> Option<Self> {
+        let get = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
+        let tenant = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(get(TENANT)?).ok()?).ok()?;
+        Some(Self {
+            revision,
+            state: JobState::from_str_name(get(STATE)?)?,
+            tenant: tenant.into(),
+            sequence: get(SEQUENCE)?.parse().ok()?,
+        })
+    }
+}
+
+/// All jobs. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index {
+    jobs: Arc<Mutex<BTreeMap<String, Entry>>>,
+    pub(super) subscribers: Subscribers,
+}
+
+impl Index {
+    /// The job is like that, unless something later is known of it.
+    pub(super) fn put(&self, id: &str, entry: Entry) {
+        {
+            let mut jobs = self.lock();
+            if jobs.get(id).is_some_and(|known| known.revision >= entry.revision) {
+                return;
+            }
+            jobs.insert(id.to_owned(), entry);
+        }
+        self.subscribers.wake(id);
+    }
+
+    /// The job is not there any more.
+    pub(super) fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
+    pub(super) fn get(&self, id: &str) -> Option<Entry> {
+        self.lock().get(id).cloned()
+    }
+
+    /// How many jobs have not ended, and how many of these are the tenant's.
+    pub(super) fn active(&self, tenant: &Tenant) -> (usize, usize) {
+        let jobs = self.lock();
+        let active = || jobs.values().filter(|job| !is_final(job.state));
+        (active().count(), active().filter(|job| job.tenant == *tenant).count())
+    }
+
+    /// Those that have not ended, the oldest first.
+    pub(super) fn unended(&self) -> Vec<(String, Entry)> {
+        let jobs = self.lock();
+        jobs.iter()
+            .filter(|(_, job)| !is_final(job.state))
+            .map(|(id, job)| (id.clone(), job.clone()))
+            .collect()
+    }
+
+    /// The oldest that have ended, as many as there are jobs beyond `kept`.
+    pub(super) fn excess(&self, kept: usize) -> Vec<String> {
+        let jobs = self.lock();
+        let excess = jobs.len().saturating_sub(kept);
+        jobs.iter().filter(|(_, job)| is_final(job.state)).map(|(id, _)| id.clone()).take(excess).collect()
+    }
+
+    /// The ids before `before`, the newest first, of a tenant and in some of the states, at most so many.
+    pub(super) fn page(
+        &self,
+        tenant: Option<&Tenant>,
+        before: Option<&str>,
+        states: &[JobState],
+        count: usize,
+    ) -> Vec<String> {
+        let jobs = self.lock();
+        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let wanted = jobs.range::<str, _>((Bound::Unbounded, end)).rev().filter(|(_, job)| {
+            (states.is_empty() || states.contains(&job.state))
+                && tenant.is_none_or(|tenant| *tenant == job.tenant)
+        });
+        wanted.map(|(id, _)| id.clone()).take(count).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_comes_back_out_of_its_headers() {
+        let entry = Entry { revision: 7, state: JobState::Running, tenant: "a\r\nb ü".into(), sequence: 9 };
+        assert_eq!(Entry::read(&entry.headers(), 7), Some(entry));
+        assert_eq!(Entry::read(&HeaderMap::new(), 7), None);
+    }
+
+    #[test]
+    fn what_comes_late_changes_nothing() {
+        let index = Index::default();
+        let entry = |revision, state| Entry { revision, state, tenant: "".into(), sequence: 0 };
+        index.put("a", entry(2, JobState::Succeeded));
+        index.put("a", entry(1, JobState::Running));
+        assert_eq!(index.get("a").unwrap().state, JobState::Succeeded);
+    }
+}
