@@ -200,6 +200,18 @@ impl Fleet {
         }
     }
 
+    /// Waits until a worker could begin a layer at once.
+    pub async fn room(&self) {
+        let (mut running, mut members) = (self.running(), self.0.members.subscribe());
+        // The senders are this fleet's.
+        while self.load().free == 0 {
+            tokio::select! {
+                _ = running.changed() => {}
+                _ = members.changed() => {}
+            }
+        }
+    }
+
     /// Where is counted what happens to its layers.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics

@@ -19,10 +19,9 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
-/// The coordinator, as the settings name it. Nothing is connected yet.
-pub async fn endpoint(settings: &Settings) -> anyhow::Result<Endpoint> {
-    let url = &settings.coordinator;
-    let endpoint = Endpoint::from_shared(url.clone()).with_context(|| format!("{url:?} is not a URL"))?;
+/// The coordinator with this URL, which is spoken to as the settings say. Nothing is connected yet.
+pub async fn endpoint(url: &str, settings: &Settings) -> anyhow::Result<Endpoint> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).with_context(|| format!("{url:?} is not a URL"))?;
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)

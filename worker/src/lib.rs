@@ -3,7 +3,7 @@
 //! [`run`] connects, registers and hears of tasks; [`task`] makes a [`LayerTask`](occy_pipeline::executor::LayerTask) of each,
 //! which runs as it does anywhere: between registries by itself, and through [`blobs`] where only the coordinator has the bytes or
 //! can store them. Rights at registries that only the coordinator can get come by [`access`]. [`settings`] and [`connect`] say where
-//! the coordinator is, and how it is reached.
+//! coordinators are, and how they are reached.
 //!
 //! [`config`], [`convert`], [`verdict`], [`telemetry`] and [`metrics`] are what a coordinator needs as well: how both are configured,
 //! how what happens here is told there, and what both say and count while they work.

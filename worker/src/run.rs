@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
@@ -22,7 +24,7 @@ use occy_proto::v1::{
     Compression, ConnectRequest, ConnectResponse, Draining, FilterCapability, Heartbeat, Register, Task,
     TaskError, TaskFault, TaskProgress, TaskResult, Welcome,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,30 +50,40 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::fro
 /// Messages that wait for the connection.
 const OUTGOING: usize = 16;
 
-/// Works until `stop`, and then until the tasks that it has are done or handed back. `registered` hears its name each time that a
-/// coordinator has welcomed it.
+/// Works for all its coordinators until `stop`, and then until the tasks that it has are done or handed back. `registered` hears its
+/// name each time that a coordinator has welcomed it.
 pub async fn work(
     settings: &Settings,
     stop: impl Future<Output = ()>,
     registered: impl Fn(&str),
 ) -> anyhow::Result<()> {
-    let endpoint = connect::endpoint(settings).await?;
-    // Of its own, whose first call connects it.
-    let blobs = BlobServiceClient::new(endpoint.connect_lazy())
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX);
     let traffic = Traffic::default();
     let listener = metrics::listen(settings.telemetry.metrics_listen).await?;
     let registries = Client::new(settings.registry.options(&traffic))?;
-    let worker = Worker {
-        bench: Bench { registries, blobs, spools: settings.spool.directory() },
-        register: register(settings),
-        endpoint,
-        token_file: settings.token_file.clone(),
-        patience: Duration::from_secs(settings.drain_timeout),
-    };
+    let register = register(settings);
+    let slots = Arc::new(Semaphore::new(register.slots as usize));
+    let mut workers = Vec::new();
+    for url in &settings.coordinator {
+        let endpoint = connect::endpoint(url, settings).await?;
+        // Of its own, whose first call connects it.
+        let blobs = BlobServiceClient::new(endpoint.connect_lazy())
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        workers.push(Worker {
+            bench: Bench {
+                registries: registries.clone(),
+                blobs,
+                spools: settings.spool.directory(),
+                slots: Arc::clone(&slots),
+            },
+            register: register.clone(),
+            endpoint,
+            token_file: settings.token_file.clone(),
+            patience: Duration::from_secs(settings.drain_timeout),
+        });
+    }
     let (stopping, is_stopping) = watch::channel(false);
-    let working = worker.work(is_stopping, &registered);
+    let working = try_join_all(workers.iter().map(|worker| worker.work(is_stopping.clone(), &registered)));
     let working = async {
         let mut working = std::pin::pin!(working);
         tokio::select! {
@@ -82,7 +94,7 @@ pub async fn work(
         working.await
     };
     tokio::select! {
-        result = working => result,
+        result = working => result.map(drop),
         result = metrics::serve(listener, metrics::registry(traffic)) => result,
     }
 }
@@ -124,6 +136,7 @@ fn host_name() -> String {
     }
 }
 
+/// The worker of one coordinator. Those of several share their slots.
 struct Worker {
     bench: Bench,
     register: Register,
@@ -179,8 +192,9 @@ impl Worker {
             let lost = match self.connection(&mut stopping, &mut heard).await {
                 Ok(()) => return Ok(()),
                 Err(Lost::Status(status)) if is_final(&status) => {
-                    return Err(anyhow::anyhow!("{}", status.message()))
-                        .context("the coordinator refuses this worker");
+                    return Err(anyhow::anyhow!("{}", status.message())).with_context(|| {
+                        format!("the coordinator {} refuses this worker", self.endpoint.uri())
+                    });
                 }
                 Err(lost) => lost,
             };

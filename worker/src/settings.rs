@@ -9,7 +9,7 @@ use occy_pipeline::output::OUTPUTS;
 use crate::config::{RegistrySettings, SpoolSettings};
 use crate::telemetry::Telemetry;
 
-/// A worker: runs layers for a coordinator. It keeps nothing, and may be stopped or killed at any time.
+/// A worker: runs layers for coordinators. It keeps nothing, and may be stopped or killed at any time.
 ///
 /// Every option can be set in the environment, and in a TOML file under its name without dashes in front.
 #[derive(Clone, Debug, Parser)]
@@ -18,9 +18,16 @@ pub struct Settings {
     /// A TOML file with any of these options: `coordinator = "https://occy.example:7700"`, `slots = 8`.
     #[arg(long, value_name = "FILE", env = "OCCYSTRAP_CONFIG")]
     pub config: Option<PathBuf>,
-    /// The coordinator: `http://HOST:PORT`, or with TLS `https://HOST:PORT`.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700", env = "OCCYSTRAP_COORDINATOR")]
-    pub coordinator: String,
+    /// The coordinator: `http://HOST:PORT`, or with TLS `https://HOST:PORT`. Several that share their jobs, with commas between them:
+    /// each can then give the worker layers, as many at once as it has slots in all.
+    #[arg(
+        long,
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7700",
+        env = "OCCYSTRAP_COORDINATOR"
+    )]
+    pub coordinator: Vec<String>,
     /// What it is called in jobs and logs [default: the name of this machine].
     #[arg(long, value_name = "NAME", env = "OCCYSTRAP_NAME")]
     pub name: Option<String>,

@@ -25,6 +25,7 @@ use occy_pipeline::wire::convert;
 use occy_proto::v1::blob_service_client::BlobServiceClient;
 use occy_proto::v1::task_result::Outcome;
 use occy_proto::v1::{self, TaskDone, TaskError, TaskFault, TaskResult, task_destination, task_source};
+use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 
 use crate::access::Desk;
@@ -42,6 +43,8 @@ pub struct Bench {
     pub blobs: BlobServiceClient<Channel>,
     /// Where temporary files go.
     pub spools: SpoolDir,
+    /// The right to run a task. One coordinator knows how many there are; of several, none knows what the others use.
+    pub slots: Arc<Semaphore>,
 }
 
 /// Why a task failed.
@@ -56,10 +59,11 @@ enum Failure {
 }
 
 impl Bench {
-    /// Runs a task. Its progress is the first layer's. Dropped, it stops.
+    /// Runs a task, when it has a slot. Its progress is the first layer's. Dropped, it stops.
     ///
     /// Rights at registries where the task's client has credentials of its own are had at the `desk`.
     pub async fn run(&self, task: v1::Task, progress: Progress, desk: &Desk) -> TaskResult {
+        let _slot = self.slots.acquire().await.expect("nobody closes it");
         let attempt = task.attempt.clone();
         let outcome = match self.done(task, &progress, desk).await {
             Ok(done) => Outcome::Done(done),

@@ -17,7 +17,7 @@ use occy_pipeline::process::process;
 use occy_pipeline::progress::Progress;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::wire::convert;
-use occy_proto::v1::{Job, PipelineSpec};
+use occy_proto::v1::{Job, JobState, PipelineSpec};
 use occy_worker::telemetry;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
@@ -263,6 +263,9 @@ impl Jobs {
         known: &OnceLock<Claim>,
     ) -> Result<(), ServiceError> {
         let _turn = turn.lease(None).await;
+        if self.0.engine.is_shared() && !self.waits_until_there_is_room(id).await? {
+            return Ok(());
+        }
         let Some((claim, job)) = self.0.engine.claim(id).await? else {
             // It was cancelled, or is another's.
             return Ok(());
@@ -306,6 +309,22 @@ impl Jobs {
                     tracing::debug!(job = id, %error, "a job could not be given back; its owner is found to be gone later");
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Waits until a worker could begin a layer of the job: until then another coordinator, which has one, may take it. False: one has.
+    async fn waits_until_there_is_room(&self, id: &str) -> Result<bool, ServiceError> {
+        let mut changed = self.0.engine.subscribe(id);
+        loop {
+            let job = self.0.engine.get(id).await?;
+            if job.is_none_or(|job| job.state() != JobState::Queued) {
+                return Ok(false);
+            }
+            tokio::select! {
+                () = self.0.fleet.room() => return Ok(true),
+                // The sender may be gone; it is subscribed to anew then.
+                result = changed.changed() => if result.is_err() { changed = self.0.engine.subscribe(id); },
             }
         }
     }

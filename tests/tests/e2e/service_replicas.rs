@@ -8,6 +8,7 @@ use occy_tests::layer::Layer;
 use occy_tests::nats::Nats;
 use occy_tests::proxy::{Barrier, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 
 use crate::service_jobs::{Halfway, events, job, state, submit};
@@ -16,11 +17,15 @@ use crate::small;
 /// For how long an owner need not be heard of, in seconds.
 const LEASE: &str = "2";
 
+/// With workers of its own.
 fn replica(nats: &Nats, arguments: &[&str]) -> Coordinator {
+    replica_with(nats, "2", arguments)
+}
+
+fn replica_with(nats: &Nats, workers: &str, arguments: &[&str]) -> Coordinator {
     let url = nats.url();
-    let mut all = vec!["--engine", url.as_str(), "--engine-lease", LEASE, "--embedded-workers", "2"];
-    all.extend(arguments);
-    Coordinator::start(&all)
+    let all = ["--engine", &url, "--engine-lease", LEASE, "--embedded-workers", workers];
+    Coordinator::start(&[&all, arguments].concat())
 }
 
 fn sequences(events: &[&Value]) -> Vec<u64> {
@@ -205,6 +210,60 @@ fn jobs_for_one_tag_wait_for_each_other_wherever_they_run() {
         watcher.wait_for(|message| message["event"]["state_changed"]["state"] == "JOB_STATE_SUCCEEDED");
     }
     assert_eq!(to.digest("app", "latest"), second.digest());
+}
+
+#[test]
+fn a_coordinator_without_a_worker_leaves_jobs_to_one_that_has_some() {
+    let nats = Nats::start();
+    let (from, to) = (Registry::start(), Registry::start());
+    let image = small();
+    let spec = json!({"source": from.push(&image, "app", "1"), "destination": to.uri("app:1")});
+    let (idle, _busy) = (replica_with(&nats, "0", &[]), replica(&nats, &[]));
+    let id = submit(&idle, &spec);
+    idle.ask("WatchJob", &id).all();
+    assert_eq!(state(&idle, &id), "JOB_STATE_SUCCEEDED");
+    assert_eq!(job(&idle, &id)["attempts"], 1, "it was not taken to be given back");
+    assert_eq!(to.digest("app", "1"), image.digest());
+}
+
+#[test]
+fn a_worker_of_two_coordinators_has_its_slots_once() {
+    let nats = Nats::start();
+    let (from, to) = (Registry::start(), Registry::start());
+    let (mut one, two) = (replica_with(&nats, "0", &[]), replica_with(&nats, "0", &[]));
+    let mut worker = Worker::at(&format!("{},{}", one.url(), two.url()), &["--slots", "1"]);
+    worker.registers_again();
+    let (first, second) =
+        (Image::docker(vec![Layer::noise(1, 1000)]), Image::docker(vec![Layer::noise(2, 1000)]));
+    let (proxy, barrier) = (FaultProxy::before(from.host()), Barrier::default());
+    let stalled = |image: &Image, tag: &str| {
+        let source = from.push(image, "app", tag).replace(from.host(), &proxy.host());
+        json!({"source": source, "destination": to.uri(&format!("app:{tag}"))})
+    };
+    let specs = [stalled(&first, "1"), stalled(&second, "2")];
+    let blob = |image: &Image| format!("*/blobs/{}", image.layer_digests()[0]);
+    proxy.fault(1, "GET", &blob(&first), barrier.fault());
+    // Each runs one job, and each gives the worker a layer.
+    let first_id = submit(&one, &specs[0]);
+    let running = |event: &Value| event["event"]["layer_changed"]["state"] == "LAYER_STATE_RUNNING";
+    one.call("WatchJob", &first_id).start().wait_for(running);
+    while proxy.pending() > 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let second_id = submit(&two, &specs[1]);
+    two.call("WatchJob", &second_id).start().wait_for(running);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(proxy.count("GET", &blob(&second)), 0, "it has one slot:\n{}", proxy.story());
+    // What it does for a coordinator that dies, it does for the other one then.
+    one.kill();
+    barrier.open();
+    for (id, tag, image) in [(&first_id, "1", &first), (&second_id, "2", &second)] {
+        two.ask("WatchJob", id).all();
+        assert_eq!(state(&two, id), "JOB_STATE_SUCCEEDED");
+        assert_eq!(to.digest("app", tag), image.digest());
+    }
+    worker.signal("TERM");
+    assert!(worker.ended().success(), "one coordinator is gone, and that keeps it from nothing");
 }
 
 #[test]
