@@ -282,6 +282,7 @@ impl Jobs {
         if let Ok(Some(trace)) = self.0.engine.trace(id).await {
             telemetry::go_on(&span, &trace);
         }
+        tracing::info!(job = id, attempt = job.attempts, "job begins");
         let work = self.attempt(&attempt, job, progress).instrument(span);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         let result = tokio::select! {
@@ -296,7 +297,11 @@ impl Jobs {
                 tracing::info!(job = id, %error, "job failed");
                 attempt.apply(vec![Change::Fail(error.job_error())], None).await
             }
-            ended => ended,
+            Ok(()) => {
+                tracing::info!(job = id, "job succeeded");
+                return Ok(());
+            }
+            left => left,
         };
         match ended {
             Ok(()) => Ok(()),
