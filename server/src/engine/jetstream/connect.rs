@@ -12,12 +12,14 @@
 //! replica: what was written is what is read.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType, Stream};
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions, ServerAddr};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
 
 use super::JetStreamError;
 
@@ -60,6 +62,8 @@ pub(super) struct Buckets {
     pub(super) leases: Stream,
     pub(super) locks: Stream,
     pub(super) context: Context,
+    /// Counts how often there was a connection.
+    pub(super) connections: watch::Receiver<u64>,
 }
 
 /// A bucket's name: what stands before the keys in subjects.
@@ -86,7 +90,7 @@ pub fn servers(uri: &str) -> Result<Vec<String>, JetStreamError> {
 
 /// Connects, and makes or checks the buckets.
 pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
-    let client = client(place).await?;
+    let (client, connections) = client(place).await?;
     check_server(&client)?;
     let mut context = jetstream::new(client);
     context.set_timeout(ANSWER);
@@ -98,16 +102,27 @@ pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
         leases: open(&context, "leases", place.replicas, place.lease).await?,
         locks: open(&context, "locks", place.replicas, LOCK).await?,
         context: context.clone(),
+        connections,
     })
 }
 
-async fn client(place: &Place) -> Result<Client, JetStreamError> {
+async fn client(place: &Place) -> Result<(Client, watch::Receiver<u64>), JetStreamError> {
+    let (connected, connections) = watch::channel(0);
+    let connected = Arc::new(connected);
     let mut options = ConnectOptions::new()
         .name("occy-server")
         .connection_timeout(CONNECT)
         .request_timeout(Some(ANSWER))
         .require_tls(place.tls || place.ca_cert.is_some() || place.identity.is_some())
-        .event_callback(|event| async move { tracing::info!(%event, "connection to NATS") });
+        // The client logs them itself.
+        .event_callback(move |event| {
+            let connected = Arc::clone(&connected);
+            async move {
+                if matches!(event, Event::Connected) {
+                    connected.send_modify(|times| *times += 1);
+                }
+            }
+        });
     if let Some(path) = &place.ca_cert {
         options = options.add_root_certificates(path.clone());
     }
@@ -120,7 +135,9 @@ async fn client(place: &Place) -> Result<Client, JetStreamError> {
     }
     let servers = place.servers.clone();
     let connected = options.connect(servers).await;
-    connected.map_err(|cause| JetStreamError::Connect { servers: place.servers.join(","), cause })
+    let client =
+        connected.map_err(|cause| JetStreamError::Connect { servers: place.servers.join(","), cause })?;
+    Ok((client, connections))
 }
 
 fn check_server(client: &Client) -> Result<(), JetStreamError> {

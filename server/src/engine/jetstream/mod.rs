@@ -19,6 +19,7 @@ mod index;
 mod lock;
 mod record;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -161,7 +162,8 @@ impl JetStream {
         let buckets = connect(place).await?;
         let index = Index::default();
         let (known, is_known) = oneshot::channel();
-        let following = tokio::spawn(follow(buckets.jobs.clone(), index.clone(), known)).abort_handle();
+        let (jobs, connections) = (buckets.jobs.clone(), buckets.connections.clone());
+        let following = tokio::spawn(follow(jobs, connections, index.clone(), known)).abort_handle();
         let lanes = std::iter::repeat_with(Default::default).take(LANES).collect();
         let engine = Inner { buckets, limits, lease: place.lease, index, lanes, following };
         let gone = |cause: &str| JetStreamError::Unreachable { what: "list", cause: cause.to_owned() };
@@ -650,12 +652,21 @@ impl Engine for JetStream {
 }
 
 /// Keeps the index as the records are. `known` hears when it has all that there were.
-async fn follow(jobs: Stream, index: Index, known: oneshot::Sender<()>) {
+async fn follow(
+    jobs: Stream,
+    mut connections: watch::Receiver<u64>,
+    index: Index,
+    known: oneshot::Sender<()>,
+) {
     let mut known = Some(known);
     loop {
-        if let Err(cause) = follow_once(&jobs, &index, &mut known).await {
-            tracing::warn!(cause, "jobs cannot be followed in JetStream; trying again");
-        }
+        connections.mark_unchanged();
+        let cause = tokio::select! {
+            Err(cause) = follow_once(&jobs, &index, &mut known) => cause,
+            // What changed while there was none is not sent again; the consumer itself would find that out after a minute.
+            _ = connections.changed() => continue,
+        };
+        tracing::warn!(cause, "jobs cannot be followed in JetStream; trying again");
         sleep(Duration::from_secs(1)).await;
     }
 }
@@ -664,7 +675,7 @@ async fn follow_once(
     jobs: &Stream,
     index: &Index,
     known: &mut Option<oneshot::Sender<()>>,
-) -> Result<(), String> {
+) -> Result<Infallible, String> {
     let config = pull::OrderedConfig {
         filter_subject: format!("{}>", bucket("jobs")),
         headers_only: true,

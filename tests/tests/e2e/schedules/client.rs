@@ -1,7 +1,7 @@
 //! The clients of one schedule, a thread each: they submit a job until it is accepted, watch it to its end, and submit it once more
 //! where a registry's fault has ended it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Clients<'a> {
     plan: &'a Plan,
-    url: String,
+    /// Of all coordinators.
+    urls: Vec<String>,
+    /// How often one was asked.
+    asked: AtomicUsize,
     /// Of each job.
     pub(super) sources: Vec<String>,
     targets: Vec<String>,
@@ -39,9 +42,10 @@ pub(super) struct End {
 }
 
 impl<'a> Clients<'a> {
-    pub(super) fn new(plan: &'a Plan, url: String, sources: Vec<String>, targets: Vec<String>) -> Self {
+    pub(super) fn new(plan: &'a Plan, urls: Vec<String>, sources: Vec<String>, targets: Vec<String>) -> Self {
         let have_ended = plan.jobs.iter().map(|_| AtomicBool::new(false)).collect();
-        Self { plan, url, sources, targets, have_ended, is_over: AtomicBool::new(false) }
+        let (asked, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { plan, urls, asked, sources, targets, have_ended, is_over }
     }
 
     /// Has a job done, from its time on.
@@ -112,16 +116,18 @@ impl<'a> Clients<'a> {
             if ended.status.success() {
                 return ended;
             }
-            // What it says when there is no coordinator, or none any more.
-            let is_lost = ended.stderr.contains("the coordinator");
+            // What it says when there is no coordinator, or none any more, or none that has an engine.
+            let is_lost = ["the coordinator", "JetStream"].iter().any(|word| ended.stderr.contains(word));
             assert!(is_lost && start.elapsed() < LIMIT, "{}: {}", ended.what, ended.stderr);
             sleep(PAUSE);
         }
     }
 
+    /// Asks one coordinator, and the next one the next time: each knows all jobs.
     fn attempt(&self, arguments: &[&str]) -> Ended {
         let json = ["--output-format", "json"];
-        locally([arguments, &json].concat()).env("OCCYSTRAP_COORDINATOR", &self.url).run()
+        let url = &self.urls[self.asked.fetch_add(1, Ordering::Relaxed) % self.urls.len()];
+        locally([arguments, &json].concat()).env("OCCYSTRAP_COORDINATOR", url).run()
     }
 }
 

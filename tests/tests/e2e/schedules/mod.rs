@@ -31,6 +31,7 @@ const AT_ONCE: usize = 2;
 #[derive(Default)]
 struct Table {
     schedules: u64,
+    shared: u64,
     faults: BTreeMap<&'static str, u64>,
     jobs: usize,
     again: usize,
@@ -93,6 +94,7 @@ fn number(variable: &str, default: u64) -> u64 {
 impl Table {
     fn add(&mut self, plan: &Plan, outcome: Option<Outcome>, seconds: f64) {
         self.schedules += 1;
+        self.shared += u64::from(plan.coordinators > 1);
         self.slowest = self.slowest.max(seconds);
         for name in plan.events.iter().filter_map(|(_, event)| name(*event)) {
             *self.faults.entry(name).or_default() += 1;
@@ -113,6 +115,7 @@ impl Table {
         println!("| of {} schedules | times |\n|---|---|", self.schedules);
         let faults = self.faults.iter().map(|(name, times)| (*name, *times));
         let counts = [
+            ("schedules with two coordinators", self.shared),
             ("jobs accepted", self.jobs as u64),
             ("jobs that said that a registry failed, and were submitted again", self.again as u64),
             ("jobs begun, with those that went on with another coordinator", self.attempts),
@@ -134,7 +137,9 @@ fn name(event: Event) -> Option<&'static str> {
         Event::KillWorker(_) => Some("SIGKILL of a worker"),
         Event::DrainWorker(_) => Some("SIGTERM of a worker"),
         Event::StopWorker(_) => Some("SIGSTOP of a worker past its lease"),
-        Event::KillCoordinator => Some("SIGKILL of the coordinator"),
+        Event::KillCoordinator(_) => Some("SIGKILL of a coordinator"),
+        Event::StopCoordinator(_) => Some("SIGSTOP of a coordinator past its lease"),
+        Event::KillEngine => Some("SIGKILL of the engine of two coordinators"),
         Event::KillRegistry(_) => Some("SIGKILL of a registry"),
         Event::Strike(_, Strike::Cut, _) => Some("answers cut off"),
         Event::Strike(_, Strike::Reset, _) => Some("connections reset"),
@@ -143,7 +148,9 @@ fn name(event: Event) -> Option<&'static str> {
         Event::Strike(_, Strike::Status(_), _) => Some("5xx"),
         Event::StartWorker(_)
         | Event::ContinueWorker(_)
-        | Event::StartCoordinator
+        | Event::StartCoordinator(_)
+        | Event::ContinueCoordinator(_)
+        | Event::StartEngine
         | Event::StartRegistry(_) => None,
     }
 }

@@ -14,6 +14,8 @@ use super::image::{CHAINS, IMAGES};
 const WINDOW: u64 = 2400;
 /// How long a worker may be silent, in seconds.
 pub(super) const LEASE: u64 = 1;
+/// How long a coordinator may be silent that shares its jobs with another, in seconds.
+pub(super) const ENGINE_LEASE: u64 = 2;
 /// Between two faults of the same process, which has to start, in milliseconds.
 const PAUSE: u64 = 500;
 
@@ -22,6 +24,8 @@ pub(super) struct Plan {
     /// What it was drawn from.
     pub(super) seed: u64,
     pub(super) workers: usize,
+    /// One, with its jobs in a file, or two, with their jobs in JetStream.
+    pub(super) coordinators: usize,
     pub(super) jobs: Vec<Job>,
     /// What happens, in the order of time.
     pub(super) events: Vec<(Duration, Event)>,
@@ -72,8 +76,13 @@ pub(super) enum Event {
     StartWorker(usize),
     StopWorker(usize),
     ContinueWorker(usize),
-    KillCoordinator,
-    StartCoordinator,
+    KillCoordinator(usize),
+    StartCoordinator(usize),
+    StopCoordinator(usize),
+    ContinueCoordinator(usize),
+    /// Where two coordinators have their jobs.
+    KillEngine,
+    StartEngine,
     KillRegistry(Place),
     StartRegistry(Place),
     /// The next so many requests that come to a registry's proxy meet it.
@@ -99,7 +108,8 @@ pub(super) enum Strike {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
     Worker(usize),
-    Coordinator,
+    Coordinator(usize),
+    Engine,
     Registry(Place),
 }
 
@@ -107,12 +117,13 @@ impl Plan {
     pub(super) fn of(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let workers = 2 + random.index(2);
+        let coordinators = 1 + random.index(2);
         let jobs = jobs(&mut random);
         let mut events = Vec::new();
         let mut busy = BTreeMap::new();
         for _ in 0..random.between(6, 11) {
             let at = random.between(100, WINDOW);
-            let (subject, faults) = fault(&mut random, workers);
+            let (subject, faults) = fault(&mut random, workers, coordinators);
             // One that is out of order already, or has not come back yet, is left alone.
             let until = at + faults.last().map_or(0, |(after, _)| *after) + PAUSE;
             if let Some(subject) = subject {
@@ -126,7 +137,7 @@ impl Plan {
                 .extend(faults.into_iter().map(|(after, event)| (Duration::from_millis(at + after), event)));
         }
         events.sort_by_key(|(at, _)| *at);
-        Self { seed, workers, jobs, events }
+        Self { seed, workers, coordinators, jobs, events }
     }
 
     /// Whether a job may fail by the fault of a registry, and say so.
@@ -136,12 +147,12 @@ impl Plan {
 }
 
 /// Who it strikes, and what happens how many milliseconds after it begins.
-fn fault(random: &mut Random, workers: usize) -> (Option<Subject>, Vec<(u64, Event)>) {
-    let worker = random.index(workers);
+fn fault(random: &mut Random, workers: usize, coordinators: usize) -> (Option<Subject>, Vec<(u64, Event)>) {
+    let (worker, coordinator) = (random.index(workers), random.index(coordinators));
     let end = random.pick(&[Place::From, Place::To]);
     let silence = LEASE * 1000 + random.between(300, 900);
     let down = random.between(50, 600);
-    match random.below(10) {
+    match random.below(12) {
         0 | 1 => (
             Some(Subject::Worker(worker)),
             vec![(0, Event::KillWorker(worker)), (down, Event::StartWorker(worker))],
@@ -154,10 +165,21 @@ fn fault(random: &mut Random, workers: usize) -> (Option<Subject>, Vec<(u64, Eve
             Some(Subject::Worker(worker)),
             vec![(0, Event::DrainWorker(worker)), (silence + 500, Event::StartWorker(worker))],
         ),
-        4 | 5 => {
-            (Some(Subject::Coordinator), vec![(0, Event::KillCoordinator), (down, Event::StartCoordinator)])
-        }
+        4 | 5 => (
+            Some(Subject::Coordinator(coordinator)),
+            vec![(0, Event::KillCoordinator(coordinator)), (down, Event::StartCoordinator(coordinator))],
+        ),
         6 => (
+            Some(Subject::Coordinator(coordinator)),
+            vec![
+                (0, Event::StopCoordinator(coordinator)),
+                (silence + (ENGINE_LEASE - LEASE) * 1000, Event::ContinueCoordinator(coordinator)),
+            ],
+        ),
+        7 if coordinators > 1 => {
+            (Some(Subject::Engine), vec![(0, Event::KillEngine), (down, Event::StartEngine)])
+        }
+        8 => (
             Some(Subject::Registry(end)),
             vec![(0, Event::KillRegistry(end)), (down, Event::StartRegistry(end))],
         ),
@@ -207,7 +229,11 @@ fn jobs(random: &mut Random) -> Vec<Job> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "the schedule of seed {}, with {} workers:", self.seed, self.workers)?;
+        writeln!(
+            f,
+            "the schedule of seed {}, with {} workers and {} coordinators:",
+            self.seed, self.workers, self.coordinators
+        )?;
         for (number, job) in self.jobs.iter().enumerate() {
             writeln!(f, "  job {number}: {job:?}, {:?}", CHAINS[job.chain])?;
         }

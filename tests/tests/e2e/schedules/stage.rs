@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use occy_tests::certificates::text;
 use occy_tests::coordinator::Coordinator;
+use occy_tests::nats::Nats;
 use occy_tests::occyctl::locally;
 use occy_tests::proxy::FaultProxy;
 use occy_tests::registry::Registry;
@@ -17,12 +18,15 @@ use tempfile::TempDir;
 
 use super::client::{Clients, End};
 use super::image::{CHAINS, Expected, images, old};
-use super::plan::{Event, LEASE, Place, Plan, Source, Target};
+use super::plan::{ENGINE_LEASE, Event, LEASE, Place, Plan, Source, Target};
 use super::prober::{Prober, Tag, WholeFile};
 use super::weather::Weather;
 
 /// How long it may take until all is well again when the last fault is over.
 const LIMIT: Duration = Duration::from_secs(45);
+
+/// How far one of several coordinators may be behind.
+const BEHIND: Duration = Duration::from_secs(3);
 
 /// What came of a schedule in which nothing happened that may not.
 pub(super) struct Outcome {
@@ -49,7 +53,9 @@ struct Stage<'a> {
     expected: &'a Expected,
     from: Side,
     to: Side,
-    coordinator: Coordinator,
+    /// Of two coordinators.
+    engine: Option<Nats>,
+    coordinators: Vec<Coordinator>,
     workers: Vec<Worker>,
     /// How many workers there have been.
     names: usize,
@@ -120,18 +126,17 @@ impl<'a> Stage<'a> {
         let lease = LEASE.to_string();
         let paths = format!("{},{}", text(directory.path()), text(expected.directory()));
         // As many attempts as there may be faults of workers: none of these is the layer's own.
-        let coordinator = Coordinator::start(&[
-            "--embedded-workers",
-            "0",
-            "--max-attempts",
-            "100",
-            "--lease",
-            &lease,
-            "--allow-path",
-            &paths,
-        ]);
+        let arguments = ["--embedded-workers", "0", "--max-attempts", "100", "--lease", &lease];
+        let arguments = [&arguments[..], &["--allow-path", &paths]].concat();
+        let engine = (plan.coordinators > 1).then(Nats::start);
+        let (url, lease) = (engine.as_ref().map(Nats::url), ENGINE_LEASE.to_string());
+        let arguments = match &url {
+            Some(url) => [&arguments[..], &["--engine", url, "--engine-lease", &lease]].concat(),
+            None => arguments,
+        };
+        let coordinators = (0..plan.coordinators).map(|_| Coordinator::start(&arguments)).collect();
         let workers = Vec::new();
-        let mut stage = Self { plan, expected, from, to, coordinator, workers, names: 0, directory };
+        let mut stage = Self { plan, expected, from, to, engine, coordinators, workers, names: 0, directory };
         stage.workers = (0..plan.workers).map(|_| stage.another_worker()).collect();
         stage
     }
@@ -140,7 +145,11 @@ impl<'a> Stage<'a> {
         self.names += 1;
         let name = format!("worker-{}", self.names);
         let arguments = ["--name", &name, "--slots", "2", "--drain-timeout", "1"];
-        Worker::begin(&self.coordinator.url(), &arguments)
+        Worker::begin(&self.urls().join(","), &arguments)
+    }
+
+    fn urls(&self) -> Vec<String> {
+        self.coordinators.iter().map(Coordinator::url).collect()
     }
 
     fn side(&mut self, end: Place) -> &mut Side {
@@ -169,7 +178,7 @@ impl<'a> Stage<'a> {
             Target::File => crate::tar_uri(&self.file(number)),
         });
         let targets = targets.collect();
-        Clients::new(plan, self.coordinator.url(), sources, targets)
+        Clients::new(plan, self.urls(), sources, targets)
     }
 
     /// What may be at the destinations, as the local tool says.
@@ -218,8 +227,12 @@ impl<'a> Stage<'a> {
             }
             Event::StopWorker(number) => self.workers[number].signal("STOP"),
             Event::ContinueWorker(number) => self.workers[number].signal("CONT"),
-            Event::KillCoordinator => self.coordinator.kill(),
-            Event::StartCoordinator => self.coordinator.restart_there(),
+            Event::KillCoordinator(number) => self.coordinators[number].kill(),
+            Event::StartCoordinator(number) => self.coordinators[number].restart_there(),
+            Event::StopCoordinator(number) => self.coordinators[number].pause(),
+            Event::ContinueCoordinator(number) => self.coordinators[number].proceed(),
+            Event::KillEngine => self.engine.as_mut().expect("there is one").kill(),
+            Event::StartEngine => self.engine.as_mut().expect("there is one").restart(),
             Event::KillRegistry(end) => self.side(end).registry.kill(),
             Event::StartRegistry(end) => self.side(end).registry.restart(),
             Event::Strike(end, strike, times) => self.side(end).weather.strike(strike, times),
@@ -246,15 +259,31 @@ impl<'a> Stage<'a> {
             );
         }
         let accepted: usize = ends.iter().map(|end| end.submissions).sum();
-        assert_eq!(clients.ask(&["job", "list", "--limit", "1000"]).as_array().map(Vec::len), Some(accepted));
         let start = Instant::now();
-        let is_idle = |worker: &Value| worker["free_slots"] == worker["slots"];
+        // Of several coordinators, one may be a moment behind.
         loop {
+            let listed = clients.ask(&["job", "list", "--limit", "1000"]);
+            let listed = listed.as_array().expect("jobs").len();
+            if listed == accepted {
+                break;
+            }
+            assert!(
+                self.plan.coordinators > 1 && start.elapsed() < BEHIND,
+                "{listed} jobs are listed of {accepted}"
+            );
+            sleep(Duration::from_millis(50));
+        }
+        let is_idle = |worker: &Value| worker["free_slots"] == worker["slots"];
+        // Of each coordinator, one after the other.
+        let mut left = self.plan.coordinators;
+        while left > 0 {
             let workers = clients.ask(&["workers"]);
             let workers = workers.as_array().expect("workers");
             if workers.len() == self.plan.workers && workers.iter().all(is_idle) {
-                return;
+                left -= 1;
+                continue;
             }
+            left = self.plan.coordinators;
             assert!(start.elapsed() < LIMIT, "all workers are there and free: {workers:?}");
             sleep(Duration::from_millis(50));
         }
