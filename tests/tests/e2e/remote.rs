@@ -650,9 +650,10 @@ fn progress_names_the_workers() {
 
 #[test]
 fn a_slow_reader_costs_nobody_memory() {
-    const SIZE: usize = 96 * 1024 * 1024;
+    const SIZE: usize = 320 * 1024 * 1024;
     let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, SIZE).packed(Packing::Plain)]);
+    let image =
+        Image::docker(vec![Layer::of(&[Member::file("zeros", vec![0; SIZE])]).packed(Packing::Plain)]);
     let source = registry.push(&image, "app", "1");
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let before = coordinator.peak_memory();
