@@ -38,6 +38,8 @@ use crate::schedule::{Capabilities, Tenant};
 const TEXT_MAX: usize = 4096;
 /// Filters of one spec.
 const FILTERS_MAX: usize = 64;
+/// Bytes of all its filters, which have to be compiled: by the coordinator, and by workers for every layer.
+const FILTERS_TEXT_MAX: usize = 16 * 1024;
 /// Layers of one image at once.
 const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
@@ -101,25 +103,44 @@ pub struct Work {
 
 impl Gate {
     /// Looks at a spec of a tenant's, who may have brought credentials.
-    pub fn admit(
-        &self,
+    pub async fn admit(
+        self: &Arc<Self>,
         spec: &PipelineSpec,
         ends: Ends,
         tenant: &Tenant,
         logins: &Logins,
     ) -> Result<Work, ServiceError> {
-        self.look_at(spec, ends, tenant, logins, |filter| self.fleet.offers(&filter_need(filter)))
+        let offers = |gate: &Self, filter: &str| gate.fleet.offers(&filter_need(filter));
+        self.look_aside(spec, ends, tenant, logins, offers).await
     }
 
     /// Looks once more at the spec of a job that was accepted: what is allowed may have changed since. The worker that has its
     /// filters may not be there yet, so that the job waits for it.
-    pub fn admit_again(
-        &self,
+    pub async fn admit_again(
+        self: &Arc<Self>,
         spec: &PipelineSpec,
         tenant: &Tenant,
         logins: &Logins,
     ) -> Result<Work, ServiceError> {
-        self.look_at(spec, Ends::BothNamed, tenant, logins, |_| true)
+        self.look_aside(spec, Ends::BothNamed, tenant, logins, |_, _| true).await
+    }
+
+    /// Looks where that keeps nobody waiting: patterns take their time to compile, and paths are asked of a disk.
+    async fn look_aside(
+        self: &Arc<Self>,
+        spec: &PipelineSpec,
+        ends: Ends,
+        tenant: &Tenant,
+        logins: &Logins,
+        is_known: impl Fn(&Self, &str) -> bool + Send + 'static,
+    ) -> Result<Work, ServiceError> {
+        let (gate, spec) = (Arc::clone(self), spec.clone());
+        let (tenant, logins) = (Arc::clone(tenant), logins.clone());
+        let look = move || gate.look_at(&spec, ends, &tenant, &logins, |filter| is_known(&gate, filter));
+        match tokio::task::spawn_blocking(look).await {
+            Ok(work) => work,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     fn look_at(
@@ -140,6 +161,11 @@ impl Gate {
         self.check_end("destination", &spec.destination, destination)?;
         if spec.filters.len() > FILTERS_MAX || spec.filters.iter().any(|filter| filter.len() > TEXT_MAX) {
             let problem = format!("more than {FILTERS_MAX} filters, or one of more than {TEXT_MAX} bytes");
+            return Err(ServiceError::Field { field: "filters", problem });
+        }
+        let search_text = spec.search.as_ref().map_or(0, |search| search.pattern.len());
+        if spec.filters.iter().map(String::len).sum::<usize>() + search_text > FILTERS_TEXT_MAX {
+            let problem = format!("more than {FILTERS_TEXT_MAX} bytes together, with the search");
             return Err(ServiceError::Field { field: "filters", problem });
         }
         let chain = other::chain(&spec.filters, is_known).map_err(Error::from)?;
@@ -398,6 +424,11 @@ mod tests {
         }
     }
 
+    fn admit(gate: &Gate, spec: &PipelineSpec, ends: Ends) -> Result<Work, ServiceError> {
+        let offers = |filter: &str| gate.fleet.offers(&filter_need(filter));
+        gate.look_at(spec, ends, &"".into(), &Logins::default(), offers)
+    }
+
     fn spec(source: &str, destination: &str) -> PipelineSpec {
         PipelineSpec {
             source: source.to_owned(),
@@ -407,18 +438,11 @@ mod tests {
     }
 
     fn is_forbidden(gate: &Gate, end: &str) -> bool {
-        let source =
-            gate.admit(&spec(end, "registry://x.io/a"), Ends::BothNamed, &"".into(), &Logins::default());
-        let destination =
-            gate.admit(&spec("registry://x.io/a", end), Ends::BothNamed, &"".into(), &Logins::default());
+        let source = admit(gate, &spec(end, "registry://x.io/a"), Ends::BothNamed);
+        let destination = admit(gate, &spec("registry://x.io/a", end), Ends::BothNamed);
         let forbidden = |result| matches!(result, Err(ServiceError::Forbidden { .. }));
         assert_eq!(forbidden(source), forbidden(destination), "{end}");
-        forbidden(gate.admit(
-            &spec(end, "registry://x.io/a"),
-            Ends::BothNamed,
-            &"".into(),
-            &Logins::default(),
-        ))
+        forbidden(admit(gate, &spec(end, "registry://x.io/a"), Ends::BothNamed))
     }
 
     #[test]
@@ -456,9 +480,24 @@ mod tests {
             (none, none, Ends::DestinationNamed, false),
             (none, none, Ends::Any, true),
         ] {
-            let result = gate.admit(&spec(source, destination), ends, &"".into(), &Logins::default());
+            let result = admit(&gate, &spec(source, destination), ends);
             assert_eq!(result.is_ok(), good, "{source} {destination} {ends:?}");
         }
+    }
+
+    #[test]
+    fn filters_are_few_and_short() {
+        let with = |count: usize, bytes: usize| PipelineSpec {
+            filters: vec![format!("exclude:pattern={}", "x".repeat(bytes)); count],
+            ..spec("registry://x.io/a", "registry://x.io/b")
+        };
+        let admits = |spec: &PipelineSpec| admit(&gate(None), spec, Ends::BothNamed).is_ok();
+        assert!(admits(&with(64, 200)) && admits(&with(3, 4000)));
+        for too_much in [with(65, 1), with(1, 4096), with(5, 4000)] {
+            assert!(!admits(&too_much));
+        }
+        let search = v1::SearchSpec { pattern: "x".repeat(4000), ..v1::SearchSpec::default() };
+        assert!(!admits(&PipelineSpec { search: Some(search), ..with(4, 3500) }));
     }
 
     #[test]
@@ -469,7 +508,7 @@ mod tests {
             filters: filters.map(str::to_owned).to_vec(),
             ..spec("registry://x.io/a", "registry://x.io/b")
         };
-        let work = gate(None).admit(&spec, Ends::BothNamed, &"".into(), &Logins::default()).unwrap();
+        let work = admit(&gate(None), &spec, Ends::BothNamed).unwrap();
         let needs = work.needs(LayerForm::Stored { compression: None });
         assert_eq!(needs.len(), 4 + 1 + 2 + 1, "{needs:?}");
         assert!(needs.is_subset(&offered()));

@@ -90,7 +90,8 @@ impl PipelineService for Api {
             verify_diff_ids,
             ..v1::PipelineSpec::default()
         };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work =
+            self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let fleet = self.0.fleet.clone();
         let answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, stream::empty().boxed(), answers).await
@@ -115,8 +116,11 @@ impl PipelineService for Api {
         else {
             return Err(no_spec());
         };
-        let work =
-            self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work = self
+            .0
+            .gate
+            .admit(&spec, Ends::DestinationNamed, &caller.tenant, &Logins::of(credentials)?)
+            .await?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
@@ -164,7 +168,7 @@ impl PipelineService for Api {
         if !spec.destination.is_empty() {
             caller.may(Scope::Write)?;
         }
-        let work = self.0.gate.admit(&spec, Ends::Any, &caller.tenant, &Logins::of(credentials)?)?;
+        let work = self.0.gate.admit(&spec, Ends::Any, &caller.tenant, &Logins::of(credentials)?).await?;
         let elements = parts.map(|part| match part?.part {
             Some(Part::Element(element)) => Ok(element),
             Some(Part::Spec(_)) => Err(no_spec()),
@@ -196,7 +200,8 @@ impl PipelineService for Api {
         let v1::SearchImageRequest { source, pattern, regex, platform, credentials } = request.into_inner();
         let search = v1::SearchSpec { pattern, regex, script_friendly: false };
         let spec = v1::PipelineSpec { source, platform, search: Some(search), ..v1::PipelineSpec::default() };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work =
+            self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let fleet = self.0.fleet.clone();
         let pages =
             answer(place, deadline, move |hits| async move { call::search(work, &fleet, hits).await });
@@ -211,7 +216,8 @@ impl PipelineService for Api {
         caller.may(Scope::Read)?;
         let v1::InspectImageRequest { source, platform, credentials } = request.into_inner();
         let spec = v1::PipelineSpec { source, platform, ..v1::PipelineSpec::default() };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work =
+            self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let parts = answer(place, deadline, move |parts| look::inspect(work, parts));
         Ok(Response::new(parts.map_ok(|part| v1::InspectImageResponse { part: Some(part) }).boxed()))
     }
@@ -232,7 +238,8 @@ impl PipelineService for Api {
             verify_diff_ids: true,
             ..v1::PipelineSpec::default()
         };
-        let work = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?)?;
+        let work =
+            self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let parts = answer(place, deadline, move |parts| look::check(work, fast, parts));
         Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
     }

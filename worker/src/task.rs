@@ -79,11 +79,12 @@ impl Bench {
             granted: self.registries.granted_by(desk.grantor(&task.attempt)),
         };
         let layer = ends.layer(&task)?;
+        let chain = chain(&task).await?;
         progress.begin([(layer.label(), layer.blob.size())].into_iter());
         let task = LayerTask {
             output: ends.output(&task)?,
             plan: Arc::new(LayerPlan {
-                chain: chain(&task)?,
+                chain,
                 pool: Pool::shared().clone(),
                 spools: self.spools.clone(),
                 limits: Limits::default(),
@@ -174,12 +175,20 @@ impl Ends<'_> {
     }
 }
 
-fn chain(task: &v1::Task) -> Result<FilterChain, Failure> {
-    let filters = FilterChain::parse(&task.filters).map_err(Error::from)?;
-    let Some(v1::SearchSpec { pattern, regex, script_friendly }) = &task.search else { return Ok(filters) };
-    let search = Search::new(pattern, *regex, *script_friendly).map_err(|problem| unusable(&problem))?;
-    let search: Arc<dyn Filter> = Arc::new(search);
-    Ok(FilterChain::new(filters.filters().iter().cloned().chain([search]).collect()))
+/// The filters of a task, whose patterns are compiled where that keeps nobody waiting.
+async fn chain(task: &v1::Task) -> Result<FilterChain, Failure> {
+    let (filters, search) = (task.filters.clone(), task.search.clone());
+    let compile = move || {
+        let filters = FilterChain::parse(&filters).map_err(Error::from)?;
+        let Some(v1::SearchSpec { pattern, regex, script_friendly }) = search else { return Ok(filters) };
+        let search = Search::new(&pattern, regex, script_friendly).map_err(|problem| unusable(&problem))?;
+        let search: Arc<dyn Filter> = Arc::new(search);
+        Ok(FilterChain::new(filters.filters().iter().cloned().chain([search]).collect()))
+    };
+    match tokio::task::spawn_blocking(compile).await {
+        Ok(chain) => chain,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 fn reference(at: &v1::RegistryRepository) -> Result<Reference, Failure> {

@@ -144,7 +144,7 @@ impl Jobs {
         logins: &Logins,
         key: String,
     ) -> Result<Job, ServiceError> {
-        let work = self.0.gate.admit(&spec, Ends::BothNamed, tenant, logins)?;
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, tenant, logins).await?;
         // What is written wrongly is said now, to the one who wrote it.
         open::source(&work.source, &work.settings)?;
         open::output(&work.destination, &work.settings)?;
@@ -347,7 +347,7 @@ impl Jobs {
         // Once more: what is allowed may have changed since it was submitted.
         let spec = job.spec.unwrap_or_default();
         let logins = self.logins(&job.id).await?;
-        let work = self.0.gate.admit_again(&spec, &job.tenant.into(), &logins)?;
+        let work = self.0.gate.admit_again(&spec, &job.tenant.into(), &logins).await?;
         let source = open::source(&work.source, &work.settings)?;
         let opened = open::output(&work.destination, &work.settings)?;
         let keeps_layers = work.destination.starts_with("registry://");

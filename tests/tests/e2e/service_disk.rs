@@ -87,7 +87,7 @@ fn jobs_go_on_by_themselves_when_their_store_can_be_written_again() {
     // There is some room in the file itself; what is accepted ends at once.
     let many = format!("inspect:file={}", "x".repeat(2000));
     let large =
-        json!({"source": from.uri("app:none"), "destination": to.uri("other:1"), "filters": vec![&many; 60]});
+        json!({"source": from.uri("app:none"), "destination": to.uri("other:1"), "filters": vec![&many; 8]});
     let mut accepted = 0;
     let refused = loop {
         assert!(accepted < 190, "the store is never full");
