@@ -179,6 +179,13 @@ pub enum Place {
     Layout(Box<LayoutSource>),
 }
 
+/// The registry that `text` names as a whole, where a place is to be named. None for a repository, and for what is no registry.
+pub fn registry_name(text: &str) -> Option<RegistryName> {
+    let uri = Uri::parse(&in_full(text)).ok().filter(|uri| uri.scheme == "registry")?;
+    let rest = uri.rest.trim_end_matches('/');
+    names_registry(rest).then(|| rest.parse().ok()).flatten()
+}
+
 /// The registry, repository or layout that `text` names; one image of a repository is none.
 pub fn place(text: &str, settings: &Settings) -> Result<Place, Error> {
     let uri = Uri::parse(&in_full(text))?;

@@ -37,10 +37,12 @@ const TOKEN_MIN: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Read images: ReadImage, SearchImage, ProcessImage to the caller.
+    /// Read images and lists of them: ReadImage, SearchImage, ListNames, ProcessImage to the caller.
     Read,
     /// Write images: WriteImage, ProcessImage to a destination.
     Write,
+    /// Delete images: DeleteImage.
+    Delete,
     /// Submit jobs, and see and cancel its own.
     Jobs,
     /// All of these, with everybody's jobs.
@@ -54,6 +56,7 @@ impl fmt::Display for Scope {
         f.write_str(match self {
             Self::Read => "read",
             Self::Write => "write",
+            Self::Delete => "delete",
             Self::Jobs => "jobs",
             Self::Admin => "admin",
             Self::Worker => "worker",
@@ -87,7 +90,7 @@ pub enum TokensError {
     /// It is not such a file.
     #[error(
         "{} is not a file of tokens, at line {line}: expected [[token]] with a name, a sha256 or a value, and scopes \
-         of read, write, jobs, admin and worker",
+         of read, write, delete, jobs, admin and worker",
         .path.display()
     )]
     Syntax {

@@ -16,7 +16,7 @@ use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
 use occy_pipeline::manifest::Family;
-use occy_pipeline::open::Settings;
+use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::PlatformChoice;
@@ -72,6 +72,8 @@ pub enum Ends {
     BothNamed,
     /// The source alone: the destination is the caller, or nothing.
     SourceNamed,
+    /// The source alone, which may be a registry as a whole.
+    PlaceNamed,
     /// The destination alone: the source is the caller.
     DestinationNamed,
     /// Either, both or none: what is empty is the caller.
@@ -153,7 +155,7 @@ impl Gate {
     ) -> Result<Work, ServiceError> {
         let (source, destination) = match ends {
             Ends::BothNamed => (Some(true), Some(true)),
-            Ends::SourceNamed => (Some(true), Some(false)),
+            Ends::SourceNamed | Ends::PlaceNamed => (Some(true), Some(false)),
             Ends::DestinationNamed => (Some(false), Some(true)),
             Ends::Any => (None, None),
         };
@@ -211,7 +213,10 @@ impl Gate {
             },
             compression,
             format,
-            source_registry: self.registry(&spec.source, logins),
+            source_registry: match ends {
+                Ends::PlaceNamed => self.place(&spec.source, logins),
+                _ => self.registry(&spec.source, logins),
+            },
             destination_registry: self.registry(&spec.destination, logins),
             // docker:// is not for strangers, so nobody asks for these.
             engine: engine::Options::default(),
@@ -271,6 +276,16 @@ impl Gate {
         let reference = uri.and_then(|uri| uri.rest.parse::<Reference>().ok());
         let credentials = reference.and_then(|reference| logins.for_host(reference.host()));
         registry::Options { credentials, ..self.registry.clone() }
+    }
+
+    /// The same, of one that may be named as a whole.
+    fn place(&self, place: &str, logins: &Logins) -> registry::Options {
+        match open::registry_name(place) {
+            Some(host) => {
+                registry::Options { credentials: logins.for_host(host.as_str()), ..self.registry.clone() }
+            }
+            None => self.registry(place, logins),
+        }
     }
 
     fn check_end(&self, field: &'static str, text: &str, named: Option<bool>) -> Result<(), ServiceError> {

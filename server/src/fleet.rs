@@ -232,13 +232,12 @@ impl Fleet {
         &self.0.attempts
     }
 
-    /// Adds a worker that connected, under its name or one that nobody else has; `seat` is told which. It leaves by dropping what it
-    /// gets.
+    /// Adds a worker that connected, under its name or one that nobody else has. It leaves by dropping what it gets.
     pub fn join(
         &self,
         about: About,
         offers: Capabilities,
-        seat: impl FnOnce(&str) -> RemoteSeat,
+        seat: RemoteSeat,
     ) -> Result<Membership, ServiceError> {
         let mut state = self.lock();
         if state.members.len() >= WORKERS_MAX {
@@ -251,7 +250,7 @@ impl Fleet {
             number += 1;
             name = format!("{}-{number}", about.name);
         }
-        let seat = Seat::Remote(seat(&name));
+        let seat = Seat::Remote(seat);
         let id = state.add(About { name: name.clone(), ..about }, offers, seat);
         let seat = Arc::clone(&state.members[&id].seat);
         drop(state);
@@ -266,6 +265,11 @@ impl Fleet {
         *draining = true;
         durable.iter().for_each(|queue| schedule.hold(*queue));
         members.values().for_each(|member| member.seat.drain());
+    }
+
+    /// Whether it begins no layer of a durable job any more.
+    pub fn is_draining(&self) -> bool {
+        self.lock().draining
     }
 
     /// Sends connected workers away.
@@ -378,6 +382,12 @@ impl Membership {
             member.offers = Capabilities::default();
         }
         drop(state);
+        self.fleet.changed();
+    }
+
+    /// The worker gets no more layers until it is back, and keeps those that it has.
+    pub fn set_away(&self, is_away: bool) {
+        self.fleet.lock().schedule.set_away(self.id, is_away);
         self.fleet.changed();
     }
 
@@ -615,8 +625,8 @@ mod tests {
 
     fn join(fleet: &Fleet, name: &str, offers: &[&str]) -> Membership {
         let about = About { name: name.to_owned(), version: String::new(), filters: Vec::new(), slots: 1 };
-        let (messages, _) = tokio::sync::mpsc::channel(1);
-        fleet.join(about, needs(offers), |_| RemoteSeat::new(messages)).unwrap()
+        let (returns, _) = tokio::sync::mpsc::channel(1);
+        fleet.join(about, needs(offers), RemoteSeat::new(returns)).unwrap()
     }
 
     #[tokio::test]

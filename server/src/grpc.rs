@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 
 use crate::access::{Access, Caller, Scope};
 use crate::admit::{Ends, Gate};
-use crate::call::{self, Answer, Elements, look};
+use crate::call::{self, Answer, Elements, look, names};
 use crate::client::Client;
 use crate::credentials::Logins;
 use crate::error::ServiceError;
@@ -72,6 +72,7 @@ impl PipelineService for Api {
     type SearchImageStream = Answered<v1::SearchImageResponse>;
     type InspectImageStream = Answered<v1::InspectImageResponse>;
     type CheckImageStream = Answered<v1::CheckImageResponse>;
+    type ListNamesStream = Answered<v1::ListNamesResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
 
     async fn read_image(
@@ -242,6 +243,46 @@ impl PipelineService for Api {
             self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let parts = answer(place, deadline, move |parts| look::check(work, fast, parts));
         Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
+    }
+
+    async fn list_names(
+        &self,
+        request: Request<v1::ListNamesRequest>,
+    ) -> Result<Response<Self::ListNamesStream>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        let v1::ListNamesRequest { place: source, credentials } = request.into_inner();
+        let spec = v1::PipelineSpec { source, ..v1::PipelineSpec::default() };
+        let work =
+            self.0.gate.admit(&spec, Ends::PlaceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
+        Ok(Response::new(answer(place, deadline, move |answers| names::list(work, answers))))
+    }
+
+    async fn resolve_image(
+        &self,
+        request: Request<v1::ResolveImageRequest>,
+    ) -> Result<Response<v1::ResolveImageResponse>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        let v1::ResolveImageRequest { image: source, platform, credentials } = request.into_inner();
+        let spec = v1::PipelineSpec { source, platform: platform.clone(), ..v1::PipelineSpec::default() };
+        let work =
+            self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
+        let platform = platform.map(|_| work.settings.platform.resolve());
+        one(answer(place, deadline, move |answers| names::resolve(work, platform, answers))).await
+    }
+
+    async fn delete_image(
+        &self,
+        request: Request<v1::DeleteImageRequest>,
+    ) -> Result<Response<v1::DeleteImageResponse>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Delete)?;
+        let v1::DeleteImageRequest { image: destination, all_tags, credentials } = request.into_inner();
+        let spec = v1::PipelineSpec { destination, ..v1::PipelineSpec::default() };
+        let logins = Logins::of(credentials)?;
+        let work = self.0.gate.admit(&spec, Ends::DestinationNamed, &caller.tenant, &logins).await?;
+        one(answer(place, deadline, move |answers| names::delete(work, all_tags, answers))).await
     }
 
     async fn submit_job(
@@ -475,6 +516,12 @@ where
         Some((Err(end.status()), None))
     })
     .boxed()
+}
+
+/// The one answer of a call.
+async fn one<T>(mut answers: Answered<T>) -> Result<Response<T>, Status> {
+    let answer = answers.try_next().await?.ok_or_else(|| Status::internal("there is no answer"))?;
+    Ok(Response::new(answer))
 }
 
 struct Answering<A> {

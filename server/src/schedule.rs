@@ -78,6 +78,8 @@ struct Queue {
 struct Worker {
     offer: u64,
     free: usize,
+    /// Whether it cannot be given anything.
+    is_away: bool,
 }
 
 /// A tenant's place in every line: layers at work, then its turn, which is nobody else's.
@@ -131,7 +133,7 @@ impl Schedule {
             id
         });
         let id = self.next_number();
-        self.workers.insert(id, Worker { offer, free: 0 });
+        self.workers.insert(id, Worker { offer, free: 0, is_away: false });
         self.offer_mut(offer).workers += 1;
         self.free(id, |free| free + slots);
         id
@@ -151,9 +153,17 @@ impl Schedule {
         }
     }
 
-    /// A worker's free slots.
+    /// A worker gets no layers while it is away, and keeps those that it has.
+    pub fn set_away(&mut self, id: u64, is_away: bool) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.is_away = is_away;
+        }
+        self.free(id, |free| free);
+    }
+
+    /// A worker's free slots: none while it is away.
     pub fn free_slots(&self, worker: u64) -> usize {
-        self.workers.get(&worker).map_or(0, |worker| worker.free)
+        self.workers.get(&worker).map_or(0, |worker| if worker.is_away { 0 } else { worker.free })
     }
 
     /// A queue without layers.
@@ -304,9 +314,10 @@ impl Schedule {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let (before, after, offer) = (worker.free, change(worker.free), worker.offer);
         worker.free = after;
+        let is_away = worker.is_away;
         let offer = self.offer_mut(offer);
         offer.free.remove(&(Reverse(before), id));
-        if after > 0 {
+        if after > 0 && !is_away {
             offer.free.insert((Reverse(after), id));
         }
     }
@@ -348,6 +359,7 @@ mod tests {
     enum Event {
         WorkerCame { offers: Vec<usize>, slots: usize },
         WorkerWent(Index),
+        WorkerAway(Index, bool),
         JobCame { tenant: usize, needs: Vec<usize> },
         JobWent(Index),
         JobHeld(Index),
@@ -363,6 +375,7 @@ mod tests {
         prop_oneof![
             2 => (words(), 0usize..4).prop_map(|(offers, slots)| Event::WorkerCame { offers, slots }),
             1 => any().prop_map(Event::WorkerWent),
+            1 => (any(), prop::bool::ANY).prop_map(|(worker, away)| Event::WorkerAway(worker, away)),
             3 => (0usize..3, words()).prop_map(|(tenant, needs)| Event::JobCame { tenant, needs }),
             1 => any().prop_map(Event::JobWent),
             1 => any().prop_map(Event::JobHeld),
@@ -394,6 +407,7 @@ mod tests {
         queues: Vec<PlainQueue>,
         /// Id, what it offers, its slots.
         workers: Vec<(u64, Capabilities, usize)>,
+        away: HashSet<u64>,
         running: Vec<Assignment>,
         began: HashSet<u64>,
     }
@@ -410,7 +424,7 @@ mod tests {
         }
 
         fn free(&self, worker: u64, slots: usize) -> usize {
-            slots - self.running(|at| at.worker == worker)
+            if self.away.contains(&worker) { 0 } else { slots - self.running(|at| at.worker == worker) }
         }
 
         /// The rule.
@@ -463,6 +477,14 @@ mod tests {
                     let (id, ..) = self.workers.remove(index.index(self.workers.len()));
                     schedule.remove_worker(id);
                 }
+                Event::WorkerAway(index, is_away) if !self.workers.is_empty() => {
+                    let id = self.workers[index.index(self.workers.len())].0;
+                    schedule.set_away(id, *is_away);
+                    match is_away {
+                        true => self.away.insert(id),
+                        false => self.away.remove(&id),
+                    };
+                }
                 Event::JobCame { tenant: number, needs } => {
                     let needs = set(needs);
                     self.turn += 1;
@@ -513,7 +535,7 @@ mod tests {
                         self.begin(next);
                     }
                 }
-                Event::WorkerWent(_) | Event::LayerEnded(_) => {}
+                Event::WorkerWent(_) | Event::WorkerAway(..) | Event::LayerEnded(_) => {}
             }
         }
     }

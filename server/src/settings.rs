@@ -76,7 +76,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "OCCYSTRAP_TLS_CLIENT_CA")]
     pub tls_client_ca: Option<PathBuf>,
     /// Let only those in who send a token of this TOML file, which is read again when it changes: [[token]] with name, sha256 (or
-    /// value) and scopes of read, write, jobs, admin, worker.
+    /// value) and scopes of read, write, delete, jobs, admin, worker.
     #[arg(long, value_name = "FILE", env = "OCCYSTRAP_TOKENS_FILE")]
     pub tokens_file: Option<PathBuf>,
     /// Calls at once. More are refused.

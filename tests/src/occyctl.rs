@@ -49,7 +49,9 @@ pub struct Run {
 pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
     let is_shared = arguments.first().is_some_and(|command| {
-        ["process", "search", "info", "check"].iter().any(|shared| command == *shared)
+        ["process", "search", "info", "check", "ls", "tags", "digest", "delete"]
+            .iter()
+            .any(|shared| command == *shared)
     });
     let is_own = |argument: &OsString| {
         let name = argument.to_string_lossy();

@@ -20,17 +20,22 @@ use tokio::time::timeout;
 /// How long the coordinator, which may have to ask a token server more than once, may take.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// The requests of one connection that have no answer yet. Clones are handles on the same ones.
-#[derive(Clone)]
-pub struct Desk {
-    said: mpsc::Sender<ConnectRequest>,
-    waiting: Arc<Mutex<Waiting>>,
-}
+/// The requests that have no answer yet, on one connection after the other. Clones are handles on the same ones.
+#[derive(Clone, Default)]
+pub struct Desk(Arc<Mutex<Waiting>>);
 
 #[derive(Default)]
 struct Waiting {
+    /// Where the worker speaks. None while there is no connection.
+    said: Option<mpsc::Sender<ConnectRequest>>,
     last: u64,
-    answers: HashMap<u64, oneshot::Sender<AccessAnswer>>,
+    requests: HashMap<u64, Pending>,
+}
+
+/// A request, and where its answer goes.
+struct Pending {
+    request: AccessRequest,
+    answer: oneshot::Sender<AccessAnswer>,
 }
 
 /// Asks for one attempt.
@@ -46,9 +51,25 @@ struct Place<'a> {
 }
 
 impl Desk {
-    /// That of a connection, on which the worker speaks through `said`.
-    pub fn new(said: mpsc::Sender<ConnectRequest>) -> Self {
-        Self { said, waiting: Arc::default() }
+    /// The worker speaks through `said` from now on. What has no answer yet is asked again.
+    ///
+    /// # Cancel safety
+    /// Cancelled, some of that may not have been asked again until the next connection.
+    pub async fn connect(&self, said: &mpsc::Sender<ConnectRequest>) {
+        let unanswered: Vec<_> = {
+            let mut waiting = self.lock();
+            waiting.said = Some(said.clone());
+            waiting.requests.values().map(|pending| pending.request.clone()).collect()
+        };
+        for request in unanswered {
+            // A connection that is lost already is followed by another one.
+            let _ = said.send(ConnectRequest { message: Some(Message::Access(request)) }).await;
+        }
+    }
+
+    /// The connection is lost: requests wait for the next one.
+    pub fn disconnect(&self) {
+        self.lock().said = None;
     }
 
     /// Gets rights for an attempt.
@@ -58,14 +79,14 @@ impl Desk {
 
     /// Takes an answer. One that nobody waits for any more changes nothing.
     pub fn answer(&self, answer: AccessAnswer) {
-        if let Some(waiting) = self.lock().answers.remove(&answer.request_id) {
+        if let Some(pending) = self.lock().requests.remove(&answer.request_id) {
             // Who has stopped waiting in this moment does not need it.
-            let _ = waiting.send(answer);
+            let _ = pending.answer.send(answer);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,7 +98,7 @@ impl fmt::Debug for Applicant {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.desk.lock().answers.remove(&self.id);
+        self.desk.lock().requests.remove(&self.id);
     }
 }
 
@@ -85,34 +106,32 @@ impl Drop for Place<'_> {
 impl Grantor for Applicant {
     async fn grant(&self, host: &str, rights: Vec<Right>, refused: bool) -> Result<Grant, Denied> {
         let (answer, answered) = oneshot::channel();
-        let id = {
-            let mut waiting = self.desk.lock();
-            waiting.last += 1;
-            let id = waiting.last;
-            waiting.answers.insert(id, answer);
-            id
-        };
-        let _place = Place { desk: &self.desk, id };
         let repositories = rights.into_iter().map(|right| RepositoryAccess {
             repository: right.repository,
             push: right.access == registry::Access::Push,
         });
-        let request = AccessRequest {
+        let mut request = AccessRequest {
             attempt: self.attempt.expose().to_owned(),
-            request_id: id,
+            request_id: 0,
             host: host.to_owned(),
             repositories: repositories.collect(),
             refused,
         };
-        let lost = |_| denied("the coordinator is gone");
-        self.desk
-            .said
-            .send(ConnectRequest { message: Some(Message::Access(request)) })
-            .await
-            .map_err(|_| denied("the coordinator is gone"))?;
+        let (id, said) = {
+            let mut waiting = self.desk.lock();
+            waiting.last += 1;
+            request.request_id = waiting.last;
+            waiting.requests.insert(request.request_id, Pending { request: request.clone(), answer });
+            (request.request_id, waiting.said.clone())
+        };
+        let _place = Place { desk: &self.desk, id };
+        if let Some(said) = said {
+            // What a connection that is lost does not carry is asked again on the next one.
+            let _ = said.send(ConnectRequest { message: Some(Message::Access(request)) }).await;
+        }
         let answer =
             timeout(PATIENCE, answered).await.map_err(|_| denied("the coordinator did not answer"))?;
-        let AccessAnswer { access, valid_for, .. } = answer.map_err(lost)?;
+        let AccessAnswer { access, valid_for, .. } = answer.map_err(|_| denied("the coordinator is gone"))?;
         match access {
             None => Ok(Grant::Nothing),
             Some(Access::Token(token)) => {
@@ -137,9 +156,10 @@ fn denied(message: &str) -> Denied {
 mod tests {
     use super::*;
 
-    fn desk() -> (Desk, mpsc::Receiver<ConnectRequest>) {
+    async fn connect(desk: &Desk) -> mpsc::Receiver<ConnectRequest> {
         let (said, heard) = mpsc::channel(4);
-        (Desk::new(said), heard)
+        desk.connect(&said).await;
+        heard
     }
 
     async fn next(heard: &mut mpsc::Receiver<ConnectRequest>) -> AccessRequest {
@@ -151,7 +171,8 @@ mod tests {
 
     #[tokio::test]
     async fn answers_find_their_requests_in_any_order() {
-        let (desk, mut heard) = desk();
+        let desk = Desk::default();
+        let mut heard = connect(&desk).await;
         let rights = |name: &str| vec![Right { repository: name.to_owned(), access: registry::Access::Push }];
         let ask = |name: &'static str| {
             let grantor = desk.grantor("attempt");
@@ -175,21 +196,31 @@ mod tests {
         let granted = |token: &str| Ok(Grant::Token(token.to_owned().into(), Duration::from_secs(5)));
         assert_eq!(first.await.expect("it ran"), granted("for a"));
         assert_eq!(second.await.expect("it ran"), granted("for b"));
-        assert!(desk.lock().answers.is_empty());
+        assert!(desk.lock().requests.is_empty());
     }
 
     #[tokio::test]
-    async fn who_does_not_wait_any_more_is_forgotten_and_a_lost_coordinator_denies() {
-        let (desk, mut heard) = desk();
+    async fn who_does_not_wait_any_more_is_forgotten_and_who_does_asks_again_on_the_next_connection() {
+        let desk = Desk::default();
+        let mut heard = connect(&desk).await;
         let grantor = desk.grantor("attempt");
         let asking = tokio::spawn(async move { grantor.grant("host", Vec::new(), false).await });
         let request = next(&mut heard).await;
         asking.abort();
         assert!(asking.await.is_err());
-        assert!(desk.lock().answers.is_empty());
+        assert!(desk.lock().requests.is_empty());
         desk.answer(AccessAnswer { request_id: request.request_id, ..AccessAnswer::default() });
         drop(heard);
-        let error = desk.grantor("attempt").grant("host", Vec::new(), false).await.unwrap_err();
-        assert_eq!(error.status, None);
+        let grantor = desk.grantor("attempt");
+        let asking = tokio::spawn(async move { grantor.grant("host", Vec::new(), false).await });
+        // It waits, whether it found out that the connection is lost or not.
+        while desk.lock().requests.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        desk.disconnect();
+        let mut heard = connect(&desk).await;
+        let request = next(&mut heard).await;
+        desk.answer(AccessAnswer { request_id: request.request_id, ..AccessAnswer::default() });
+        assert_eq!(asking.await.expect("it ran"), Ok(Grant::Nothing));
     }
 }

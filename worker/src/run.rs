@@ -1,7 +1,8 @@
 //! The worker at work: connects, registers, runs what it is given, and comes back when the connection is lost.
 //!
-//! A lost connection ends all tasks: the coordinator gives them to others. So nothing here has to be remembered, and a worker
-//! that was stopped for a while, or cut off, cannot be in anybody's way.
+//! Tasks outlive a connection: the worker comes back with their attempts, and is told which of them count still. A coordinator that has
+//! not heard of it for the lease has given them to others, and so they end here by then, too. A worker that was stopped for a while, or
+//! cut off, cannot be in anybody's way.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -124,6 +125,7 @@ fn register(settings: &Settings) -> Register {
         outputs: outputs.map(str::to_owned).collect(),
         codecs: vec![Compression::Gzip.into(), Compression::Zstd.into()],
         asks_for_access: true,
+        attempts: Vec::new(),
         slots: settings.slots.map_or_else(|| u32::try_from(cores()).unwrap_or(1), u32::from),
     }
 }
@@ -183,13 +185,15 @@ impl Worker {
         registered: &impl Fn(&str),
     ) -> anyhow::Result<()> {
         let mut wait = BACKOFF.0;
-        while !*stopping.borrow() {
+        let mut session = Session::default();
+        // One that is being stopped comes back once more with what it has, if it is not too late.
+        while !*stopping.borrow() || session.has_time(self.patience) {
             let mut welcomed = false;
             let mut heard = |name: &str| {
                 welcomed = true;
                 registered(name);
             };
-            let lost = match self.connection(&mut stopping, &mut heard).await {
+            let lost = match self.connection(&mut session, &mut stopping, &mut heard).await {
                 Ok(()) => return Ok(()),
                 Err(Lost::Status(status)) if is_final(&status) => {
                     return Err(anyhow::anyhow!("{}", status.message())).with_context(|| {
@@ -205,23 +209,30 @@ impl Worker {
             let jittered = wait.mul_f64(0.5 + fastrand::f64());
             tracing::warn!(coordinator = %self.endpoint.uri(), "{lost}; connecting again in {jittered:.1?}");
             wait = (wait * 2).min(BACKOFF.1);
+            session.disconnect();
+            let is_stopping = *stopping.borrow();
+            let expiry = session.expiry;
             tokio::select! {
                 () = tokio::time::sleep(jittered) => {}
-                _ = stopping.wait_for(|&stopping| stopping) => {}
+                _ = stopping.wait_for(|&stopping| stopping), if !is_stopping => {}
+                () = until(expiry) => session.give_up(),
             }
         }
         Ok(())
     }
 
-    /// Connects and registers.
-    async fn open(&self) -> Result<(Outgoing, Streaming<ConnectResponse>, Welcome), Lost> {
+    /// Connects and registers, as one that has these attempts.
+    async fn open(
+        &self,
+        attempts: Vec<String>,
+    ) -> Result<(Outgoing, Streaming<ConnectResponse>, Welcome), Lost> {
         let channel = self.endpoint.connect().await.map_err(Lost::Connect)?;
         let mut client = WorkerServiceClient::new(channel)
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         let said = Outgoing(outgoing);
-        said.send(Said::Register(self.register.clone())).await?;
+        said.send(Said::Register(Register { attempts, ..self.register.clone() })).await?;
         let mut request = Request::new(ReceiverStream::new(requests));
         if let Some(path) = &self.token_file {
             let token = connect::token(path).await.map_err(Lost::Token)?;
@@ -236,53 +247,67 @@ impl Worker {
         }
     }
 
-    /// One connection, until the worker is stopped and has drained. Whatever else ends it ends its tasks, too.
+    /// One connection, until the worker is stopped and has drained. Its tasks outlive whatever else ends it.
     async fn connection(
         &self,
+        session: &mut Session,
         stopping: &mut watch::Receiver<bool>,
         registered: &mut impl FnMut(&str),
     ) -> Result<(), Lost> {
+        let has_none = session.tasks.is_empty();
         let (said, mut answers, welcome) = tokio::select! {
-            opened = self.open() => opened?,
-            _ = stopping.wait_for(|&stopping| stopping) => return Ok(()),
+            opened = self.open(session.tasks.attempts()) => opened?,
+            _ = stopping.wait_for(|&stopping| stopping), if has_none => return Ok(()),
         };
         tracing::info!(coordinator = %self.endpoint.uri(), name = welcome.worker_id, "registered");
         registered(&welcome.worker_id);
         let every = welcome.heartbeat_interval.and_then(|every| Duration::try_from(every).ok());
         let every = every.filter(|every| !every.is_zero()).unwrap_or(PROGRESS_EVERY);
         let (mut beat, mut told_progress) = (ticks(every), ticks(PROGRESS_EVERY.min(every)));
-        let mut tasks = Tasks::default();
-        let desk = Desk::new(said.0.clone());
-        // Set when the worker is being stopped.
-        let mut until: Option<Instant> = None;
-        while until.is_none() || !tasks.is_empty() {
+        session.lease = welcome.lease.and_then(|lease| Duration::try_from(lease).ok());
+        session.expiry = None;
+        session.tasks.keep(&welcome.attempts);
+        session.desk.connect(&said.0).await;
+        for result in session.tasks.results() {
+            said.send(Said::Result(result)).await?;
+        }
+        let Session { tasks, desk, until, .. } = session;
+        let keeps_results = welcome.lease.is_some();
+        let mut is_told = false;
+        while until.is_none() || tasks.is_wanted_until(*until) {
             tokio::select! {
                 // Whichever branch is lost is there again in the next round: none takes anything before it is ready.
                 answer = answers.message() => match answer?.ok_or(Lost::Ended)?.message {
-                    Some(Told::Task(task)) => tasks.start(&self.bench, task, &desk),
+                    Some(Told::Task(task)) => tasks.start(&self.bench, task, desk),
                     Some(Told::Access(answer)) => desk.answer(answer),
                     Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt),
+                    Some(Told::Taken(taken)) => tasks.forget(&taken.attempt),
                     Some(Told::Drain(_)) => tracing::info!("the coordinator is being stopped"),
                     Some(Told::Welcome(_)) | None => {}
                 },
                 Some(result) = tasks.ended() => if let Some(result) = result {
+                    if keeps_results {
+                        tasks.remember(result.clone());
+                    }
                     said.send(Said::Result(result)).await?;
                 },
                 _ = beat.tick() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
                 _ = told_progress.tick(), if !tasks.is_empty() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
-                _ = stopping.wait_for(|&stopping| stopping), if until.is_none() => {
+                _ = stopping.wait_for(|&stopping| stopping), if !is_told => {
                     tracing::info!(tasks = tasks.running.len(), "stopping: tasks come to their end");
                     said.send(Said::Draining(Draining {})).await?;
-                    until = Some(Instant::now() + self.patience);
+                    is_told = true;
+                    until.get_or_insert_with(|| Instant::now() + self.patience);
                 },
-                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                () = self::until(*until), if until.is_some() => {
                     for attempt in tasks.abort() {
                         said.send(Said::Result(handed_back(attempt))).await?;
                     }
                 }
             }
         }
-        drop((said, desk));
+        desk.disconnect();
+        drop(said);
         // The coordinator ends its side when it has read everything.
         let read = async { while let Ok(Some(_)) = answers.message().await {} };
         // In time or not: a task whose result is lost is begun again elsewhere.
@@ -315,11 +340,58 @@ impl Outgoing {
     }
 }
 
-/// The tasks of one connection, which end with the value.
+/// Waits until then; for ever, where it is not said.
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What outlives a connection.
+#[derive(Default)]
+struct Session {
+    tasks: Tasks,
+    desk: Desk,
+    /// How long the coordinator keeps the tasks of a worker that it does not hear of. None: not at all.
+    lease: Option<Duration>,
+    /// When it has given them to others. None while there is a connection.
+    expiry: Option<Instant>,
+    /// How long tasks may go on. Set when the worker is being stopped.
+    until: Option<Instant>,
+}
+
+impl Session {
+    /// The connection is lost.
+    fn disconnect(&mut self) {
+        self.desk.disconnect();
+        match self.lease {
+            Some(lease) => self.expiry = Some(self.expiry.unwrap_or_else(|| Instant::now() + lease)),
+            None => self.give_up(),
+        }
+    }
+
+    /// The tasks are others' now.
+    fn give_up(&mut self) {
+        self.expiry = None;
+        self.lease = None;
+        self.tasks = Tasks::default();
+    }
+
+    /// Whether a worker that is being stopped has something for which it may come back.
+    fn has_time(&mut self, patience: Duration) -> bool {
+        let until = *self.until.get_or_insert_with(|| Instant::now() + patience);
+        !self.tasks.is_empty() && Instant::now() < until
+    }
+}
+
+/// The tasks that a coordinator has given, which end with the value.
 #[derive(Default)]
 struct Tasks {
     set: JoinSet<TaskResult>,
     running: HashMap<Id, Running>,
+    /// Results of which nobody has said that they were taken, by their attempts.
+    untaken: HashMap<String, TaskResult>,
 }
 
 struct Running {
@@ -330,10 +402,47 @@ struct Running {
 
 impl Tasks {
     fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.running.is_empty() && self.untaken.is_empty()
+    }
+
+    /// Whether there is something to wait for. Results that were sent are not waited for any longer than tasks are.
+    fn is_wanted_until(&self, until: Option<Instant>) -> bool {
+        !self.running.is_empty()
+            || (!self.untaken.is_empty() && until.is_none_or(|until| Instant::now() < until))
+    }
+
+    /// All of which the coordinator may not know the end.
+    fn attempts(&self) -> Vec<String> {
+        let running = self.running.values().map(|running| &running.attempt);
+        running.chain(self.untaken.keys()).cloned().collect()
+    }
+
+    /// Ends all but these.
+    fn keep(&mut self, attempts: &[String]) {
+        for attempt in self.attempts().iter().filter(|attempt| !attempts.contains(attempt)) {
+            self.cancel(attempt);
+            self.forget(attempt);
+        }
+    }
+
+    /// Keeps a result until it was taken.
+    fn remember(&mut self, result: TaskResult) {
+        self.untaken.insert(result.attempt.clone(), result);
+    }
+
+    fn forget(&mut self, attempt: &str) {
+        self.untaken.remove(attempt);
+    }
+
+    fn results(&self) -> Vec<TaskResult> {
+        self.untaken.values().cloned().collect()
     }
 
     fn start(&mut self, bench: &Bench, task: Task, desk: &Desk) {
+        if self.attempts().contains(&task.attempt) {
+            // Told twice, where it could have been lost.
+            return;
+        }
         tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
         let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
         let (shared, desk) = (progress.clone(), desk.clone());

@@ -5,18 +5,21 @@ use occy_pipeline::open;
 use occy_pipeline::registry::Access;
 use serde_json::json;
 
-use super::{print_json, refuse_coordinator};
+use super::print_json;
 use crate::options::{Delete, Global, OutputFormat};
+use crate::remote::names as remote;
 use crate::settings::settings;
 use crate::{Exit, Untold, say};
 
 pub(crate) async fn run(options: &Delete, global: &Global) -> anyhow::Result<Exit> {
-    refuse_coordinator(global, "delete")?;
     let image = open::in_full(&options.image);
     // What is written to is a destination, for credentials too.
     let settings = settings(global, "", Some(&image))?;
     let (repository, reference) = open::image(&image, &settings, Access::Delete)?;
-    let deleted = delete(&repository, &reference, options.yes).await?;
+    let deleted = match &global.coordinator {
+        Some(_) => remote::delete(&image, options.yes, global).await?,
+        None => delete(&repository, &reference, options.yes).await?,
+    };
     let Deleted { digest, tag_only, tags } = &deleted;
     match global.output_format {
         OutputFormat::Json => print_json(&json!({

@@ -1,4 +1,4 @@
-//! `occyctl ls` and `occyctl tags`: names, printed page by page as they come.
+//! `occyctl ls` and `occyctl tags`: names, printed page by page as they come, from here or through a coordinator.
 
 use occy_pipeline::catalog::sort_by_version;
 use occy_pipeline::error::Error;
@@ -9,31 +9,39 @@ use occy_pipeline::tar::path::printable;
 use occy_pipeline::uri::UriError;
 use serde_json::json;
 
-use super::{print_bytes, print_json, refuse_coordinator};
+use super::{print_bytes, print_json};
 use crate::Exit;
 use crate::options::{Global, Ls, Order, OutputFormat, Tags};
+use crate::remote::names as remote;
 use crate::settings::settings;
 
 pub(crate) async fn list(options: &Ls, global: &Global) -> anyhow::Result<Exit> {
-    refuse_coordinator(global, "ls")?;
     match open_place(&options.name, global)? {
-        Place::Registry(client, host) => match global.output_format {
-            OutputFormat::Text => print_pages(client.repositories(&host)).await,
-            OutputFormat::Json => {
-                let repositories = client.repositories(&host).all().await.map_err(Error::from)?;
-                print_json(&json!({"registry": host.as_str(), "repositories": repositories}))
+        Place::Registry(client, host) => {
+            let mut pages = Pages::new(|| client.repositories(&host), &options.name, "ls", global).await?;
+            match global.output_format {
+                OutputFormat::Text => pages.print().await,
+                OutputFormat::Json => {
+                    let repositories = pages.all().await?;
+                    print_json(&json!({"registry": host.as_str(), "repositories": repositories}))
+                }
             }
-        },
-        Place::Repository(repository) => tags_of(&repository, Order::Registry, global).await,
+        }
+        Place::Repository(repository) => {
+            let pages = Pages::new(|| repository.tags(), &options.name, "ls", global).await?;
+            tags_of(&repository, pages, Order::Registry, global).await
+        }
         Place::Layout(layout) => images_of(&layout, &options.name, Order::Registry, global).await,
     }
 }
 
 pub(crate) async fn tags(options: &Tags, global: &Global) -> anyhow::Result<Exit> {
-    refuse_coordinator(global, "tags")?;
     match open_place(&options.repository, global)? {
         Place::Registry(_, host) => Err(Error::from(UriError::NoImage(host.to_string())).into()),
-        Place::Repository(repository) => tags_of(&repository, options.sort, global).await,
+        Place::Repository(repository) => {
+            let pages = Pages::new(|| repository.tags(), &options.repository, "tags", global).await?;
+            tags_of(&repository, pages, options.sort, global).await
+        }
         Place::Layout(layout) => images_of(&layout, &options.repository, options.sort, global).await,
     }
 }
@@ -43,11 +51,60 @@ fn open_place(name: &str, global: &Global) -> anyhow::Result<Place> {
     Ok(open::place(name, &settings)?)
 }
 
-async fn tags_of(repository: &Repository, order: Order, global: &Global) -> anyhow::Result<Exit> {
-    if (order, global.output_format) == (Order::Registry, OutputFormat::Text) {
-        return print_pages(repository.tags()).await;
+/// Where the names of a registry come from.
+enum Pages {
+    Here(Names),
+    Coordinator(remote::Names),
+}
+
+impl Pages {
+    /// Those of `here`, or of the same place as the coordinator sees it. A layout is always here.
+    async fn new(
+        here: impl FnOnce() -> Names,
+        place: &str,
+        command: &str,
+        global: &Global,
+    ) -> anyhow::Result<Self> {
+        match &global.coordinator {
+            None => Ok(Self::Here(here())),
+            Some(_) => remote::Names::of(place, command, global).await.map(Self::Coordinator),
+        }
     }
-    let tags = sorted(repository.tags().all().await.map_err(Error::from)?, order);
+
+    /// The next ones. None behind the last.
+    async fn page(&mut self) -> anyhow::Result<Option<Vec<String>>> {
+        match self {
+            Self::Here(names) => Ok(names.page().await.map_err(Error::from)?),
+            Self::Coordinator(names) => names.page().await,
+        }
+    }
+
+    async fn all(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut all = Vec::new();
+        while let Some(page) = self.page().await? {
+            all.extend(page);
+        }
+        Ok(all)
+    }
+
+    async fn print(&mut self) -> anyhow::Result<Exit> {
+        while let Some(page) = self.page().await? {
+            print_names(&page)?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+async fn tags_of(
+    repository: &Repository,
+    mut pages: Pages,
+    order: Order,
+    global: &Global,
+) -> anyhow::Result<Exit> {
+    if (order, global.output_format) == (Order::Registry, OutputFormat::Text) {
+        return pages.print().await;
+    }
+    let tags = sorted(pages.all().await?, order);
     match global.output_format {
         OutputFormat::Text => print_names(&tags),
         OutputFormat::Json => {
@@ -72,13 +129,6 @@ fn sorted(mut names: Vec<String>, order: Order) -> Vec<String> {
         Order::Version => sort_by_version(&mut names),
     }
     names
-}
-
-async fn print_pages(mut names: Names) -> anyhow::Result<Exit> {
-    while let Some(page) = names.page().await.map_err(Error::from)? {
-        print_names(&page)?;
-    }
-    Ok(Exit::Done)
 }
 
 fn print_names(names: &[String]) -> anyhow::Result<Exit> {

@@ -2,6 +2,7 @@
 //!
 //! It goes to the coordinator with the call, over a connection that nobody can read, for the registries that the call names.
 
+use occy_pipeline::open;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::registry::{Credentials, Options};
 use occy_pipeline::wire::convert;
@@ -50,6 +51,22 @@ pub(crate) async fn logins(
         }
     }
     Ok(logins)
+}
+
+/// For the registry of a place whose names are listed, which may be a registry as a whole.
+pub(crate) async fn logins_of_place(
+    global: &Global,
+    coordinator: &Coordinator,
+    place: &str,
+) -> anyhow::Result<Vec<RegistryCredentials>> {
+    let Some(host) = open::registry_name(place) else {
+        return logins(global, coordinator, place, None, Which::All).await;
+    };
+    let options = settings(global, place, None)?.source_registry;
+    let credentials = credentials(&options, host.as_str(), coordinator, Which::All).await?;
+    let host = host.as_str().to_owned();
+    let one = |credentials| RegistryCredentials { host, login: Some(convert::login(credentials)) };
+    Ok(credentials.map(one).into_iter().collect())
 }
 
 async fn credentials(

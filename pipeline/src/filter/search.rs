@@ -15,6 +15,10 @@ use super::{
 use crate::layer::Keep;
 use crate::tar::{self, Limits, Member, path};
 
+/// Bytes of a compiled regular expression. A few of them, `\w{60}` is one, need most of it and take a while to compile: no text of any
+/// length may take longer.
+const COMPILED_MAX: usize = 4 * 1024 * 1024;
+
 /// In the list of filters.
 pub static KIND: FilterKind = FilterKind {
     name: "search",
@@ -47,7 +51,8 @@ impl Search {
     /// Searches for a glob, or for a regular expression; an error says why the pattern is neither.
     pub fn new(pattern: &str, regex: bool, script_friendly: bool) -> Result<Self, String> {
         let matcher = if regex {
-            Matcher::Regex(regex::bytes::Regex::new(pattern).map_err(|error| error.to_string())?)
+            let regex = regex::bytes::RegexBuilder::new(pattern).size_limit(COMPILED_MAX).build();
+            Matcher::Regex(regex.map_err(|error| error.to_string())?)
         } else {
             Matcher::Glob(Patterns::one(pattern).map_err(|error| error.to_string())?)
         };

@@ -56,6 +56,10 @@ pub struct Attempts(Arc<Mutex<HashMap<String, Arc<Attempt>>>>);
 pub struct Attempt {
     /// Whose.
     worker: u64,
+    /// Where that is.
+    seat: RemoteSeat,
+    /// As the worker is told it.
+    message: Task,
     /// What it is about.
     pub(super) task: LayerTask,
     /// Taken by the first that ends it.
@@ -148,6 +152,10 @@ impl Attempt {
         Some(LayerSink { writer: Some(writer), stored: is_stored })
     }
 
+    fn is_going_on(&self) -> bool {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn end(&self, end: End) {
         if let Some(sender) = self.end.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // Nobody hears of an attempt that was given up in this moment.
@@ -163,6 +171,18 @@ impl Attempts {
     /// The attempt with this token.
     pub(super) fn find(&self, token: &str) -> Option<Arc<Attempt>> {
         self.lock().get(token).cloned()
+    }
+
+    /// Where the worker is that has the first of these which has not ended.
+    pub(super) fn seat(&self, tokens: &[String]) -> Option<RemoteSeat> {
+        tokens.iter().find_map(|token| self.find(token)).map(|attempt| attempt.seat.clone())
+    }
+
+    /// Those of a worker's whose end has not come: what it was told.
+    pub(super) fn of(&self, worker: u64) -> Vec<Task> {
+        let attempts = self.lock();
+        let its = attempts.values().filter(|attempt| attempt.is_of(worker) && attempt.is_going_on());
+        its.map(|attempt| attempt.message.clone()).collect()
     }
 
     /// What a worker says came of an attempt. One that is not its own, or not any more, changes nothing.
@@ -201,8 +221,11 @@ impl Attempts {
         }
         let (end, ended) = oneshot::channel();
         let (writes, written) = mpsc::channel(1);
+        let token = Uuid::new_v4().to_string();
         let attempt = Arc::new(Attempt {
             worker,
+            seat: seat.clone(),
+            message: message(&token, task, origin),
             task: task.clone(),
             end: Mutex::new(Some(end)),
             closed: watch::Sender::new(false),
@@ -213,12 +236,12 @@ impl Attempts {
         let progress = task.layer_progress();
         progress.bytes.reset();
         progress.set(LayerState::Running);
-        let mut open = Open::new(self, seat, Arc::clone(&attempt));
+        let mut open = Open::new(self, token, Arc::clone(&attempt));
         // Lost since the lease was given: nobody will say so any more.
         if seat.is_lost() {
             return Err(Failure::Worker("it was lost".to_owned()));
         }
-        seat.give(message(&open.token, task, origin))
+        seat.give(attempt.message.clone())
             .map_err(|NotTold| Failure::Worker("it does not read what it is told".to_owned()))?;
         let (end, stored) = open.follow(ended, written).await?;
         let outcome = match end {
@@ -254,7 +277,6 @@ impl Attempts {
 /// An attempt that is going on. Dropped, it has ended.
 struct Open<'a> {
     attempts: &'a Attempts,
-    seat: &'a RemoteSeat,
     token: String,
     attempt: Arc<Attempt>,
     /// The worker has nothing to do with it any more.
@@ -262,10 +284,9 @@ struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    fn new(attempts: &'a Attempts, seat: &'a RemoteSeat, attempt: Arc<Attempt>) -> Self {
-        let token = Uuid::new_v4().to_string();
+    fn new(attempts: &'a Attempts, token: String, attempt: Arc<Attempt>) -> Self {
         attempts.lock().insert(token.clone(), Arc::clone(&attempt));
-        Self { attempts, seat, token, attempt, is_done: false }
+        Self { attempts, token, attempt, is_done: false }
     }
 
     /// Stores what the worker writes until the attempt ends; gives its end, and what was stored last.
@@ -321,7 +342,7 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.close();
         if !self.is_done {
-            self.seat.cancel(&self.token);
+            self.attempt.seat.cancel(&self.token);
         }
     }
 }
@@ -481,8 +502,8 @@ mod tests {
     use occy_pipeline::spool::SpoolDir;
     use occy_pipeline::tar::Limits;
     use occy_pipeline::task::LayerPlan;
-    use occy_proto::v1::ConnectResponse;
     use occy_proto::v1::connect_response::Message;
+    use occy_proto::v1::{ConnectResponse, Welcome};
     use tokio::time::timeout;
     use tonic::Status;
 
@@ -519,11 +540,17 @@ mod tests {
 
     fn seat() -> (RemoteSeat, Told) {
         let (messages, told) = mpsc::channel(4);
-        (RemoteSeat::new(messages), told)
+        let seat = RemoteSeat::new(mpsc::channel(1).0);
+        seat.connect(messages, Welcome::default());
+        (seat, told)
     }
 
+    /// What it is told next, behind the welcome.
     async fn told(told: &mut Told) -> Message {
-        told.recv().await.unwrap().unwrap().message.unwrap()
+        match told.recv().await.unwrap().unwrap().message.unwrap() {
+            Message::Welcome(_) => told.recv().await.unwrap().unwrap().message.unwrap(),
+            other => other,
+        }
     }
 
     fn done(attempt: &str) -> TaskResult {
@@ -561,6 +588,28 @@ mod tests {
         assert_eq!(result.unwrap().stored, StoredLayer::Original);
         assert!(attempts.find(&attempt).is_none());
         attempts.finish(1, done(&attempt));
+    }
+
+    #[tokio::test]
+    async fn a_worker_without_a_stream_keeps_its_attempt_and_is_found_by_it() {
+        let attempts = Attempts::default();
+        let (seat, mut heard) = seat();
+        let (task, origin) = (task(), Origin::default());
+        let running = attempts.run(1, &seat, &task, &origin);
+        let returning = async {
+            let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
+            seat.disconnect();
+            let token = given.attempt.clone();
+            assert!(attempts.seat(&["another".to_owned(), token.clone()]).is_some());
+            assert!(attempts.seat(&["another".to_owned()]).is_none());
+            // Whoever comes back without it gets it once more.
+            assert_eq!(attempts.of(1), [given]);
+            assert!(attempts.of(2).is_empty());
+            attempts.finish(1, done(&token));
+            assert!(attempts.of(1).is_empty());
+        };
+        let (result, ()) = tokio::join!(running, returning);
+        assert_eq!(result.unwrap().stored, StoredLayer::Original);
     }
 
     #[tokio::test]

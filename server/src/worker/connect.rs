@@ -1,4 +1,6 @@
-//! WorkerService: a worker's stream, from its registration to its end.
+//! WorkerService: a worker's streams, from its registration to its end.
+//!
+//! A worker whose stream breaks keeps its place, and its attempts, until its lease has run out: it comes back by naming them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,16 +12,16 @@ use occy_pipeline::wire::convert;
 use occy_proto::v1::connect_request::Message as Said;
 use occy_proto::v1::connect_response::Message as Told;
 use occy_proto::v1::worker_service_server::WorkerService;
-use occy_proto::v1::{Compression, ConnectRequest, ConnectResponse, Register};
-use tokio::sync::mpsc;
+use occy_proto::v1::{Compression, ConnectRequest, ConnectResponse, Register, Welcome};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::access;
 use super::attempt::is_handed_back;
-use super::seat::{MESSAGES, Messages, RemoteSeat};
+use super::seat::{Line, MESSAGES, MESSAGES_EACH, RemoteSeat};
 use crate::access::{Access, Scope};
 use crate::admit;
 use crate::error::ServiceError;
@@ -32,6 +34,10 @@ const NAME_MAX: usize = 128;
 const OFFERS_MAX: usize = 256;
 /// Layers that a worker may have at once.
 const SLOTS_MAX: u32 = 1024;
+/// Attempts with which a worker may come back: those that it has, and those whose results were not taken.
+const ATTEMPTS_MAX: usize = 4096;
+/// Why workers go when the coordinator does.
+const STOPPED: &str = "the coordinator is being stopped";
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -58,17 +64,25 @@ impl WorkerService for Workers {
         let Some(Said::Register(register)) = first.and_then(|request| request.message) else {
             return Err(bad("message", "the first one is the registration").into());
         };
+        let attempts = register.attempts.clone();
         let (about, offers) = look_at(register)?;
-        let (messages, told) = mpsc::channel(MESSAGES + 2 * about.slots);
-        let heartbeat = welcome_interval(lease);
-        let member = fleet.join(about, offers, |name| {
-            let seat = RemoteSeat::new(messages.clone());
-            seat.welcome(name, heartbeat);
-            seat
-        })?;
+        let (messages, told) = mpsc::channel(MESSAGES + MESSAGES_EACH * about.slots);
+        let answers = Response::new(ReceiverStream::new(told).boxed());
+        let mut line = Line { requests, messages, attempts };
+        if let Some(seat) = fleet.attempts().seat(&line.attempts) {
+            match seat.come_back(line).await {
+                Ok(()) => return Ok(answers),
+                // It was given up in this moment.
+                Err(given_back) => line = given_back,
+            }
+        }
+        let (returned, returns) = mpsc::channel(1);
+        let seat = RemoteSeat::new(returned);
+        let member = fleet.join(about, offers, seat.clone())?;
         tracing::info!(worker = member.name(), "a worker has come");
-        tokio::spawn(listen(fleet.clone(), member, requests, messages));
-        Ok(Response::new(ReceiverStream::new(told).boxed()))
+        let (fleet, closed) = (fleet.clone(), fleet.closed());
+        tokio::spawn(Attendant { fleet, member, seat, returns, closed }.attend(line));
+        Ok(answers)
     }
 }
 
@@ -88,7 +102,9 @@ fn silent(lease: Duration) -> Status {
 /// What a worker says of itself, and what it offers.
 fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     let codecs: Vec<Compression> = register.codecs().collect();
-    let Register { name, version, encoder_version, filters, outputs, slots, asks_for_access, .. } = register;
+    let Register {
+        name, version, encoder_version, filters, outputs, slots, asks_for_access, attempts, ..
+    } = register;
     if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
         return Err(bad("name", "expected one of 1 to 128 bytes that can be printed"));
     }
@@ -99,6 +115,9 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
         || filters.iter().any(|filter| filter.options.len() > OFFERS_MAX)
     {
         return Err(bad("filters", "a worker can offer 256 of anything"));
+    }
+    if attempts.len() > ATTEMPTS_MAX || attempts.iter().any(|attempt| attempt.len() > NAME_MAX) {
+        return Err(bad("attempts", "a worker can come back with 4096 of them"));
     }
     let words = filters.iter().flat_map(|filter| filter.options.iter().chain([&filter.name, &filter.about]));
     let words = words.chain(&outputs).chain([&version, &encoder_version]);
@@ -116,79 +135,159 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     Ok((About { name, version, filters, slots }, Arc::new(offers)))
 }
 
-/// Hears a worker until it is silent for too long, or its stream ends.
-async fn listen(
+/// Who hears a worker, on one stream after the other.
+struct Attendant {
     fleet: Fleet,
     member: Membership,
-    mut requests: Streaming<ConnectRequest>,
-    messages: Messages,
-) {
-    let lease = fleet.patience().lease;
-    let mut closed = fleet.closed();
-    let mut until = Instant::now() + lease;
-    // Ends with the stream.
-    let mut asked: JoinSet<()> = JoinSet::new();
-    let (reason, status) = loop {
-        let message = tokio::select! {
-            // Whichever branch is lost is there again in the next round.
-            Some(_) = asked.join_next() => continue,
-            message = timeout_at(until, requests.message()) => message,
-            _ = closed.wait_for(|&closed| closed) => break ("the coordinator is being stopped".to_owned(), Some(ServiceError::Draining.status())),
+    seat: RemoteSeat,
+    /// Streams on which it comes back.
+    returns: mpsc::Receiver<Line>,
+    closed: watch::Receiver<bool>,
+}
+
+/// Why a stream is heard no more.
+enum Silence {
+    /// It broke, for that reason: the worker may come back.
+    Broken(String),
+    /// The worker has come back before that was known.
+    Returned(Box<Line>),
+    /// The worker is gone, for that reason.
+    Gone(String),
+}
+
+impl Attendant {
+    /// Hears the worker until it is silent for too long, or has left.
+    async fn attend(mut self, mut line: Line) {
+        let reason = loop {
+            self.welcome(&line);
+            let mut heard = Instant::now();
+            line = match self.hear(line, &mut heard).await {
+                Silence::Returned(line) => *line,
+                Silence::Gone(reason) => break reason,
+                Silence::Broken(reason) => match self.miss(reason, heard).await {
+                    Ok(line) => line,
+                    Err(reason) => break reason,
+                },
+            };
+            tracing::info!(worker = self.member.name(), "a worker has come back");
         };
-        until = Instant::now() + lease;
-        match message {
-            Ok(Ok(Some(ConnectRequest { message }))) => match message {
+        tracing::info!(worker = self.member.name(), reason, "a worker has gone");
+        self.seat.disconnect();
+        self.member.leave(&reason);
+    }
+
+    /// Tells the worker who it is, and what of all that it may have missed still counts.
+    fn welcome(&self, line: &Line) {
+        let (attempts, worker) = (self.fleet.attempts(), self.member.id());
+        let is_its = |token: &String| attempts.find(token).is_some_and(|attempt| attempt.is_of(worker));
+        let kept: Vec<_> = line.attempts.iter().filter(|token| is_its(token)).cloned().collect();
+        let lease = self.fleet.patience().lease;
+        let welcome = Welcome {
+            worker_id: self.member.name().to_owned(),
+            heartbeat_interval: prost_types::Duration::try_from(welcome_interval(lease)).ok(),
+            attempts: kept.clone(),
+            lease: prost_types::Duration::try_from(lease).ok(),
+        };
+        self.seat.connect(line.messages.clone(), welcome);
+        // What was given or taken away while nobody heard it. From here on it is told like everything else.
+        let missed = attempts.of(worker).into_iter().filter(|task| !line.attempts.contains(&task.attempt));
+        for task in missed {
+            // There is room for a task in each slot.
+            let _ = self.seat.give(task);
+        }
+        kept.iter().filter(|token| !is_its(token)).for_each(|token| self.seat.cancel(token));
+        if self.fleet.is_draining() {
+            self.seat.drain();
+        }
+        self.member.set_away(false);
+    }
+
+    /// Hears what the worker says on one stream. `heard` is when it last said something.
+    async fn hear(&mut self, line: Line, heard: &mut Instant) -> Silence {
+        let Line { mut requests, messages, .. } = line;
+        let (lease, worker) = (self.fleet.patience().lease, self.member.id());
+        let attempts = self.fleet.attempts();
+        // Ends with the stream.
+        let mut asked: JoinSet<()> = JoinSet::new();
+        let (reason, status) = loop {
+            let message = tokio::select! {
+                // Whichever branch is lost is there again in the next round.
+                Some(_) = asked.join_next() => continue,
+                Some(line) = self.returns.recv() => return Silence::Returned(Box::new(line)),
+                message = timeout_at(*heard + lease, requests.message()) => message,
+                _ = self.closed.wait_for(|&closed| closed) => break (STOPPED.to_owned(), ServiceError::Draining.status()),
+            };
+            let message = match message {
+                Ok(Ok(Some(ConnectRequest { message }))) => message,
+                Ok(Ok(None)) => return Silence::Broken("it has left".to_owned()),
+                Ok(Err(status)) => {
+                    return Silence::Broken(format!("its connection broke: {}", status.message()));
+                }
+                Err(_) => break (format!("it was not heard of for {lease:?}"), silent(lease)),
+            };
+            *heard = Instant::now();
+            match message {
                 // There is room for as many answers.
                 Some(Said::Access(_)) if asked.len() >= messages.max_capacity() => {
                     let error = bad("access", "more requests than its tasks can have");
-                    break (error.to_string(), Some(error.status()));
+                    break (error.to_string(), error.status());
                 }
                 Some(Said::Access(request)) => {
-                    let (attempts, worker, messages) =
-                        (fleet.attempts().clone(), member.id(), messages.clone());
+                    let (attempts, messages) = (attempts.clone(), messages.clone());
                     asked.spawn(async move {
                         let answer = access::answer(&attempts, worker, request).await;
-                        // One that is gone needs it no more.
+                        // One that is gone needs it no more, or asks again.
                         let _ =
                             messages.send(Ok(ConnectResponse { message: Some(Told::Access(answer)) })).await;
                     });
                 }
                 Some(Said::Heartbeat(heartbeat)) => {
                     for task in heartbeat.tasks {
-                        if let Some(attempt) =
-                            fleet.attempts().find(&task.attempt).filter(|one| one.is_of(member.id()))
-                        {
+                        if let Some(attempt) = attempts.find(&task.attempt).filter(|one| one.is_of(worker)) {
                             attempt.progress(task.bytes);
                         }
                     }
                 }
                 Some(Said::Result(result)) => {
                     if is_handed_back(&result) {
-                        member.retire();
+                        self.member.retire();
                     }
-                    fleet.attempts().finish(member.id(), result);
+                    let attempt = result.attempt.clone();
+                    attempts.finish(worker, result);
+                    self.seat.taken(attempt);
                 }
                 Some(Said::Draining(_)) => {
-                    tracing::info!(worker = member.name(), "a worker is being stopped");
-                    member.retire();
+                    tracing::info!(worker = self.member.name(), "a worker is being stopped");
+                    self.member.retire();
                 }
                 Some(Said::Register(_)) => {
                     let error = bad("message", "a worker registers once");
-                    break (error.to_string(), Some(error.status()));
+                    break (error.to_string(), error.status());
                 }
                 // A kind of message that is newer than this coordinator.
                 None => {}
-            },
-            Ok(Ok(None)) => break ("it has left".to_owned(), None),
-            Ok(Err(status)) => break (format!("its connection broke: {}", status.message()), None),
-            Err(_) => break (format!("it was not heard of for {lease:?}"), Some(silent(lease))),
-        }
-    };
-    tracing::info!(worker = member.name(), reason, "a worker has gone");
-    member.leave(&reason);
-    if let Some(status) = status {
+            }
+        };
         // Why its stream ends, if it still reads.
         let _ = messages.try_send(Err(status));
+        Silence::Gone(reason)
+    }
+
+    /// Waits until the worker, whose stream broke, comes back, as long as it has anything to come back with. Otherwise says why it is
+    /// gone.
+    async fn miss(&mut self, reason: String, heard: Instant) -> Result<Line, String> {
+        self.seat.disconnect();
+        self.member.set_away(true);
+        if self.fleet.attempts().of(self.member.id()).is_empty() {
+            return Err(reason);
+        }
+        tracing::info!(worker = self.member.name(), reason, "a worker is waited for");
+        let lease = self.fleet.patience().lease;
+        tokio::select! {
+            Some(line) = self.returns.recv() => Ok(line),
+            () = sleep_until(heard + lease) => Err(format!("{reason}; it was not heard of for {lease:?}")),
+            _ = self.closed.wait_for(|&closed| closed) => Err(STOPPED.to_owned()),
+        }
     }
 }
 
@@ -222,6 +321,7 @@ mod tests {
             Register { filters: vec![filter("f"); 257], ..good() },
             Register { filters: vec![filter(&"f".repeat(129))], ..good() },
             Register { outputs: vec!["o".repeat(129)], ..good() },
+            Register { attempts: vec![String::new(); 4097], ..good() },
         ] {
             assert!(look_at(bad.clone()).is_err(), "{bad:?}");
         }

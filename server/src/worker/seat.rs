@@ -1,33 +1,47 @@
-//! Where a layer's worker is: in this process, or behind a stream.
+//! Where a layer's worker is: in this process, or behind a stream, which may be another one from time to time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use occy_proto::v1::connect_response::Message;
-use occy_proto::v1::{CancelTask, ConnectResponse, Drain, Task, Welcome};
+use occy_proto::v1::{CancelTask, ConnectRequest, ConnectResponse, Drain, ResultTaken, Task, Welcome};
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
-/// Messages to a worker that it has not read yet, beside two for each of its slots.
+/// Messages to a worker that it has not read yet, beside [`MESSAGES_EACH`] for each of its slots.
 pub const MESSAGES: usize = 16;
+/// A task, its end, and that its result was taken.
+pub const MESSAGES_EACH: usize = 3;
 
-/// A worker's stream.
+/// What a worker is told on a stream.
 pub type Messages = mpsc::Sender<Result<ConnectResponse, Status>>;
+
+/// A stream of a worker's, behind its registration.
+#[derive(Debug)]
+pub struct Line {
+    /// What it says.
+    pub requests: Streaming<ConnectRequest>,
+    /// What it is told.
+    pub messages: Messages,
+    /// The attempts that it says it has.
+    pub attempts: Vec<String>,
+}
 
 /// Where a worker is.
 #[derive(Clone, Debug)]
 pub enum Seat {
     /// In this process.
     Here,
-    /// Behind this stream.
+    /// Behind a stream.
     Remote(RemoteSeat),
 }
 
 /// A connected worker.
 #[derive(Clone, Debug)]
 pub struct RemoteSeat {
-    messages: Messages,
+    /// None while it has no stream.
+    messages: Arc<Mutex<Option<Messages>>>,
+    returns: mpsc::Sender<Line>,
     is_lost: Arc<AtomicBool>,
 }
 
@@ -39,8 +53,7 @@ impl Seat {
     /// Tells a connected worker that no more layers come.
     pub fn drain(&self) {
         if let Self::Remote(seat) = self {
-            // One that is gone needs not to know.
-            let _ = seat.tell(Message::Drain(Drain {}));
+            seat.drain();
         }
     }
 
@@ -53,9 +66,9 @@ impl Seat {
 }
 
 impl RemoteSeat {
-    /// The worker behind a stream that has room for [`MESSAGES`] and two for each slot.
-    pub fn new(messages: Messages) -> Self {
-        Self { messages, is_lost: Arc::default() }
+    /// That of a worker without a stream yet. Whoever attends to it hears at the other end of `returns` when it comes back.
+    pub fn new(returns: mpsc::Sender<Line>) -> Self {
+        Self { messages: Arc::default(), returns, is_lost: Arc::default() }
     }
 
     /// Whether the worker was lost.
@@ -63,26 +76,58 @@ impl RemoteSeat {
         self.is_lost.load(Ordering::SeqCst)
     }
 
-    /// Tells it its name, before anything else, and how often it has to be heard of.
-    pub fn welcome(&self, name: &str, heartbeat: Duration) {
-        let heartbeat_interval = prost_types::Duration::try_from(heartbeat).ok();
-        let welcome = Welcome { worker_id: name.to_owned(), heartbeat_interval };
-        // There is room for the first message, and who is gone is found out soon.
-        let _ = self.tell(Message::Welcome(welcome));
+    /// The worker has come back, on this stream. Given back where nobody attends to it any more.
+    pub async fn come_back(&self, line: Line) -> Result<(), Line> {
+        self.returns.send(line).await.map_err(|mpsc::error::SendError(line)| line)
     }
 
-    /// Gives it a layer.
+    /// The worker is behind this stream from now on, and hears its welcome before anything else. The stream has room for [`MESSAGES`],
+    /// and [`MESSAGES_EACH`] for each slot.
+    pub fn connect(&self, messages: Messages, welcome: Welcome) {
+        let mut line = self.line();
+        // There is room for the first message, and who is gone is found out soon.
+        let _ = messages.try_send(Ok(ConnectResponse { message: Some(Message::Welcome(welcome)) }));
+        *line = Some(messages);
+    }
+
+    /// Its stream is broken. What it is told meanwhile it has to be told again.
+    pub fn disconnect(&self) {
+        self.line().take();
+    }
+
+    /// Gives it a layer; one without a stream, when it comes back.
     pub fn give(&self, task: Task) -> Result<(), NotTold> {
         self.tell(Message::Task(task))
     }
 
+    /// Tells it that no more layers come.
+    pub fn drain(&self) {
+        // One that is gone needs not to know.
+        let _ = self.tell(Message::Drain(Drain {}));
+    }
+
     /// Takes a layer away again.
     pub fn cancel(&self, attempt: &str) {
-        // One that is gone has stopped, or will be told that it has nothing when it comes back.
+        // One that is gone has stopped, or is told which attempts count still when it comes back.
         let _ = self.tell(Message::Cancel(CancelTask { attempt: attempt.to_owned() }));
     }
 
+    /// Tells it that a result has come.
+    pub fn taken(&self, attempt: String) {
+        // One that does not hear it says the result again when it comes back.
+        let _ = self.tell(Message::Taken(ResultTaken { attempt }));
+    }
+
     fn tell(&self, message: Message) -> Result<(), NotTold> {
-        self.messages.try_send(Ok(ConnectResponse { message: Some(message) })).map_err(|_| NotTold)
+        match &*self.line() {
+            Some(messages) => {
+                messages.try_send(Ok(ConnectResponse { message: Some(message) })).map_err(|_| NotTold)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Option<Messages>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

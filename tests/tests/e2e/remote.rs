@@ -334,6 +334,65 @@ fn failures_are_told_the_same_with_the_same_exit_code() {
 }
 
 #[test]
+fn names_are_listed_resolved_and_deleted_as_without_a_coordinator() {
+    let stage = Stage::new();
+    let host = stage.registry.host();
+    for tag in ["1.10", "1.9", "latest"] {
+        stage.registry.push(&small(), "team/app", tag);
+    }
+    stage.registry.push(&Image::new(Family::Oci, layers()), "other", "1");
+    let (app, other) = (format!("{host}/team/app"), format!("registry://{host}/other:1"));
+    let (tagged, missing) = (format!("{app}:latest"), format!("{app}:none"));
+    let layout = format!("oci-layout://{}?tag=1", text(&stage.at("layout")));
+    locally(["process", &other, &layout]).ok();
+    let layout_place = format!("oci-layout://{}", text(&stage.at("layout")));
+    let json = ["--output-format", "json"];
+    for command in [
+        &["ls", host][..],
+        &["ls", &format!("registry://{host}/"), json[0], json[1]],
+        &["ls", &app],
+        &["tags", &app, "--sort", "version"],
+        &["tags", &app, "--sort", "name", json[0], json[1]],
+        &["ls", &layout_place],
+        &["digest", &tagged],
+        &["digest", &other, json[0], json[1]],
+        &["digest", &other, "--platform", "linux/amd64", json[0], json[1]],
+        &["digest", &layout],
+        // What fails says the same.
+        &["digest", &missing],
+        &["digest", &other, "--platform", "linux/s390x"],
+        &["tags", host],
+        &["tags", &format!("{host}/none")],
+        &["ls", &tagged],
+        &["delete", &missing],
+        // Other tags would go with it.
+        &["delete", &tagged],
+    ] {
+        let (here, there) = (locally(command).run(), through(&stage.coordinator, command).run());
+        assert_eq!(
+            (here.text(), &here.stderr, here.status.code()),
+            (there.text(), &there.stderr, there.status.code()),
+            "{command:?}"
+        );
+    }
+    // A deletion can be compared once for each of two images that are alike.
+    for copy in ["here", "there"] {
+        for tag in ["1", "2"] {
+            stage.registry.push(&small(), copy, tag);
+        }
+    }
+    let delete = |name: &str, run: &dyn Fn(&[&str]) -> Run| {
+        let image = format!("{host}/{name}:1");
+        let ended = run(&["delete", &image, "--yes", json[0], json[1]]).ok();
+        assert!(!stage.registry.has(name, "1"));
+        ended.text().replace(name, "NAME")
+    };
+    let (here, there) =
+        (delete("here", &|run| locally(run)), delete("there", &|run| through(&stage.coordinator, run)));
+    assert_eq!(here, there);
+}
+
+#[test]
 fn what_only_this_process_could_do_is_refused_by_name() {
     let stage = Stage::new();
     let source = stage.registry.push(&small(), "app", "1");
@@ -349,7 +408,13 @@ fn what_only_this_process_could_do_is_refused_by_name() {
         // Where no registry is named they mean as little as ever.
         write(stage.at("in.tar"), tar(&saved::docker_v12(&[(&small(), &["app:1"])])));
         through(&stage.coordinator, &["search", &tar_uri(&stage.at("in.tar")), "*", flag, value]).ok();
+        for command in ["ls", "tags", "digest", "delete"] {
+            let arguments = [command, &source.replace(":1", ""), flag, value];
+            through(&stage.coordinator, &arguments).fails(2).says(&[flag, "coordinator"]);
+        }
     }
+    let copy = ["copy", &source, &stage.registry.uri("all:1")];
+    through(&stage.coordinator, &copy).fails(2).says(&["copy", "--coordinator"]);
     let all = ["process", &source, &stage.registry.uri("all:1"), "--all"];
     through(&stage.coordinator, &all).fails(2).says(&["--all"]);
     for command in [&["workers"][..], &["job", "list"], &["job", "watch", "x"]] {

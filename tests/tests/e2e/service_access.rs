@@ -79,6 +79,7 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
     let tokens = Tokens::of(&[
         ("reader", &["read"]),
         ("writer", &["write"]),
+        ("deleter", &["delete"]),
         ("jobs", &["jobs"]),
         ("admin", &["admin"]),
         ("worker", &["worker"]),
@@ -94,13 +95,18 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
     let search = json!({"source": source, "pattern": "*"});
     let write = json!({"destination": registry.uri("copy:1")});
     let nothing = json!({"source": registry.uri("app:none")});
+    let list = json!({"place": format!("registry://{}", registry.host())});
+    let resolve = json!({"image": nothing["source"]});
     let none = json!({});
     for (method, request, scopes) in [
         ("ReadImage", &read, &["reader"][..]),
         ("SearchImage", &search, &["reader"]),
         ("InspectImage", &nothing, &["reader"]),
         ("CheckImage", &read, &["reader"]),
+        ("ListNames", &list, &["reader"]),
+        ("ResolveImage", &resolve, &["reader"]),
         ("WriteImage", &write, &["writer"]),
+        ("DeleteImage", &resolve, &["deleter"]),
         ("ProcessImage", &read, &["reader"]),
         ("ProcessImage", &filter, &["reader"]),
         ("ProcessImage", &write, &["writer"]),
@@ -110,10 +116,10 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         ("WatchJob", &unknown, &["jobs"]),
         ("CancelJob", &unknown, &["jobs"]),
         ("ListJobs", &none, &["jobs"]),
-        ("ListCapabilities", &none, &["worker", "reader", "writer", "jobs"]),
+        ("ListCapabilities", &none, &["worker", "reader", "writer", "deleter", "jobs"]),
     ] {
         coordinator.ask(method, request).fails("UNAUTHENTICATED", "UNAUTHENTICATED");
-        let all = ["reader", "writer", "jobs", "worker"];
+        let all = ["reader", "writer", "deleter", "jobs", "worker"];
         let other = all.into_iter().find(|name| !scopes.contains(name));
         if let Some(other) = other {
             ask_as(other, &coordinator, method, request).fails("PERMISSION_DENIED", "SCOPE_MISSING");

@@ -54,6 +54,39 @@ fn paths_sockets_and_private_networks_are_refused_unless_allowed() {
 }
 
 #[test]
+fn filters_that_take_long_to_compile_keep_nobody_waiting_and_have_their_limits() {
+    let coordinator = Coordinator::start(&[]);
+    let spec = |filters: &[String]| {
+        let ends = json!({"source": "registry://x.invalid/a", "destination": "registry://x.invalid/b"});
+        let mut spec = json!({"spec": ends});
+        spec["spec"]["filters"] = json!(filters);
+        spec
+    };
+    // As much as there may be, more of them at once than this machine can have cores for the calls.
+    let long = format!("exclude:pattern={}", "?a[b-d]".repeat(570));
+    let slow = vec![long.clone(); 4];
+    let mut submissions: Vec<_> =
+        (0..8).map(|_| coordinator.call("SubmitJob", &spec(&slow)).start()).collect();
+    for _ in 0..3 {
+        coordinator.call("ListCapabilities", &json!({})).with("timeout", 5).run().one();
+    }
+    for submission in &mut submissions {
+        let job = submission.next_message().expect("an answer");
+        assert!(job["job"]["id"].is_string(), "{job}");
+    }
+    // More than that is not even begun.
+    let too_long = vec![long; 5];
+    let error = coordinator.ask("SubmitJob", &spec(&too_long)).fails("INVALID_ARGUMENT", "INVALID_FIELD");
+    assert!(
+        error["message"].as_str().is_some_and(|message| message.contains("16384 bytes together")),
+        "{error}"
+    );
+    let large = [r"search:pattern=\w{500},regex=true".to_owned()];
+    let error = coordinator.ask("SubmitJob", &spec(&large)).fails("INVALID_ARGUMENT", "MALFORMED");
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("size limit")), "{error}");
+}
+
+#[test]
 fn a_file_that_a_filter_names_is_the_clients_and_is_not_written_here() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");

@@ -6,6 +6,7 @@ use occy_tests::image::Image;
 use occy_tests::layer::{Layer, Member, noise};
 use occy_tests::proxy::{self, Barrier, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::relay::Relay;
 use occy_tests::tools::read;
 use occy_tests::worker::{PythonWorker, Worker};
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ fn two(coordinator: &Coordinator, case: &Halfway) -> (Worker, Worker, Value) {
 #[test]
 fn a_killed_workers_layer_is_done_by_another() {
     let case = Halfway::new();
-    let coordinator = bare(&[]);
+    let coordinator = bare(&["--lease", "3"]);
     let (mut first, _second, id) = two(&coordinator, &case);
     first.kill();
     coordinator.ask("WatchJob", &id).all();
@@ -54,17 +55,106 @@ fn what_a_worker_says_behind_its_lease_changes_nothing() {
     case.check(&coordinator, &id);
     let before = job(&coordinator, &id);
     assert_eq!(holder(&coordinator, &id), "second");
-    let reasons: Vec<_> = events(&messages)
-        .into_iter()
-        .filter_map(|event| event["layer_changed"]["waiting_reason"].as_str())
-        .filter(|reason| !reason.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let reasons = reasons(&messages);
     assert_eq!(reasons, ["attempt 1 failed: first: it was lost: it was not heard of for 3s"]);
     // It goes on where it was, and comes to the end of a layer that is not its own any more.
     case.barrier.open();
     first.signal("CONT");
     first.registers_again();
+    assert_eq!(job(&coordinator, &id), before);
+    case.check(&coordinator, &id);
+}
+
+/// Why layers waited.
+fn reasons(messages: &[Value]) -> Vec<String> {
+    let reasons =
+        events(messages).into_iter().filter_map(|event| event["layer_changed"]["waiting_reason"].as_str());
+    reasons.filter(|reason| !reason.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_worker_whose_stream_breaks_comes_back_to_the_layer_that_it_has() {
+    let case = Halfway::new();
+    let coordinator = bare(&["--max-attempts", "1"]);
+    let relay = Relay::before(coordinator.address());
+    let mut first = Worker::at(&relay.url(), &["--name", "first", "--slots", "4"]);
+    let id = submit(&coordinator, &case.spec);
+    Halfway::wait_for_four(&coordinator, &id);
+    let _second = Worker::start(&coordinator, &["--name", "second", "--slots", "1"]);
+    for _ in 0..3 {
+        relay.cut();
+        first.registers_again();
+        assert_eq!(first.name(), "first");
+    }
+    case.barrier.open();
+    let messages = coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    assert_eq!((holder(&coordinator, &id), reasons(&messages)), ("first".to_owned(), Vec::new()));
+    assert_eq!(job(&coordinator, &id)["attempts"], 1);
+    // It has its four slots again.
+    assert_eq!(free(&coordinator, "first"), Some(4));
+}
+
+#[test]
+fn a_stream_that_is_cut_every_2_seconds_costs_no_attempt() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let image = Image::docker((0..6).map(|seed| Layer::noise(seed, 100_000)).collect());
+    let source = from.push(&image, "app", "1");
+    let before = FaultProxy::before(from.host());
+    // A layer is on its way for longer than the stream ever holds.
+    before.fault(usize::MAX, "GET", "*/blobs/*", proxy::slow(10, std::time::Duration::from_millis(300)));
+    let coordinator = bare(&["--max-attempts", "1"]);
+    let relay = Relay::before(coordinator.address());
+    let mut worker = Worker::at(&relay.url(), &["--name", "one", "--slots", "2"]);
+    let source = source.replace(from.host(), &before.host());
+    let spec = json!({"source": source, "destination": to.uri("app:1"), "filters": ["normalize-timestamps"]});
+    let id = submit(&coordinator, &spec);
+    let mut cuts = 0;
+    while state(&coordinator, &id) != "JOB_STATE_SUCCEEDED" {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        relay.cut();
+        worker.registers_again();
+        cuts += 1;
+        assert!(cuts < 30, "{}", coordinator.log());
+    }
+    assert!(cuts > 3, "it was cut {cuts} times only");
+    let job = job(&coordinator, &id);
+    assert_eq!(job["attempts"], 1);
+    for layer in image.layer_digests() {
+        assert_eq!(before.count("GET", &format!("*/blobs/{layer}")), 2, "{}", before.story());
+    }
+    let spec = json!({"source": from.uri("app:1"), "destination": to.uri("again:1"), "filters": ["normalize-timestamps"]});
+    coordinator.ask("WatchJob", &submit(&coordinator, &spec)).all();
+    assert_eq!(to.digest("app", "1"), to.digest("again", "1"));
+    to.pull("app", "1");
+}
+
+#[test]
+fn a_worker_that_does_not_come_back_within_its_lease_loses_its_layer() {
+    let case = Halfway::new();
+    let coordinator = bare(&["--lease", "3"]);
+    let relay = Relay::before(coordinator.address());
+    let mut first = Worker::at(&relay.url(), &["--name", "first", "--slots", "4"]);
+    let id = submit(&coordinator, &case.spec);
+    Halfway::wait_for_four(&coordinator, &id);
+    let _second = Worker::start(&coordinator, &["--name", "second", "--slots", "1"]);
+    relay.refuse();
+    let messages = coordinator.ask("WatchJob", &id).all();
+    case.check(&coordinator, &id);
+    let before = job(&coordinator, &id);
+    assert_eq!(holder(&coordinator, &id), "second");
+    let reasons = reasons(&messages);
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(
+        reasons[0].starts_with("attempt 1 failed: first: it was lost: its connection broke"),
+        "{reasons:?}"
+    );
+    assert!(reasons[0].ends_with("; it was not heard of for 3s"), "{reasons:?}");
+    // What it comes back with is nobody's business any more.
+    case.barrier.open();
+    relay.accept();
+    first.registers_again();
+    assert_eq!(first.name(), "first");
     assert_eq!(job(&coordinator, &id), before);
     case.check(&coordinator, &id);
 }
@@ -114,7 +204,7 @@ fn a_worker_that_cannot_finish_in_time_hands_back_what_it_has() {
 fn a_layer_that_fails_everywhere_ends_with_every_reason() {
     let (from, to) = (Registry::start(), Registry::start());
     let source = from.push(&small(), "app", "1");
-    let coordinator = bare(&["--max-attempts", "2"]);
+    let coordinator = bare(&["--max-attempts", "2", "--lease", "2"]);
     let id = {
         let mut worker = PythonWorker::start(&coordinator, &["--hold"]);
         let spec =
@@ -172,7 +262,7 @@ fn a_worker_that_is_lost_in_the_middle_of_a_layer_spoils_no_file() {
         before.fault(1, "GET", &layer, barrier.fault());
         let directory = crate::scratch();
         let root = text(directory.path());
-        let coordinator = bare(&["--allow-path", &root]);
+        let coordinator = bare(&["--allow-path", &root, "--lease", "3"]);
         let mut first = Worker::start(&coordinator, &["--name", "first"]);
         let path = directory.path().join("image");
         let through = source.replace(from.host(), &before.host());
