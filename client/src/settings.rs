@@ -8,7 +8,7 @@ use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
-use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFile, Credentials};
+use occy_pipeline::registry::{self, AllowedNetwork, ClientCertificate, ConfigFile, Credentials, Paces};
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
@@ -73,9 +73,13 @@ pub(crate) fn settings(
     source_uri: &str,
     destination_uri: Option<&str>,
 ) -> Result<Settings, Misused> {
+    // Both may be the same registry's.
+    let paces = Paces::default();
     let registry = |uri: Option<&str>, own, role| {
         let is_registry = uri.is_some_and(|uri| uri.starts_with("registry://"));
-        if is_registry { registry_options(global, own, role) } else { Ok(registry::Options::default()) }
+        let options =
+            if is_registry { registry_options(global, own, role)? } else { registry::Options::default() };
+        Ok(registry::Options { paces: paces.clone(), ..options })
     };
     let source = (global.source_username.as_ref(), global.source_password.as_ref());
     let destination = (global.destination_username.as_ref(), global.destination_password.as_ref());

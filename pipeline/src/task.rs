@@ -120,7 +120,7 @@ impl LayerPlan {
         let mut attempt = 1;
         loop {
             progress.set(LayerState::Running);
-            match self.attempt(output, layer, progress).await {
+            match self.run_once(output, layer, progress).await {
                 Err(error) if error.is_worth_a_new_attempt() && attempt < ATTEMPTS => {
                     tracing::warn!(layer = layer.label(), attempt, %error, "layer failed; starting it again");
                     progress.bytes.reset();
@@ -154,7 +154,8 @@ impl LayerPlan {
         Ok(known)
     }
 
-    async fn attempt(
+    /// Brings one layer to the output, at one try.
+    pub async fn run_once(
         &self,
         output: &dyn ImageOutput,
         layer: &Layer,

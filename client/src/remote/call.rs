@@ -2,15 +2,19 @@
 //!
 //! An image that goes to the coordinator's own end leaves only a [`Summary`] here. One that comes back is processed here like any
 //! other, with the call as its source *and* as its executor: layers come filtered and compressed, by index, and are only put
-//! where the output wants them.
+//! where the output wants them, decompressed where they come as their source has them and the output wants tars.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use occy_pipeline::blob::{BlobError, BlobSummary, BufferPool, ByteCount, LayerStream, LayerWriter};
+use futures_util::StreamExt as _;
+use occy_pipeline::blob::{
+    Blob, BlobError, BlobRef, BlobSummary, BufferPool, ByteCount, ByteStream, LayerPiece, LayerStream,
+    LayerWriter,
+};
 use occy_pipeline::compression::Format;
 use occy_pipeline::digest::{Algorithm, Digest, Hasher};
 use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer, distinct_layers};
@@ -28,8 +32,8 @@ use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::image_element::Element;
 use occy_proto::v1::process_image_response::Part;
 use occy_proto::v1::{
-    ImageElement, ImageResult, LayerChoice, LayerEnd, LayerReport, LayerStart, LayerStatus, PipelineSpec,
-    ProcessImageRequest, ProcessImageResponse, RegistryCredentials, process_image_request,
+    self as v1, ImageElement, ImageResult, LayerChoice, LayerEnd, LayerReport, LayerStart, LayerStatus,
+    PipelineSpec, ProcessImageRequest, ProcessImageResponse, RegistryCredentials, process_image_request,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -104,13 +108,15 @@ pub(crate) async fn receive(
     output: Arc<dyn ImageOutput>,
 ) -> anyhow::Result<(Outcome, Vec<Rendering>)> {
     let (chain, format, progress) = (plan.chain.clone(), plan.format, plan.progress.clone());
-    let answers = Answers::begin(coordinator, plan).await?;
-    let call = Arc::new(Call(Mutex::new(answers)));
+    let unpacks = output.form() == LayerForm::Tar && plan.spec.layer_form() == v1::LayerForm::Stored;
+    let mut answers = Answers::begin(coordinator, plan).await?;
+    answers.counts_bytes &= !unpacks;
+    let call = Arc::new(Call { answers: Mutex::new(answers), unpacks });
     let executor = Arc::clone(&call);
     let outcome = process(call.as_ref(), layers, output, executor, &progress).await;
     let outcome = outcome.map_err(RemoteError::told)?;
     let own = outcome.placed_renderings(&chain, format);
-    let renderings = call.0.lock().await.findings.renderings_with(&chain, own)?;
+    let renderings = call.answers.lock().await.findings.renderings_with(&chain, own)?;
     Ok((outcome, renderings))
 }
 
@@ -413,17 +419,74 @@ fn is_gone(error: &Error) -> bool {
     }
 }
 
+/// A layer's stored bytes, while they come.
+#[derive(Debug)]
+struct Arriving {
+    stream: std::sync::Mutex<Option<LayerStream>>,
+    /// What the source has.
+    stored: BlobRef,
+}
+
+#[async_trait]
+impl Blob for Arriving {
+    /// Once: if they are lost the coordinator sends them again, as another layer's.
+    async fn open(&self) -> Result<ByteStream, BlobError> {
+        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = stream.ok_or(BlobError::Interrupted)?;
+        let pieces = futures_util::stream::try_unfold(stream, |mut stream| async {
+            match stream.next().await? {
+                LayerPiece::Data(bytes) => Ok(Some((bytes, stream))),
+                LayerPiece::End(_) => Ok(None),
+            }
+        });
+        Ok(pieces.boxed())
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.stored.size()
+    }
+
+    fn identity(&self) -> String {
+        self.stored.identity()
+    }
+}
+
 /// A call as the source and the executor of the image that it answers with.
-struct Call(Mutex<Answers>);
+struct Call {
+    answers: Mutex<Answers>,
+    /// Whether layers come as they are stored, and the output wants tars.
+    unpacks: bool,
+}
+
+impl Call {
+    /// Puts a layer that comes as `stream` where the output wants it. Gives its diff_id, if it is known here.
+    async fn store(
+        &self,
+        task: &LayerTask,
+        stream: LayerStream,
+        format: Format,
+    ) -> Result<(StoredLayer, Option<Digest>), Error> {
+        let LayerTask { layer, plan, output, .. } = task;
+        if !self.unpacks {
+            let stored = output.write_layer(layer.index, stream, format, &ByteCount::default()).await?;
+            return Ok((stored, None));
+        }
+        let stream = std::sync::Mutex::new(Some(stream));
+        let blob = Arc::new(Arriving { stream, stored: Arc::clone(&layer.blob) });
+        let arriving = Layer { blob, format, ..layer.clone() };
+        let written = plan.run_once(output.as_ref(), &arriving, task.layer_progress()).await?;
+        Ok((written.stored, written.diff_id))
+    }
+}
 
 #[async_trait]
 impl ImageSource for Call {
     async fn image(&self) -> Result<Image, Error> {
-        self.0.lock().await.image().await
+        self.answers.lock().await.image().await
     }
 
     async fn settle(&self, _image: &mut Image) -> Result<(), Error> {
-        self.0.lock().await.end().await
+        self.answers.lock().await.end().await
     }
 }
 
@@ -439,13 +502,13 @@ impl Executor for Call {
     }
 
     async fn final_config(&self) -> Result<Option<Bytes>, Error> {
-        Ok(self.0.lock().await.config.clone())
+        Ok(self.answers.lock().await.config.clone())
     }
 
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
         let LayerTask { layer, plan, output, .. } = &task;
         let progress = task.layer_progress();
-        let mut answers = self.0.lock().await;
+        let mut answers = self.answers.lock().await;
         answers.choose(plan, output.as_ref()).await?;
         let known = answers.known.remove(&layer.index);
         progress.set(LayerState::Running);
@@ -459,15 +522,11 @@ impl Executor for Call {
             let is_wanted = known.is_none() && !start.absent;
             let (writer, stream) = LayerStream::channel(CHUNKS, BufferPool::default());
             let format = convert::format(start.compression()).unwrap_or(Format::None);
-            let ignored = ByteCount::default();
             let (read, stored) = match is_wanted {
-                false => (answers.layer_bytes(None).await, Ok(StoredLayer::Original)),
-                true => tokio::join!(
-                    answers.layer_bytes(Some(writer)),
-                    output.write_layer(layer.index, stream, format, &ignored),
-                ),
+                false => (answers.layer_bytes(None).await, Ok((StoredLayer::Original, None))),
+                true => tokio::join!(answers.layer_bytes(Some(writer)), self.store(&task, stream, format),),
             };
-            let (ended, stored) = match (read, stored) {
+            let (ended, (stored, diff_id)) = match (read, stored) {
                 // It begins again, and what the output has of it is void.
                 (Ok(None), _) => {
                     progress.bytes.reset();
@@ -486,6 +545,7 @@ impl Executor for Call {
             }
             let end = &ended.end;
             let diff_id = match end.diff_id.as_str() {
+                _ if diff_id.is_some() => diff_id,
                 "" => None,
                 text => Some(text.parse().map_err(|error| {
                     WireError::elements(format!("diff_id of layer {}: {error}", end.index))

@@ -61,7 +61,19 @@ pub(crate) fn of_work(work: &Work, global: &Global) -> PipelineSpec {
 }
 
 /// The same, for an image that comes here and goes to an output of that form.
+///
+/// Layers of a registry that no filter looks at come as they are stored there, and are decompressed here: there are fewer bytes of
+/// them, and nobody else has to touch them.
 pub(crate) fn to_here(spec: PipelineSpec, form: LayerForm) -> PipelineSpec {
+    if form == LayerForm::Tar && !spec.source.is_empty() && spec.filters.is_empty() && spec.search.is_none() {
+        return PipelineSpec {
+            // What is decompressed is checked here, whether or not somebody asked for it.
+            verify_diff_ids: false,
+            // Those that another place has are needed too.
+            foreign_layers: true,
+            ..to_here(spec, LayerForm::Stored { compression: None })
+        };
+    }
     let (form, compression) = match form {
         LayerForm::Tar => (v1::LayerForm::Tar, None),
         LayerForm::Stored { compression } => (v1::LayerForm::Stored, compression),

@@ -13,6 +13,7 @@ use super::credentials::ConfigFile;
 use super::error::{ConnectFailure, ERROR_BODY_CAP, Operation, RegistryError, Request, error_detail};
 use super::http::{self, HttpClients};
 use super::options::Options;
+use super::pace::Pace;
 use super::retry::Backoff;
 use crate::reference;
 
@@ -24,13 +25,15 @@ pub(super) struct RegistryHost {
     pub(super) options: Arc<Options>,
     pub(super) http: Arc<HttpClients>,
     pub(super) auth: Authenticator,
+    /// With all clients that have the same options.
+    pub(super) pace: Pace,
     base: OnceCell<Url>,
 }
 
 impl RegistryHost {
     pub(super) fn new(name: &str, options: Arc<Options>, http: Arc<HttpClients>) -> Self {
-        let auth = Authenticator::default();
-        Self { name: name.to_owned(), options, http, auth, base: OnceCell::new() }
+        let (auth, pace) = (Authenticator::default(), options.paces.of(name));
+        Self { name: name.to_owned(), options, http, auth, pace, base: OnceCell::new() }
     }
 
     /// For requests to hosts that this registry's documents name: with nothing of ours that is meant for the registry.

@@ -14,7 +14,7 @@
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
-//! times it, and `traffic` counts; `auth`
+//! times it, `pace` says when it may go, and `traffic` counts; `auth`
 //! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who
 //! we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
@@ -39,6 +39,7 @@ mod manifest;
 mod mount;
 mod named;
 mod options;
+mod pace;
 mod referrers;
 mod retry;
 mod sending;
@@ -69,6 +70,7 @@ pub use self::list::Names;
 pub use self::manifest::{FetchedManifest, ManifestHead, PutManifest};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options, RequestHook};
+pub use self::pace::Paces;
 pub use self::referrers::{Referrers, fallback_tag};
 pub use self::session::{UploadSession, uploads_ended};
 pub use self::traffic::Traffic;

@@ -10,6 +10,7 @@ use reqwest::header::HeaderMap;
 use super::address::AllowedNetwork;
 use super::credentials::{self, ConfigFile, Credentials};
 use super::grant::Grantor;
+use super::pace::Paces;
 use super::traffic::Traffic;
 
 /// The choices for one [`Client`](super::Client). Source and destination have a client each, so that each has its own credentials.
@@ -51,6 +52,8 @@ pub struct Options {
     pub hook: Option<RequestHook>,
     /// Where what is sent and received is counted.
     pub traffic: Traffic,
+    /// How fast registries are asked that have asked for patience.
+    pub paces: Paces,
 }
 
 /// Adds headers to a request before it is sent: those of a distributed trace, which this crate knows nothing of. It is called in
@@ -118,6 +121,7 @@ impl Default for Options {
             upload_chunk: 8 * 1024 * 1024,
             hook: None,
             traffic: Traffic::default(),
+            paces: Paces::default(),
         }
     }
 }

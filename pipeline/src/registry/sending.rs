@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -14,6 +15,7 @@ use tracing::Instrument as _;
 use super::error::{RegistryError, Request};
 use super::host::RegistryHost;
 use super::http::{self, describe};
+use super::retry::retry_after;
 use super::traffic::Traffic;
 use crate::blob::{BlobError, ByteCount};
 
@@ -135,7 +137,9 @@ impl RegistryHost {
             hook.apply(built.headers_mut());
         }
         let (method, url) = (built.method().clone(), built.url().clone());
-        let client = self.http.for_url(&url, self.owns(&url), request).await?;
+        let is_own = self.owns(&url);
+        let client = self.http.for_url(&url, is_own, request).await?;
+        let went = if is_own { Some(self.pace.wait().await) } else { None };
         let mut answer = std::pin::pin!(client.execute(built));
         let patience = self.options.read_timeout;
         let (mut seen, mut idle) = (0, 0);
@@ -157,6 +161,10 @@ impl RegistryHost {
             }
         };
         self.options.traffic.answered(response.status());
+        if let Some(went) = went {
+            let asked = retry_after(response.headers(), SystemTime::now());
+            self.pace.answered(went, response.status(), asked);
+        }
         span.record("http.response.status_code", response.status().as_u16());
         tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
         Ok(response)
