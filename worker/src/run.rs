@@ -186,8 +186,8 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let mut wait = BACKOFF.0;
         let mut session = Session::default();
-        // One that is being stopped comes back once more with what it has, if it is not too late.
-        while !*stopping.borrow() || session.has_time(self.patience) {
+        // One that is being stopped does not come back: its tasks are others' when the lease has run out.
+        while !*stopping.borrow() {
             let mut welcomed = false;
             let mut heard = |name: &str| {
                 welcomed = true;
@@ -210,11 +210,10 @@ impl Worker {
             tracing::warn!(coordinator = %self.endpoint.uri(), "{lost}; connecting again in {jittered:.1?}");
             wait = (wait * 2).min(BACKOFF.1);
             session.disconnect();
-            let is_stopping = *stopping.borrow();
             let expiry = session.expiry;
             tokio::select! {
                 () = tokio::time::sleep(jittered) => {}
-                _ = stopping.wait_for(|&stopping| stopping), if !is_stopping => {}
+                _ = stopping.wait_for(|&stopping| stopping) => {}
                 () = until(expiry) => session.give_up(),
             }
         }
@@ -254,10 +253,9 @@ impl Worker {
         stopping: &mut watch::Receiver<bool>,
         registered: &mut impl FnMut(&str),
     ) -> Result<(), Lost> {
-        let has_none = session.tasks.is_empty();
         let (said, mut answers, welcome) = tokio::select! {
             opened = self.open(session.tasks.attempts()) => opened?,
-            _ = stopping.wait_for(|&stopping| stopping), if has_none => return Ok(()),
+            _ = stopping.wait_for(|&stopping| stopping) => return Ok(()),
         };
         tracing::info!(coordinator = %self.endpoint.uri(), name = welcome.worker_id, "registered");
         registered(&welcome.worker_id);
@@ -376,12 +374,6 @@ impl Session {
         self.expiry = None;
         self.lease = None;
         self.tasks = Tasks::default();
-    }
-
-    /// Whether a worker that is being stopped has something for which it may come back.
-    fn has_time(&mut self, patience: Duration) -> bool {
-        let until = *self.until.get_or_insert_with(|| Instant::now() + patience);
-        !self.tasks.is_empty() && Instant::now() < until
     }
 }
 
