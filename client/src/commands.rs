@@ -17,8 +17,7 @@ use clap::CommandFactory;
 
 use crate::Exit;
 use crate::manual;
-use crate::options::{Cli, Command, Global};
-use crate::settings::Misused;
+use crate::options::{Cli, Command};
 
 /// Runs the command that the line names.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
@@ -41,16 +40,6 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
             print_bytes(&script)
         }
         Command::Man => print_bytes(manual::page(&mut Cli::command()).as_bytes()),
-    }
-}
-
-/// Refuses a coordinator, for a command that only this process does.
-pub(crate) fn refuse_coordinator(global: &Global, command: &str) -> Result<(), Misused> {
-    match &global.coordinator {
-        None => Ok(()),
-        Some(_) => Err(Misused(format!(
-            "`{command}` cannot be had with --coordinator: it is done by this process only"
-        ))),
     }
 }
 

@@ -19,7 +19,7 @@ use occy_pipeline::manifest::Family;
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
-use occy_pipeline::platform::PlatformChoice;
+use occy_pipeline::platform::{Platform, PlatformChoice};
 use occy_pipeline::reference::Reference;
 use occy_pipeline::registry;
 use occy_pipeline::tar::Limits;
@@ -40,6 +40,8 @@ const TEXT_MAX: usize = 4096;
 const FILTERS_MAX: usize = 64;
 /// Bytes of all its filters, which have to be compiled: by the coordinator, and by workers for every layer.
 const FILTERS_TEXT_MAX: usize = 16 * 1024;
+/// Platforms of an index that one copy may name.
+const PLATFORMS_MAX: usize = 64;
 /// Layers of one image at once.
 const PARALLEL_MAX: u32 = 256;
 /// Schemes whose rest is a path of this machine.
@@ -389,6 +391,25 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
         .map_err(|problem| ServiceError::Field { field: "search", problem })?;
     let own: Arc<dyn Filter> = Arc::new(search);
     Ok(FilterChain::new(chain.filters().iter().cloned().chain([own]).collect()))
+}
+
+/// The platforms of a request that names each of them in full.
+pub fn platforms(platforms: Vec<v1::Platform>) -> Result<Vec<Platform>, ServiceError> {
+    if platforms.len() > PLATFORMS_MAX {
+        let problem = format!("more than {PLATFORMS_MAX} platforms");
+        return Err(ServiceError::Field { field: "platforms", problem });
+    }
+    platforms.into_iter().map(|named| platform("platforms", named)).collect()
+}
+
+/// A platform that is named in full.
+pub fn platform(field: &'static str, platform: v1::Platform) -> Result<Platform, ServiceError> {
+    let v1::Platform { os, architecture, variant } = platform;
+    if os.is_empty() || architecture.is_empty() {
+        let problem = "expected an operating system and an architecture".to_owned();
+        return Err(ServiceError::Field { field, problem });
+    }
+    Ok(Platform { os, architecture, variant: Some(variant).filter(|variant| !variant.is_empty()) })
 }
 
 /// That a worker has this filter.

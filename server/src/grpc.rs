@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use occy_pipeline::copy::CopyPlan;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::source::SOURCES;
 use occy_pipeline::wire::convert;
@@ -18,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use crate::access::{Access, Caller, Scope};
-use crate::admit::{Ends, Gate};
-use crate::call::{self, Answer, Elements, look, names};
+use crate::admit::{self, Ends, Gate};
+use crate::call::{self, Answer, Elements, copy, look, names};
 use crate::client::Client;
 use crate::credentials::Logins;
 use crate::error::ServiceError;
@@ -72,6 +73,7 @@ impl PipelineService for Api {
     type SearchImageStream = Answered<v1::SearchImageResponse>;
     type InspectImageStream = Answered<v1::InspectImageResponse>;
     type CheckImageStream = Answered<v1::CheckImageResponse>;
+    type CopyImageStream = Answered<v1::CopyImageResponse>;
     type ListNamesStream = Answered<v1::ListNamesResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
 
@@ -245,6 +247,34 @@ impl PipelineService for Api {
         Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
     }
 
+    async fn copy_image(
+        &self,
+        request: Request<v1::CopyImageRequest>,
+    ) -> Result<Response<Self::CopyImageStream>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        caller.may(Scope::Write)?;
+        let request = request.into_inner();
+        let spec = v1::PipelineSpec {
+            source: request.source,
+            destination: request.destination,
+            foreign_layers: request.foreign_layers,
+            parallel: request.parallel,
+            ..v1::PipelineSpec::default()
+        };
+        let logins = Logins::of(request.credentials)?;
+        let work = self.0.gate.admit(&spec, Ends::BothNamed, &caller.tenant, &logins).await?;
+        let plan = CopyPlan {
+            platforms: admit::platforms(request.platforms)?,
+            sparse: request.sparse,
+            referrers: request.referrers,
+            preserve_digests: request.preserve_digests,
+            parallel: work.settings.parallel,
+        };
+        let parts = answer(place, deadline, move |parts| copy::copy(work, plan, parts));
+        Ok(Response::new(parts.map_ok(|part| v1::CopyImageResponse { part: Some(part) }).boxed()))
+    }
+
     async fn list_names(
         &self,
         request: Request<v1::ListNamesRequest>,
@@ -268,7 +298,7 @@ impl PipelineService for Api {
         let spec = v1::PipelineSpec { source, platform: platform.clone(), ..v1::PipelineSpec::default() };
         let work =
             self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
-        let platform = platform.map(|_| work.settings.platform.resolve());
+        let platform = platform.map(|platform| admit::platform("platform", platform)).transpose()?;
         one(answer(place, deadline, move |answers| names::resolve(work, platform, answers))).await
     }
 

@@ -1,5 +1,6 @@
 //! Bytes that only the coordinator has, and a destination that only it can write: BlobService, as a layer's blob and as an output.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +18,8 @@ use occy_pipeline::wire::convert;
 use occy_proto::v1::blob_service_client::BlobServiceClient;
 use occy_proto::v1::write_blob_request::Part;
 use occy_proto::v1::{
-    BlobKind, ReadBlobRequest, ReadBlobResponse, WriteBlobCommit, WriteBlobRequest, WriteBlobStart,
+    BlobKind, BlobStatusRequest, BlobStatusResponse, ReadBlobRequest, ReadBlobResponse, WriteBlobCommit,
+    WriteBlobRequest, WriteBlobStart,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +32,9 @@ const RETRIES: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(200);
 /// Messages that wait for the connection: about a megabyte.
 const MESSAGES: usize = 4;
+/// Bytes of an upload that are kept until later ones are sent. A stream that breaks goes on where it was if no more than that was lost
+/// on its way, which is more than connections hold.
+const KEPT: u64 = 8 * 1024 * 1024;
 
 /// The bytes of one attempt, at its coordinator. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
@@ -98,54 +103,141 @@ impl Blobs {
         stream: LayerStream,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
-        let (sender, messages) = mpsc::channel(MESSAGES);
-        let start = WriteBlobStart {
-            attempt: self.attempt.expose().to_owned(),
-            kind: kind.into(),
-            offset: 0,
-            compression: convert::compression(format).into(),
-        };
-        let mut client = self.client.clone();
-        let (fed, answered) = tokio::join!(
-            feed(start, stream, sender, progress),
-            client.write_blob(ReceiverStream::new(messages))
-        );
-        match (fed, answered) {
-            (Ok(summary), Ok(_)) => Ok(summary),
-            // It stopped to take the bytes, and says why.
-            (Err(BlobError::Interrupted) | Ok(_), Err(status)) => {
-                Err(BlobServiceError::of("does not take the layer", status))
+        let mut upload = Upload::new(stream, progress);
+        let (mut offset, mut failures) = (0, 0);
+        loop {
+            let (sender, messages) = mpsc::channel(MESSAGES);
+            let start = WriteBlobStart {
+                attempt: self.attempt.expose().to_owned(),
+                kind: kind.into(),
+                offset,
+                compression: convert::compression(format).into(),
+            };
+            let mut client = self.client.clone();
+            let (fed, answered) =
+                tokio::join!(upload.feed(start, sender), client.write_blob(ReceiverStream::new(messages)));
+            let status = match (fed, answered) {
+                (Ok(summary), Ok(_)) => return Ok(summary),
+                // It stopped to take the bytes, and says why.
+                (Ok(_) | Err(BlobError::Interrupted), Err(status)) => status,
+                (Err(error), _) => return Err(error),
+            };
+            let failed = |status| BlobServiceError::of("does not take the layer", status);
+            if !is_passing(&status) {
+                return Err(failed(status));
             }
-            (Err(error), _) => Err(error),
+            tracing::debug!(%status, offset, "writing to the coordinator broke");
+            let BlobStatusResponse { committed_size, complete } =
+                self.committed(kind, &mut failures).await.map_err(failed)?;
+            match &upload.summary {
+                // Only the answer was lost.
+                Some(summary) if complete => return Ok(summary.clone()),
+                _ if upload.kept_from(committed_size).is_none() => return Err(failed(status)),
+                _ => {}
+            }
+            if committed_size > offset {
+                failures = 0;
+            }
+            offset = committed_size;
+        }
+    }
+
+    /// How much has come of a blob whose stream broke. Counts the failures.
+    async fn committed(&self, kind: BlobKind, failures: &mut u32) -> Result<BlobStatusResponse, Status> {
+        let request = BlobStatusRequest { attempt: self.attempt.expose().to_owned(), kind: kind.into() };
+        loop {
+            tokio::time::sleep(BACKOFF * 2_u32.pow(*failures)).await;
+            *failures += 1;
+            match self.client.clone().blob_status(request.clone()).await {
+                Ok(answer) if *failures <= RETRIES => return Ok(answer.into_inner()),
+                Err(status) if is_passing(&status) && *failures < RETRIES => {}
+                Ok(_) => return Err(Status::unavailable("no byte of it arrives")),
+                Err(status) => return Err(status),
+            }
         }
     }
 }
 
-async fn feed(
-    start: WriteBlobStart,
-    mut stream: LayerStream,
-    sender: mpsc::Sender<WriteBlobRequest>,
-    progress: &ByteCount,
-) -> Result<BlobSummary, BlobError> {
-    let send = async |part| {
-        let sent = sender.send(WriteBlobRequest { part: Some(part) }).await;
-        sent.map_err(|_| BlobError::Interrupted)
-    };
-    send(Part::Start(start)).await?;
-    loop {
-        match stream.next().await? {
-            LayerPiece::Data(mut bytes) => {
-                progress.add(bytes.len() as u64);
-                while !bytes.is_empty() {
-                    send(Part::Data(bytes.split_to(CHUNK.min(bytes.len())))).await?;
-                }
-            }
-            LayerPiece::End(summary) => {
-                let (digest, size) = (summary.digest.to_string(), summary.size);
-                send(Part::Commit(WriteBlobCommit { digest, size })).await?;
-                return Ok(summary);
-            }
+/// A blob on its way to the coordinator, in one stream after the other.
+struct Upload<'a> {
+    stream: LayerStream,
+    progress: &'a ByteCount,
+    /// The latest of the bytes that were sent: of these, some may not have arrived.
+    kept: VecDeque<Bytes>,
+    /// Where in the blob the first of them stands.
+    start: u64,
+    /// How many there have been.
+    end: u64,
+    /// Set when they are all.
+    summary: Option<BlobSummary>,
+}
+
+impl<'a> Upload<'a> {
+    fn new(stream: LayerStream, progress: &'a ByteCount) -> Self {
+        Self { stream, progress, kept: VecDeque::new(), start: 0, end: 0, summary: None }
+    }
+
+    fn keep(&mut self, bytes: Bytes) {
+        self.end += bytes.len() as u64;
+        self.kept.push_back(bytes);
+        while let Some(first) = self.kept.front()
+            && self.end - self.start - first.len() as u64 >= KEPT
+        {
+            self.start += first.len() as u64;
+            self.kept.pop_front();
         }
+    }
+
+    /// What was sent from there on. None where that is not kept any more.
+    fn kept_from(&self, offset: u64) -> Option<Vec<Bytes>> {
+        let mut skip = offset.checked_sub(self.start).filter(|_| offset <= self.end)?;
+        let rest = self.kept.iter().map(|bytes| {
+            let skipped = skip.min(bytes.len() as u64);
+            skip -= skipped;
+            bytes.slice(usize::try_from(skipped).unwrap_or(bytes.len())..)
+        });
+        Some(rest.filter(|bytes| !bytes.is_empty()).collect())
+    }
+
+    /// Sends everything from the start's offset on, which must be kept, to the commit.
+    async fn feed(
+        &mut self,
+        start: WriteBlobStart,
+        sender: mpsc::Sender<WriteBlobRequest>,
+    ) -> Result<BlobSummary, BlobError> {
+        let send = async |part| {
+            let sent = sender.send(WriteBlobRequest { part: Some(part) }).await;
+            sent.map_err(|_| BlobError::Interrupted)
+        };
+        let again = self.kept_from(start.offset).unwrap_or_default();
+        send(Part::Start(start)).await?;
+        for bytes in again {
+            send(Part::Data(bytes)).await?;
+        }
+        let summary = loop {
+            if let Some(summary) = &self.summary {
+                break summary.clone();
+            }
+            match self.stream.next().await? {
+                LayerPiece::Data(mut bytes) => {
+                    self.progress.add(bytes.len() as u64);
+                    // All of it is kept before any of it can be lost.
+                    let mut pieces = Vec::new();
+                    while !bytes.is_empty() {
+                        let piece = bytes.split_to(CHUNK.min(bytes.len()));
+                        self.keep(piece.clone());
+                        pieces.push(piece);
+                    }
+                    for piece in pieces {
+                        send(Part::Data(piece)).await?;
+                    }
+                }
+                LayerPiece::End(summary) => self.summary = Some(summary),
+            }
+        };
+        let (digest, size) = (summary.digest.to_string(), summary.size);
+        send(Part::Commit(WriteBlobCommit { digest, size })).await?;
+        Ok(summary)
     }
 }
 
@@ -261,5 +353,31 @@ impl ImageOutput for CoordinatorOutput {
 
     async fn finalize(&self, _finished: FinishedImage<'_>) -> Result<Receipt, Error> {
         unreachable!("an image is finished by its coordinator")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_upload_keeps_the_latest_bytes_and_gives_them_from_any_of_them_on() {
+        let (_writer, stream) = LayerStream::channel(1, BufferPool::default());
+        let ignored = ByteCount::default();
+        let mut upload = Upload::new(stream, &ignored);
+        assert_eq!(upload.kept_from(0), Some(Vec::new()));
+        assert_eq!(upload.kept_from(1), None);
+        upload.keep("abc".into());
+        upload.keep("de".into());
+        assert_eq!(upload.kept_from(1).map(|bytes| bytes.concat()), Some(b"bcde".to_vec()));
+        assert_eq!(upload.kept_from(5), Some(Vec::new()));
+        assert_eq!(upload.kept_from(6), None);
+        for _ in 0..100 {
+            upload.keep(vec![0; CHUNK].into());
+        }
+        let all: usize = upload.kept.iter().map(Bytes::len).sum();
+        assert!((KEPT..KEPT + CHUNK as u64).contains(&(all as u64)), "{all}");
+        assert_eq!(upload.kept_from(0), None);
+        assert_eq!(upload.kept_from(upload.start).map(|bytes| bytes.concat().len()), Some(all));
     }
 }

@@ -5,14 +5,14 @@ use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
 use serde_json::json;
 
-use super::{print_json, refuse_coordinator};
+use super::print_json;
 use crate::display::Display;
 use crate::options::{Copy, Global, OutputFormat};
+use crate::remote::copy as remote;
 use crate::settings::settings;
 use crate::{Exit, Untold, say};
 
 pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit> {
-    refuse_coordinator(global, "copy")?;
     let (from, to) = (open::in_full(&options.source), open::in_full(&options.destination));
     let mut settings = settings(global, &from, Some(&to))?;
     settings.foreign_layers = options.foreign_layers;
@@ -31,7 +31,10 @@ pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit>
     let output = open::content_output(&to, &settings)?;
     let progress = Progress::default();
     let display = Display::start(global, progress.clone(), &from, &settings.spools);
-    let copied = copy(source, output, &plan, &progress).await?;
+    let copied = match &global.coordinator {
+        Some(_) => remote::copy((&from, &to), &plan, options.foreign_layers, &progress, global).await?,
+        None => copy(source, output, &plan, &progress).await?,
+    };
     drop(display);
     tell(&copied, &from, global).map_err(Untold)?;
     Ok(Exit::Done)

@@ -7,6 +7,7 @@
 
 pub(crate) mod call;
 pub(crate) mod connect;
+pub(crate) mod copy;
 pub(crate) mod error;
 pub(crate) mod findings;
 pub(crate) mod logins;

@@ -7,10 +7,12 @@
 //! | layers that such a caller has already | `choice` |
 //! | how far a call is | `progress` |
 //! | what an image is made of, and what is wrong with it | `look` |
+//! | whole images, indexes and artifacts, bit for bit | `copy` |
 //! | images by name: lists, digests, deletion | `names` |
 //! | one call, whichever ends are the caller's | here |
 
 mod choice;
+pub mod copy;
 pub mod look;
 pub mod names;
 mod progress;

@@ -11,6 +11,8 @@ use occy_proto::v1::{self, CallProgress, LayerStatus};
 
 /// How often a caller hears of it.
 const EVERY: Duration = Duration::from_millis(200);
+/// Layers of which one message tells, so that it has a message's size: an index may have any number.
+const LAYERS_AT_ONCE: usize = 1000;
 
 /// Which worker has which layer.
 #[derive(Clone, Debug, Default)]
@@ -40,11 +42,14 @@ pub(super) async fn tell(
         let now: Vec<_> = (0..told.len()).map(|index| status(progress, workers, index)).collect();
         let running = convert::running(progress);
         let changed = now.iter().zip(&told).filter(|(now, told)| Some(*now) != told.as_ref());
-        let changed: Vec<_> = changed.map(|(now, _)| now.clone()).collect();
+        let changed: Vec<_> = changed.map(|(now, _)| now.clone()).take(LAYERS_AT_ONCE).collect();
         if (!changed.is_empty() || running != bytes)
-            && send(CallProgress { layers: changed, running: running.clone() })
+            && send(CallProgress { layers: changed.clone(), running: running.clone() })
         {
-            told = now.into_iter().map(Some).collect();
+            for status in changed {
+                let index = status.index as usize;
+                told[index] = Some(status);
+            }
             bytes = running;
         }
     }

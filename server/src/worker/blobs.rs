@@ -185,8 +185,10 @@ impl Sink for LayerSink {
     }
 
     async fn finish(&mut self, summary: &BlobSummary) -> Result<(), Status> {
-        let writer = self.writer.take().ok_or_else(ended)?;
-        writer.finish(summary.clone()).await.map_err(|_| not_stored())?;
+        // A commit that comes again, whose answer was lost, waits for what the first one began.
+        if let Some(writer) = self.writer.take() {
+            writer.finish(summary.clone()).await.map_err(|_| not_stored())?;
+        }
         (&mut self.stored).await.map_err(|_| not_stored())
     }
 }

@@ -142,9 +142,6 @@ fn names_that_mean_something_else_are_refused_with_words() {
         let ended = occyctl([command, &name]).fails(2);
         assert!(ended.stderr.contains(words), "{command} {name}: {}", ended.stderr);
     }
-    let copy =
-        ["copy", &bare(&registry, "app"), &bare(&registry, "copy"), "--coordinator", "http://localhost:1"];
-    occyctl(copy).fails(2).says(&["copy", "this process only"]);
     occyctl(["tags", &bare(&registry, "none")]).fails(1).says(&["404", "spelling of the repository"]);
     occyctl(["digest", &bare(&registry, "none:1")]).fails(1).says(&["404", "none"]);
     occyctl(["delete", &bare(&registry, "none:1")]).fails(1).says(&["none:1 does not exist"]);

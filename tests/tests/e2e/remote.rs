@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use occy_tests::certificates::{Certificates, text};
 use occy_tests::coordinator::Coordinator;
 use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
-use occy_tests::image::{Family, Image};
+use occy_tests::image::{Family, Image, Index};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, tar};
 use occy_tests::occyctl::{Ended, Run, locally};
@@ -393,6 +393,38 @@ fn names_are_listed_resolved_and_deleted_as_without_a_coordinator() {
 }
 
 #[test]
+fn whole_indexes_are_copied_as_without_a_coordinator() {
+    let stage = Stage::new();
+    let (from, to) = (Registry::start(), &stage.registry);
+    let platform = |architecture: &str| json!({"os": "linux", "architecture": architecture});
+    let arm = Image::on(Family::Oci, ("linux", "arm64", None), vec![Layer::noise(4, 50_000)]);
+    let index = Index::new(
+        Family::Oci,
+        vec![(platform("amd64"), Image::new(Family::Oci, layers())), (platform("arm64"), arm)],
+    );
+    let source = from.push_index(&index, "app", "1");
+    for (name, options) in
+        [("whole", &[][..]), ("one", &["--platform", "linux/arm64"]), ("sparse", &["--sparse"])]
+    {
+        let copy = |destination: &str, run: &dyn Fn(&[&str]) -> Run| {
+            let to = to.uri(&format!("{name}/{destination}:1"));
+            let ended = run(&[&["copy", &source, &to, "--output-format", "json"], options].concat()).ok();
+            let mut said = ended.json();
+            said.as_object_mut().expect("a document").remove("seconds");
+            serde_json::to_string(&said).expect("JSON").replace(&format!("{name}/{destination}"), "NAME")
+        };
+        let here = copy("here", &|run| locally(run));
+        let there = copy("there", &|run| through(&stage.coordinator, run));
+        // The blobs are at the same registry by then, but nobody told either of them.
+        assert_eq!(here, there);
+        assert_eq!(to.digest(&format!("{name}/here"), "1"), to.digest(&format!("{name}/there"), "1"));
+    }
+    let missing = ["copy", &from.uri("none:1"), &to.uri("none:1")];
+    let (here, there) = (locally(missing).run(), through(&stage.coordinator, &missing).run());
+    assert_eq!((&here.stderr, here.status.code()), (&there.stderr, there.status.code()));
+}
+
+#[test]
 fn what_only_this_process_could_do_is_refused_by_name() {
     let stage = Stage::new();
     let source = stage.registry.push(&small(), "app", "1");
@@ -413,8 +445,10 @@ fn what_only_this_process_could_do_is_refused_by_name() {
             through(&stage.coordinator, &arguments).fails(2).says(&[flag, "coordinator"]);
         }
     }
-    let copy = ["copy", &source, &stage.registry.uri("all:1")];
-    through(&stage.coordinator, &copy).fails(2).says(&["copy", "--coordinator"]);
+    let layout = format!("oci-layout://{}", text(&stage.at("layout")));
+    let copy = ["copy", &source, &layout];
+    through(&stage.coordinator, &copy).fails(2).says(&["copy", "--coordinator", "on this machine"]);
+    assert!(!stage.at("layout").exists());
     let all = ["process", &source, &stage.registry.uri("all:1"), "--all"];
     through(&stage.coordinator, &all).fails(2).says(&["--all"]);
     for command in [&["workers"][..], &["job", "list"], &["job", "watch", "x"]] {
@@ -650,9 +684,10 @@ fn progress_names_the_workers() {
 
 #[test]
 fn a_slow_reader_costs_nobody_memory() {
-    const SIZE: usize = 96 * 1024 * 1024;
+    const SIZE: usize = 320 * 1024 * 1024;
     let registry = Registry::start();
-    let image = Image::docker(vec![Layer::noise(1, SIZE).packed(Packing::Plain)]);
+    let image =
+        Image::docker(vec![Layer::of(&[Member::file("zeros", vec![0; SIZE])]).packed(Packing::Plain)]);
     let source = registry.push(&image, "app", "1");
     let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
     let before = coordinator.peak_memory();

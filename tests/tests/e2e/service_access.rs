@@ -107,6 +107,7 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         ("ResolveImage", &resolve, &["reader"]),
         ("WriteImage", &write, &["writer"]),
         ("DeleteImage", &resolve, &["deleter"]),
+        ("CopyImage", &both, &["admin"]),
         ("ProcessImage", &read, &["reader"]),
         ("ProcessImage", &filter, &["reader"]),
         ("ProcessImage", &write, &["writer"]),

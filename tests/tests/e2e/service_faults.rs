@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use occy_tests::coordinator::Coordinator;
 use occy_tests::image::Image;
-use occy_tests::layer::Layer;
+use occy_tests::layer::{Layer, Member};
 use occy_tests::proxy::{FaultProxy, slow};
 use occy_tests::registry::Registry;
 use occy_tests::worker::Worker;
@@ -96,10 +96,12 @@ fn a_deadline_ends_a_call_and_its_work() {
 
 #[test]
 fn a_slow_reader_slows_the_source_and_memory_stays_bounded() {
-    const SIZE: usize = 96 * 1024 * 1024;
+    const SIZE: usize = 320 * 1024 * 1024;
     let registry = Registry::start();
     let source = registry.push(
-        &Image::docker(vec![Layer::noise(1, SIZE).packed(occy_tests::tools::Packing::Plain)]),
+        &Image::docker(vec![
+            Layer::of(&[Member::file("zeros", vec![0; SIZE])]).packed(occy_tests::tools::Packing::Plain),
+        ]),
         "app",
         "1",
     );
@@ -107,7 +109,7 @@ fn a_slow_reader_slows_the_source_and_memory_stays_bounded() {
     let before = coordinator.peak_memory();
     for form in ["LAYER_FORM_STORED", "LAYER_FORM_TAR"] {
         let request = json!({"source": source, "layer_form": form});
-        let call = coordinator.call("ReadImage", &request).with("pause", 0.005);
+        let call = coordinator.call("ReadImage", &request).with("pause", 0.002);
         assert_eq!(call.run().one()["complete"], true);
     }
     let grown = coordinator.peak_memory() - before;

@@ -130,6 +130,45 @@ fn a_stream_that_is_cut_every_2_seconds_costs_no_attempt() {
 }
 
 #[test]
+fn bytes_for_a_file_of_the_coordinators_go_on_where_the_stream_was_cut() {
+    let from = Registry::start();
+    let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, 12_000_000))])]);
+    let source = from.push(&image, "app", "1");
+    let before = FaultProxy::before(from.host());
+    before.fault(usize::MAX, "GET", "*/blobs/*", proxy::slow(12, std::time::Duration::from_millis(500)));
+    let directory = crate::scratch();
+    let coordinator = bare(&["--max-attempts", "1", "--allow-path", &text(directory.path())]);
+    let relay = Relay::before(coordinator.address());
+    let mut worker = Worker::at(&relay.url(), &["--name", "one"]);
+    let path = directory.path().join("image.tar");
+    let spec = json!({
+        "source": source.replace(from.host(), &before.host()),
+        "destination": format!("tar://{}", text(&path)),
+        "filters": ["normalize-timestamps"],
+    });
+    let id = submit(&coordinator, &spec);
+    let mut cuts = 0;
+    while !["JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED"].contains(&&*state(&coordinator, &id)) {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        relay.cut();
+        worker.registers_again();
+        cuts += 1;
+    }
+    let done = job(&coordinator, &id);
+    assert_eq!((&done["state"], &done["attempts"]), (&json!("JOB_STATE_SUCCEEDED"), &json!(1)), "{done}");
+    assert!(cuts > 3, "it was cut {cuts} times only");
+    let expected = directory.path().join("expected.tar");
+    // Read once: nothing was begun again.
+    let layer = format!("*/blobs/{}", image.layer_digests()[0]);
+    assert_eq!(before.count("GET", &layer), 1, "{}", before.story());
+    before.heal();
+    let through = source.replace(from.host(), &before.host());
+    let local = ["process", &through, &crate::tar_uri(&expected), "-f", "normalize-timestamps"];
+    occy_tests::occyctl::locally(local).ok();
+    assert!(read(&path) == read(&expected), "other bytes than of one process");
+}
+
+#[test]
 fn a_worker_that_does_not_come_back_within_its_lease_loses_its_layer() {
     let case = Halfway::new();
     let coordinator = bare(&["--lease", "3"]);

@@ -1,0 +1,92 @@
+//! `copy` from one registry to another by a coordinator.
+
+use std::time::Duration;
+
+use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan};
+use occy_pipeline::digest::Digest;
+use occy_pipeline::progress::Progress;
+use occy_pipeline::wire::{WireError, convert};
+use occy_proto::v1::copy_image_response::Part;
+use occy_proto::v1::{self, CopyResult};
+
+use super::connect::Coordinator;
+use super::error::RemoteError;
+use super::logins::{Which, logins};
+use super::{is_registry, show, spec};
+use crate::options::Global;
+use crate::settings::Misused;
+
+/// Copies, and says what that was.
+pub(crate) async fn copy(
+    (source, destination): (&str, &str),
+    plan: &CopyPlan,
+    foreign_layers: bool,
+    progress: &Progress,
+    global: &Global,
+) -> anyhow::Result<Copied> {
+    if let Some(here) = [source, destination].into_iter().find(|end| !is_registry(end)) {
+        let problem = format!(
+            "`copy` with --coordinator is from one registry to another, and {here} is on this machine"
+        );
+        return Err(Misused(problem).into());
+    }
+    spec::refuse_registry_options(global, &[source, destination])?;
+    let coordinator = Coordinator::needed(global, "copy").await?;
+    let request = v1::CopyImageRequest {
+        source: source.to_owned(),
+        destination: destination.to_owned(),
+        platforms: plan.platforms.iter().cloned().map(convert::platform).collect(),
+        sparse: plan.sparse,
+        referrers: plan.referrers,
+        preserve_digests: plan.preserve_digests,
+        foreign_layers,
+        parallel: convert::count(plan.parallel),
+        credentials: logins(global, &coordinator, source, Some(destination), Which::All).await?,
+    };
+    let answered = coordinator.client.clone().copy_image(request).await;
+    let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();
+    let (mut referrers, mut digest_tags, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    loop {
+        let answer = answers.message().await.map_err(|status| coordinator.error(status))?;
+        match answer.ok_or_else(|| RemoteError::truncated(&coordinator.url))?.part {
+            Some(Part::Progress(told)) => show(progress, &told, true),
+            Some(Part::Referrer(referrer)) => referrers.push(CopiedReferrer {
+                digest: digest(&referrer.digest)?,
+                subject: digest(&referrer.subject)?,
+                artifact_type: Some(referrer.artifact_type).filter(|kind| !kind.is_empty()),
+                is_listed: referrer.listed,
+            }),
+            Some(Part::DigestTag(tag)) => digest_tags.push(tag),
+            Some(Part::LeftOut(left)) => left_out.push(digest(&left)?),
+            Some(Part::Result(result)) => return copied(result, referrers, digest_tags, left_out),
+            None => {}
+        }
+    }
+}
+
+fn copied(
+    result: CopyResult,
+    referrers: Vec<CopiedReferrer>,
+    digest_tags: Vec<String>,
+    left_out: Vec<Digest>,
+) -> anyhow::Result<Copied> {
+    let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    Ok(Copied {
+        digest: digest(&result.manifest_digest)?,
+        media_type: result.manifest_media_type,
+        destination: result.destination,
+        manifests: count(result.manifests),
+        manifests_found: count(result.manifests_found),
+        blobs: count(result.blobs),
+        blobs_found: count(result.blobs_found),
+        bytes: result.bytes,
+        referrers,
+        digest_tags,
+        left_out,
+        elapsed: Duration::from_millis(result.elapsed_millis),
+    })
+}
+
+fn digest(text: &str) -> Result<Digest, WireError> {
+    text.parse().map_err(|error| WireError::elements(format!("a digest: {error}")))
+}

@@ -1,0 +1,60 @@
+//! Whole images, indexes and artifacts from one registry to another.
+//!
+//! The coordinator moves the bytes by itself: nothing is computed but their digests.
+
+use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan};
+use occy_pipeline::open;
+use occy_pipeline::progress::Progress;
+use occy_proto::v1::copy_image_response::Part;
+use occy_proto::v1::{self, CopyResult};
+use tokio::sync::mpsc;
+
+use super::progress::{self, Workers};
+use crate::admit::Work;
+use crate::error::ServiceError;
+
+/// Copies what the source names to what the destination names, and sends what that was.
+pub async fn copy(work: Work, plan: CopyPlan, answers: mpsc::Sender<Part>) -> Result<(), ServiceError> {
+    let source = open::store(&work.source, &work.settings)?;
+    let output = open::content_output(&work.destination, &work.settings)?;
+    let progress = Progress::default();
+    let workers = Workers::default();
+    let telling =
+        progress::tell(&progress, &workers, |progress| answers.try_send(Part::Progress(progress)).is_ok());
+    let copied = tokio::select! {
+        copied = copy::copy(source, output, &plan, &progress) => copied?,
+        never = telling => match never {},
+    };
+    for part in parts(copied) {
+        answers.send(part).await.map_err(|_| ServiceError::CallerGone)?;
+    }
+    Ok(())
+}
+
+fn parts(copied: Copied) -> impl Iterator<Item = Part> {
+    let result = CopyResult {
+        manifest_digest: copied.digest.to_string(),
+        manifest_media_type: copied.media_type,
+        destination: copied.destination,
+        manifests: copied.manifests as u64,
+        manifests_found: copied.manifests_found as u64,
+        blobs: copied.blobs as u64,
+        blobs_found: copied.blobs_found as u64,
+        bytes: copied.bytes,
+        elapsed_millis: u64::try_from(copied.elapsed.as_millis()).unwrap_or(u64::MAX),
+    };
+    let referrer = |CopiedReferrer { digest, subject, artifact_type, is_listed }| {
+        Part::Referrer(v1::CopiedReferrer {
+            digest: digest.to_string(),
+            subject: subject.to_string(),
+            artifact_type: artifact_type.unwrap_or_default(),
+            listed: is_listed,
+        })
+    };
+    let referrers = copied.referrers.into_iter().map(referrer);
+    let left_out = copied.left_out.into_iter().map(|digest| Part::LeftOut(digest.to_string()));
+    referrers
+        .chain(copied.digest_tags.into_iter().map(Part::DigestTag))
+        .chain(left_out)
+        .chain([Part::Result(result)])
+}
