@@ -3,7 +3,7 @@
 //!
 //! - [`Compressor`] takes a layer's tar and gives compressed chunks in order; the work is done on a [`Pool`].
 //! - [`Decoder`] is a [`Read`](std::io::Read) and [`BufRead`](std::io::BufRead) over stored bytes.
-//! - [`deflate`] is our own encoder of raw deflate, which the gzip writer feeds block by block.
+//! - [`deflate`] is our own encoder of raw deflate, which the gzip writer feeds block by block, and [`inflate`] our own decoder.
 //!
 //! Nothing here is async and nothing hashes but the checksums of the formats: callers run it on blocking threads and hash
 //! what goes in and what comes out.
@@ -12,6 +12,7 @@ mod compressor;
 mod decode;
 pub mod deflate;
 mod gzip;
+pub mod inflate;
 mod pool;
 #[cfg(test)]
 mod tests;

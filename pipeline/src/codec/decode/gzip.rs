@@ -2,10 +2,11 @@
 
 use std::io::{self, BufRead};
 
-use flate2::{Crc, Decompress, FlushDecompress, Status};
+use flate2::Crc;
 
 use super::input::Input;
 use crate::codec::CodecError;
+use crate::codec::inflate::{Inflate, Invalid, Status};
 use crate::compression::Format;
 
 /// Flags of a header (RFC 1952, 2.3.1).
@@ -17,7 +18,9 @@ const RESERVED: u8 = 0xe0;
 
 /// All members, one after the other.
 pub(super) struct Gzip {
-    inflate: Decompress,
+    inflate: Inflate,
+    /// How much of what came out is in the checksum and may be read, in bytes.
+    ready: usize,
     /// Of the member so far.
     crc: Crc,
     /// Of the member so far, modulo 2^32.
@@ -33,16 +36,23 @@ enum Place {
 
 impl Gzip {
     pub(super) fn new() -> Self {
-        Self { inflate: Decompress::new(false), crc: Crc::new(), size: 0, at: Place::FirstHeader }
+        Self { inflate: Inflate::new(), ready: 0, crc: Crc::new(), size: 0, at: Place::FirstHeader }
     }
 
-    /// Fills the buffer as far as the member goes; nothing is read at the end of the last one. `before` says how much came out before.
-    pub(super) fn read<R: BufRead>(
-        &mut self,
-        input: &mut Input<R>,
-        out: &mut [u8],
-        before: u64,
-    ) -> io::Result<usize> {
+    /// What has come out and is not read yet.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.inflate.unread()[..self.ready]
+    }
+
+    pub(super) fn consume(&mut self, amount: usize) {
+        let amount = amount.min(self.ready);
+        self.inflate.consume(amount);
+        self.ready -= amount;
+    }
+
+    /// Decompresses, once everything is read, what comes next in a member, as much as there is room for, and says how much that
+    /// is: nothing at the end of the last member. `before` says how much came out before.
+    pub(super) fn fill<R: BufRead>(&mut self, input: &mut Input<R>, before: u64) -> io::Result<usize> {
         loop {
             match self.at {
                 Place::FirstHeader => read_header(input, before)?,
@@ -51,54 +61,46 @@ impl Gzip {
                         return Ok(0);
                     }
                     read_header(input, before)?;
-                    self.inflate.reset(false);
+                    self.inflate.restart();
                     self.crc.reset();
                     self.size = 0;
                 }
                 Place::Body => {}
             }
             self.at = Place::Body;
-            let read = self.read_body(input, out, before)?;
-            if read > 0 {
-                return Ok(read);
+            let filled = self.read_body(input, before)?;
+            if filled > 0 {
+                return Ok(filled);
             }
         }
     }
 
-    fn read_body<R: BufRead>(
-        &mut self,
-        input: &mut Input<R>,
-        out: &mut [u8],
-        before: u64,
-    ) -> io::Result<usize> {
-        let mut filled = 0;
+    fn read_body<R: BufRead>(&mut self, input: &mut Input<R>, before: u64) -> io::Result<usize> {
         let ended = loop {
             let available = input.fill()?;
             let is_end = available.is_empty();
-            let (taken, given) = (self.inflate.total_in(), self.inflate.total_out());
-            let status = self.inflate.decompress(available, &mut out[filled..], FlushDecompress::None);
-            let taken = usize::try_from(self.inflate.total_in() - taken).unwrap_or(usize::MAX);
-            let given = usize::try_from(self.inflate.total_out() - given).unwrap_or(usize::MAX);
-            input.consume(taken);
-            filled += given;
+            let (used, status) = self.inflate.inflate(available);
+            input.consume(used);
+            let uncompressed = before + self.inflate.unread().len() as u64;
             match status {
-                Ok(Status::StreamEnd) => break true,
-                Ok(Status::Ok | Status::BufError) if filled == out.len() => break false,
-                Ok(Status::Ok | Status::BufError) if is_end && given == 0 => {
-                    return Err(input.truncated(Format::Gzip, before + filled as u64));
-                }
-                Ok(Status::Ok | Status::BufError) => {}
-                Err(_) => {
-                    return Err(input.corrupt(Format::Gzip, before + filled as u64, "invalid deflate data"));
+                Ok(Status::Ended) => break true,
+                Ok(Status::Full) => break false,
+                Ok(Status::NeedsInput) if is_end => return Err(input.truncated(Format::Gzip, uncompressed)),
+                Ok(Status::NeedsInput) => {}
+                Err(Invalid) => {
+                    return Err(input.corrupt(Format::Gzip, uncompressed, "invalid deflate data"));
                 }
             }
         };
-        self.crc.update(&out[..filled]);
+        let out = self.inflate.unread();
+        let filled = out.len();
+        self.crc.update(out);
         self.size = self.size.wrapping_add(u32::try_from(filled).unwrap_or(u32::MAX));
         if ended {
             self.read_trailer(input, before + filled as u64)?;
             self.at = Place::AfterMember;
         }
+        self.ready = filled;
         Ok(filled)
     }
 

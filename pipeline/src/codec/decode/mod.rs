@@ -34,7 +34,7 @@ const DIRECT: usize = 16 * 1024;
 pub struct Decoder<R> {
     input: Input<R>,
     state: State,
-    /// Decompressed and not yet read: `out[start..end]`. Made when it is first needed.
+    /// Decompressed and not yet read: `out[start..end]`, but for gzip, which has a buffer of its own. Made when it is first needed.
     out: Box<[u8]>,
     start: usize,
     end: usize,
@@ -102,8 +102,19 @@ impl<R: BufRead> Decoder<R> {
         self.uncompressed
     }
 
+    /// What is decompressed and not yet read.
+    fn unread(&self) -> &[u8] {
+        match &self.state {
+            State::Gzip(gzip) => gzip.unread(),
+            _ => &self.out[self.start..self.end],
+        }
+    }
+
     /// Decompresses into the empty buffer, and leaves it empty at the end of the stream.
     fn refill(&mut self) -> io::Result<()> {
+        if self.format()? == Format::Gzip {
+            return self.decompress(&mut []).map(drop);
+        }
         if self.out.is_empty() {
             self.out = vec![0; BUFFER].into_boxed_slice();
         }
@@ -114,13 +125,13 @@ impl<R: BufRead> Decoder<R> {
         Ok(())
     }
 
-    /// Decompresses what comes next, nothing at the end of the stream.
+    /// Decompresses what comes next, nothing at the end of the stream. Gzip decompresses into its own buffer.
     fn decompress(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let format = self.format()?;
         let (input, before) = (&mut self.input, self.uncompressed);
         let result = match &mut self.state {
             State::Plain => input.take(out),
-            State::Gzip(gzip) => gzip.read(input, out, before),
+            State::Gzip(gzip) => gzip.fill(input, before),
             State::Zstd(zstd) => zstd.read(input, out, before),
             State::Unknown | State::Ended(_) | State::Failed(_) => Ok(0),
         };
@@ -151,14 +162,17 @@ impl<R: BufRead> Decoder<R> {
 
 impl<R: BufRead> BufRead for Decoder<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.start == self.end {
+        if self.unread().is_empty() {
             self.refill()?;
         }
-        Ok(&self.out[self.start..self.end])
+        Ok(self.unread())
     }
 
     fn consume(&mut self, amount: usize) {
-        self.start = self.end.min(self.start + amount);
+        match &mut self.state {
+            State::Gzip(gzip) => gzip.consume(amount),
+            _ => self.start = self.end.min(self.start + amount),
+        }
     }
 }
 
@@ -167,7 +181,7 @@ impl<R: BufRead> Read for Decoder<R> {
         if buffer.is_empty() {
             return Ok(0);
         }
-        if self.start == self.end && buffer.len() >= DIRECT {
+        if buffer.len() >= DIRECT && self.unread().is_empty() && self.format()? != Format::Gzip {
             return self.decompress(buffer);
         }
         let available = self.fill_buf()?;
