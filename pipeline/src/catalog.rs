@@ -147,7 +147,7 @@ async fn tags_of(repository: &Repository, digest: &Digest) -> Result<Vec<String>
 }
 
 /// What a tag names now.
-async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>, Error> {
+pub(crate) async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>, Error> {
     let tag = ManifestRef::Tag(tag.clone());
     if let Some(head) = head(repository, Some(tag.clone())).await? {
         return Ok(Some(head.digest));
