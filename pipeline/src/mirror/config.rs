@@ -3,6 +3,7 @@
 //! The file is YAML. What is wrong with it is told with line and column, before anything is asked of a registry. Its schema is
 //! [`SCHEMA`], which a test holds to this parser.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -66,6 +67,8 @@ pub enum Source {
 /// source's.
 #[derive(Clone, Debug)]
 pub struct Target {
+    /// The registry.
+    pub host: String,
     /// `HOST/REPOSITORY`.
     pub repository: Template,
     /// The tag.
@@ -176,6 +179,22 @@ impl Config {
         let mirrors = file.mirrors.into_iter().map(Mirror::of).collect::<Result<_, _>>()?;
         Ok(Self { mirrors })
     }
+
+    /// The registries that images come from, each once, sorted.
+    pub fn source_hosts(&self) -> Vec<String> {
+        let host = |source: &Source| match source {
+            Source::Repository(reference) => reference.host().to_owned(),
+            Source::Catalog(registry, _) => registry.to_string(),
+        };
+        let hosts = self.mirrors.iter().flat_map(|mirror| &mirror.sources).map(host);
+        hosts.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The registries that images go to, each once, sorted.
+    pub fn target_hosts(&self) -> Vec<String> {
+        let hosts = self.mirrors.iter().flat_map(|mirror| &mirror.targets).map(|target| target.host.clone());
+        hosts.collect::<BTreeSet<_>>().into_iter().collect()
+    }
 }
 
 /// A YAML document, or what is wrong with it and where.
@@ -269,7 +288,7 @@ fn target(text: &Spanned<String>, is_one: bool, is_one_tag: bool) -> Result<Targ
     let Some((host, _)) = name.split_once('/').filter(|(host, _)| !host.contains('{')) else {
         return Err(fail(at, format!("{name:?} is no HOST/REPOSITORY")));
     };
-    host.parse::<RegistryName>().map_err(|error| fail(at, error.to_string()))?;
+    let host: RegistryName = host.parse().map_err(|error| fail(at, format!("{error}")))?;
     // Whatever the source is called, what a target is called is known to be well formed only then; what it says itself is now.
     let example: Reference = "registry.example/a/b".parse().map_err(|error| fail(at, format!("{error}")))?;
     template::place(&repository, &tag, &example, "1").map_err(|error| fail(at, error.to_string()))?;
@@ -284,7 +303,7 @@ fn target(text: &Spanned<String>, is_one: bool, is_one_tag: bool) -> Result<Targ
             format!("several tags would become {name:?}: write {{tag}} in it, or no tag at all"),
         ));
     }
-    Ok(Target { repository, tag })
+    Ok(Target { host: host.to_string(), repository, tag })
 }
 
 fn backup(text: &Spanned<String>) -> Result<Template, ConfigError> {
@@ -374,8 +393,6 @@ fn last_line(error: &regex::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::Value;
 
     use super::*;
