@@ -147,6 +147,8 @@ Examples:
   occyctl mirror -c mirror.yaml --dry-run
   occyctl mirror -c mirror.yaml --output-format json
   occyctl mirror schema > mirror.schema.json
+  occyctl mirror import-regsync regsync.yml > mirror.yaml
+  occyctl mirror import-skopeo sync.yml --to localhost:5000/repo > mirror.yaml
 
 Exit status is 0 when all targets are as their sources, 5 when some are not, 1 when none is, and 2 when the file is wrong."#;
 
@@ -368,6 +370,19 @@ pub(crate) struct Mirror {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MirrorCommand {
+    /// Print a file of regsync as one of ours; what cannot be carried over is told of.
+    ImportRegsync {
+        /// The file of regsync.
+        file: PathBuf,
+    },
+    /// Print a file of `skopeo sync --src yaml` as one of ours; what cannot be carried over is told of.
+    ImportSkopeo {
+        /// The file of skopeo.
+        file: PathBuf,
+        /// Where its images go, which skopeo is told beside the file: HOST[/PATH].
+        #[arg(long, value_name = "HOST[/PATH]")]
+        to: String,
+    },
     /// Print the JSON schema of the file.
     Schema,
 }

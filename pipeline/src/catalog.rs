@@ -124,7 +124,7 @@ pub async fn delete(
 }
 
 /// Deletes a tag alone. False where the registry cannot: it says so in many ways.
-async fn delete_tag(repository: &Repository, tag: &Tag) -> Result<bool, Error> {
+pub(crate) async fn delete_tag(repository: &Repository, tag: &Tag) -> Result<bool, Error> {
     match repository.delete_manifest(&ManifestRef::Tag(tag.clone())).await {
         Ok(deleted) => Ok(deleted),
         Err(error) if matches!(error.status(), Some(400 | 404 | 405 | 501)) => Ok(false),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use occy_pipeline::error::Error;
-use occy_pipeline::mirror::config::{Config, SCHEMA};
+use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA};
+use occy_pipeline::mirror::import::{self, Imported};
 use occy_pipeline::mirror::{Action, Ends, Outcome, Plan, Price, Report, Survey, What};
 use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
@@ -19,6 +20,10 @@ pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exi
     refuse_coordinator(global, "mirror")?;
     match (&options.command, &options.config) {
         (Some(MirrorCommand::Schema), _) => print_bytes(SCHEMA.as_bytes()),
+        (Some(MirrorCommand::ImportRegsync { file }), _) => converted(file, import::regsync(&read(file)?)),
+        (Some(MirrorCommand::ImportSkopeo { file, to }), _) => {
+            converted(file, import::skopeo(&read(file)?, to))
+        }
         (None, Some(path)) => mirror(path, options.dry_run, global).await,
         // clap asks for the one or the other.
         (None, None) => Err(Misused("mirror needs --config FILE".to_owned()).into()),
@@ -62,6 +67,15 @@ async fn mirror(path: &Path, dry_run: bool, global: &Global) -> anyhow::Result<E
         told?;
     }
     Ok(exit(report.failed(), plan.actions.len()))
+}
+
+/// Prints the file of another tool as one of ours.
+fn converted(path: &Path, imported: Result<Imported, ConfigError>) -> anyhow::Result<Exit> {
+    let imported = imported.map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    for lost in &imported.lost {
+        tracing::warn!("{}", printable(lost.as_bytes()));
+    }
+    print_bytes(imported.text.as_bytes())
 }
 
 fn exit(failed: usize, all: usize) -> Exit {

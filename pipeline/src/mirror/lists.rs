@@ -95,7 +95,7 @@ impl Lists {
                         }
                     }
                     Err(error) => {
-                        self.cannot(&format!("the repositories of {registry}"), &Error::from(error))
+                        self.cannot(&format!("the repositories of {registry}"), &Error::from(error));
                     }
                 },
             }
@@ -207,12 +207,41 @@ impl Lists {
         }
         lost
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn of(repositories: Vec<Vec<Reference>>, tags: &[(&str, &[&str])]) -> Self {
-        let tags = tags
-            .iter()
-            .map(|(name, tags)| ((*name).to_owned(), tags.iter().map(|tag| (*tag).to_owned()).collect()));
-        Self { repositories, tags: tags.collect(), unlisted: Vec::new() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn lost(more: &str, here: &[&str], there: &[&str]) -> Vec<String> {
+        let text = format!(
+            "mirrors: [{{sources: [a.example/x], targets: [b.example/x], deletion: {{max: 9}}{more}}}]"
+        );
+        let config = Config::parse(&text).unwrap();
+        let tags = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect();
+        let mut lists = Lists {
+            repositories: vec![vec!["a.example/x".parse().unwrap()]],
+            tags: HashMap::from([
+                ("a.example/x".to_owned(), tags(here)),
+                ("b.example/x".to_owned(), tags(there)),
+            ]),
+            unlisted: Vec::new(),
+        };
+        let wanted = lists.wanted(&config);
+        lists.lost(&config, &wanted).into_iter().map(|lost| lost.target.to_string()).collect()
+    }
+
+    #[test]
+    fn only_what_the_entry_would_have_put_there_is_lost() {
+        let gone = ["b.example/x:1".to_owned()];
+        assert_eq!(lost("", &["2"], &["1", "2"]), gone);
+        assert_eq!(lost(", tags: [{globs: ['1*']}]", &["2"], &["1", "2", "3"]), gone);
+        assert_eq!(lost(", immutable: ['3']", &["2"], &["1", "2", "3"]), gone);
+        assert_eq!(lost(", backup: 'old-{tag}'", &["2"], &["1", "2", "old-2"]), gone);
+        // What is merely no longer among the newest is at the source still.
+        assert_eq!(lost(", tags: [{newest: 1}]", &["2", "3"], &["1", "2", "3"]), gone);
+        let signature = format!("sha256-{}.sig", "0".repeat(64));
+        assert_eq!(lost("", &["2"], &["1", &signature]), gone);
     }
 }

@@ -10,7 +10,7 @@
 mod blobs;
 pub mod config;
 mod image;
-
+pub mod import;
 mod lists;
 mod plan;
 mod range;

@@ -18,6 +18,7 @@ use crate::copy::write;
 use crate::element::ImageName;
 use crate::error::Error;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
+use crate::manifest::{self, ParsedManifest};
 use crate::output::content::ContentOutput;
 use crate::progress::Progress;
 use crate::reference::{ManifestRef, Reference, Tag};
@@ -187,10 +188,26 @@ async fn back_up(ends: &Ends, action: &Action, target: &Reference, backup: &Tag)
     Ok(())
 }
 
-/// Deletes a tag, alone, or with others that are to be deleted too.
+/// Deletes a tag, alone, or with others that are to be deleted too. Not as a manifest that an index which stays is made of.
 async fn delete_tag(ends: &Ends, target: &Reference, all: &HashSet<Reference>) -> Result<Outcome, Error> {
     let repository = ends.target.repository(target, Access::Delete);
     let is_lost = |tag: &String| tag.parse::<Tag>().is_ok_and(|tag| all.contains(&target.with_tag(tag)));
+    let Some(tag) = target.tag() else { return Ok(Outcome::Nothing) };
+    if catalog::delete_tag(&repository, tag).await? {
+        return Ok(Outcome::Deleted);
+    }
+    let Some(digest) = catalog::digest_of(&repository, tag).await? else { return Ok(Outcome::Deleted) };
+    for name in repository.tags().all().await?.iter().filter(|name| !is_lost(name)) {
+        let Ok(other) = name.parse::<Tag>() else { continue };
+        let found = repository.find_manifest(&ManifestRef::Tag(other), &ACCEPTED_MANIFESTS).await?;
+        let Some(found) = found.filter(|found| found.digest != digest) else { continue };
+        if let Ok(ParsedManifest::Index(index)) = manifest::parse(&found.bytes, Some(&found.media_type))
+            && index.manifests.iter().any(|entry| entry.digest == digest)
+        {
+            let problem = format!("it can only be deleted as {digest}, which the index {name} is made of");
+            return Err(Error::Host(problem.into()));
+        }
+    }
     let deleted = match delete(&repository, target, false).await {
         Err(Error::SharedManifest { tags, .. }) if tags.iter().all(is_lost) => {
             delete(&repository, target, true).await
@@ -198,7 +215,7 @@ async fn delete_tag(ends: &Ends, target: &Reference, all: &HashSet<Reference>) -
         deleted => deleted,
     };
     match deleted {
-        Ok(catalog::Deleted { .. }) | Err(Error::NoSuchImage(_)) => Ok(Outcome::Deleted),
+        Ok(_) | Err(Error::NoSuchImage(_)) => Ok(Outcome::Deleted),
         Err(error) => Err(error),
     }
 }

@@ -97,8 +97,7 @@ fn decide(
     let mut decisions = Vec::with_capacity(wanted.len());
     for wanted in wanted {
         let mirror = &config.mirrors[wanted.mirror];
-        let head =
-            |heads: &Heads, reference: &Reference| heads.get(reference).cloned().unwrap_or_else(|| Ok(None));
+        let head = |heads: &Heads, reference: &Reference| heads.get(reference).cloned().unwrap_or(Ok(None));
         let (source, target) = (head(sources, &wanted.source), head(targets, &wanted.target));
         let was = target.as_ref().ok().cloned().flatten();
         let owner = first.entry(wanted.target.clone()).or_insert_with(|| wanted.source.clone());

@@ -233,6 +233,24 @@ fn what_the_source_lost_is_deleted_only_where_that_is_wanted_and_no_more_than_al
 }
 
 #[test]
+fn a_tag_whose_manifest_an_index_is_made_of_takes_nothing_from_it() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let index = Index::new(Family::Oci, vec![(json!({"os": "linux", "architecture": "amd64"}), small())]);
+    from.push_index(&index, "app", "1");
+    let directory = scratch();
+    let config = format!(
+        "mirrors:\n  - sources: ['{}/app']\n    targets: ['{}/app']\n    deletion: {{max: 9}}\n",
+        from.host(),
+        to.host()
+    );
+    mirror(directory.path(), &config, &[]).ok();
+    to.push(&small(), "app", "gone");
+    mirror(directory.path(), &config, &[]).run();
+    assert_eq!(to.pull("app", &small().digest()).digest, small().digest());
+    assert!(to.has("app", "1"));
+}
+
+#[test]
 fn nothing_is_deleted_while_a_list_cannot_be_had() {
     let (from, to) = (Registry::start(), Registry::start());
     from.push(&image(1), "app", "1");
@@ -362,4 +380,30 @@ fn a_file_that_is_wrong_is_told_of_by_line_and_column_before_anything_is_asked()
     let config = "mirrors: [{sources: [a.example/x, b.example/x], targets: ['c.example/{name}']}]";
     let named = mirror(directory.path(), config, &["--username", "u", "--password", "s3cr3t"]);
     named.fails(2).says(&["a.example, b.example"]).keeps("s3cr3t");
+}
+
+#[test]
+fn files_of_others_become_ours() {
+    let (from, to) = (Registry::start(), Registry::start());
+    from.push(&small(), "app", "1.0");
+    from.push(&image(1), "app", "2.0");
+    let directory = scratch();
+    let file = directory.path().join("sync.yml");
+    let write = |text: String| std::fs::write(&file, text).expect("a file");
+    let path = file.display().to_string();
+    write(format!("{}:\n  tls-verify: false\n  images-by-semver: {{app: '<2'}}\n", from.host()));
+    let ended = occyctl(["mirror", "import-skopeo", &path, "--to", &format!("{}/s", to.host())]).ok();
+    let ended = ended.says(&["tls-verify is not carried over"]);
+    mirror(directory.path(), &ended.text(), &[]).ok();
+    assert_eq!(tags(&to, "s/app"), ["1.0"]);
+    write(format!(
+        "sync:\n  - {{source: '{}/app', target: '{}/r/app', type: repository, interval: 1h, tags: {{allow: ['2.*']}}}}\n",
+        from.host(),
+        to.host()
+    ));
+    let ended = occyctl(["mirror", "import-regsync", &path]).ok().says(&["sync[0].interval"]);
+    mirror(directory.path(), &ended.text(), &[]).ok();
+    assert_eq!(tags(&to, "r/app"), ["2.0"]);
+    write("sync: [\n".to_owned());
+    occyctl(["mirror", "import-regsync", &path]).fails(2).says(&["sync.yml", "line 1"]);
 }
