@@ -6,6 +6,7 @@ mod delete;
 mod digest;
 mod info;
 pub(crate) mod job;
+mod mirror;
 mod names;
 pub(crate) mod process;
 mod search;
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Info(options) => info::run(options, global).await,
         Command::Check(options) => check::run(options, global).await,
         Command::Copy(options) => copy::run(options, global).await,
+        Command::Mirror(options) => mirror::run(options, global).await,
         Command::Ls(options) => names::list(options, global).await,
         Command::Tags(options) => names::tags(options, global).await,
         Command::Digest(options) => digest::run(options, global).await,

@@ -40,6 +40,8 @@ enum Exit {
     Unsound = 3,
     /// The destination was written, but what was to be told of it was not.
     Untold = 4,
+    /// `mirror` left some targets otherwise than their sources.
+    Partial = 5,
     /// SIGHUP came.
     HungUp = 129,
     /// SIGINT came.

@@ -44,6 +44,10 @@ Examples:
     occyctl digest localhost:5000/busybox:1.36
     occyctl delete localhost:5000/busybox:1.36
 
+  Keep what a file names at other registries, and see before what that takes:
+    occyctl mirror -c mirror.yaml --dry-run
+    occyctl mirror -c mirror.yaml
+
   Find files, look at an image, check every byte of it:
     occyctl search registry://localhost:5000/app:1 '*.conf'
     occyctl info tar://app.tar
@@ -115,7 +119,41 @@ Exit status:
   2    the command line is wrong
   3    `check` found something wrong with the image
   4    the destination was written, but results could not be printed, or appended to the file of `inspect`
+  5    `mirror` did a part: each image that failed or was refused is told of, and its target is as it was before
   130  interrupted (143 by SIGTERM, 129 by SIGHUP): the destination is as it was before";
+
+const MIRROR: &str = r#"What is mirrored where is a file in YAML:
+
+  mirrors:
+    - sources: [docker.io/library/busybox]            # HOST/REPOSITORY; HOST/PATTERN or HOST: those of its catalog
+      targets: ["localhost:5000/{repository}", "localhost:5001/mirror/{name}"]
+      tags:                                           # all, where it is left out
+        - names: [latest]
+        - semver: [">=1.30, <2"]                      # one of these ranges
+          exclude: ["*-rc*"]                          # globs; also: globs, regexes, exclude_regexes
+          newest: 3                                   # the highest versions
+      platforms: [linux/amd64, linux/arm64]           # all, where it is left out; `sparse: true` keeps the index as it is
+      referrers: true                                 # with signatures and SBOMs
+      backup: "before-{tag}-{digest}"                 # the tag of what a tag named before it was given to another manifest
+      immutable: ["v*"]                               # tags that stay what they are
+      deletion: {max: 5}                              # delete what the source lost, if that is no more
+
+`occyctl mirror schema` prints its JSON schema. Each blob is fetched once, however many images and targets need it, goes up once to
+each registry that lacks it, and is mounted in its other repositories. What is the same is not looked into: a tag costs one HEAD at
+the source and one at each target, beside the lists of tags (with `platforms` or `referrers` also the manifests; never a blob).
+Nothing is kept between runs.
+
+One image's failure is none of the others', and nothing is deleted while something cannot be listed. --dry-run prints what would
+be done, and what it takes; nothing is written then.
+
+Examples:
+  occyctl mirror -c mirror.yaml --dry-run
+  occyctl mirror -c mirror.yaml --output-format json
+  occyctl mirror schema > mirror.schema.json
+  occyctl mirror import-regsync regsync.yml > mirror.yaml
+  occyctl mirror import-skopeo sync.yml --to localhost:5000/repo > mirror.yaml
+
+Exit status is 0 when all targets are as their sources, 5 when some are not, 1 when none is, and 2 when the file is wrong."#;
 
 /// Copies, filters, searches and checks container images.
 ///
@@ -167,6 +205,9 @@ Examples:
   occyctl copy docker.io/library/busybox:1.36 oci-layout://busybox --platform linux/amd64 --platform linux/arm64
   occyctl copy docker.io/library/busybox:1.36 localhost:5000/busybox:1.36 --platform linux/amd64 --sparse")]
     Copy(Copy),
+    /// Keep many images of many repositories at other registries, as a file says.
+    #[command(args_conflicts_with_subcommands = true, after_long_help = MIRROR)]
+    Mirror(Mirror),
     /// List the repositories of a registry, the tags of a repository, or the images of a layout.
     #[command(
         visible_alias = "list",
@@ -321,6 +362,37 @@ pub(crate) struct Copy {
     /// Copy the bytes of foreign (non-distributable) layers too.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
     pub(crate) foreign_layers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mirror {
+    #[command(subcommand)]
+    pub(crate) command: Option<MirrorCommand>,
+    /// What is mirrored where.
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print what would be done, and its price; write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// Print a file of regsync as one of ours; what cannot be carried over is told of.
+    ImportRegsync {
+        /// The file of regsync.
+        file: PathBuf,
+    },
+    /// Print a file of `skopeo sync --src yaml` as one of ours; what cannot be carried over is told of.
+    ImportSkopeo {
+        /// The file of skopeo.
+        file: PathBuf,
+        /// Where its images go, which skopeo is told beside the file: HOST[/PATH].
+        #[arg(long, value_name = "HOST[/PATH]")]
+        to: String,
+    },
+    /// Print the JSON schema of the file.
+    Schema,
 }
 
 #[derive(Debug, Args)]

@@ -124,7 +124,7 @@ pub async fn delete(
 }
 
 /// Deletes a tag alone. False where the registry cannot: it says so in many ways.
-async fn delete_tag(repository: &Repository, tag: &Tag) -> Result<bool, Error> {
+pub(crate) async fn delete_tag(repository: &Repository, tag: &Tag) -> Result<bool, Error> {
     match repository.delete_manifest(&ManifestRef::Tag(tag.clone())).await {
         Ok(deleted) => Ok(deleted),
         Err(error) if matches!(error.status(), Some(400 | 404 | 405 | 501)) => Ok(false),
@@ -147,7 +147,7 @@ async fn tags_of(repository: &Repository, digest: &Digest) -> Result<Vec<String>
 }
 
 /// What a tag names now.
-async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>, Error> {
+pub(crate) async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>, Error> {
     let tag = ManifestRef::Tag(tag.clone());
     if let Some(head) = head(repository, Some(tag.clone())).await? {
         return Ok(Some(head.digest));

@@ -21,6 +21,7 @@ pub mod index;
 pub mod layer;
 pub mod layout;
 pub mod manifest;
+pub mod mirror;
 pub mod open;
 pub mod output;
 pub mod platform;

@@ -275,7 +275,7 @@ fn unknown(uri: Uri, role: &'static str) -> Error {
 }
 
 /// Whether a name is a registry's, where that is as good as an image's: without a path, it looks like a host, or has a port.
-fn names_registry(rest: &str) -> bool {
+pub(crate) fn names_registry(rest: &str) -> bool {
     let (name, port) = match rest.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => (name, Some(port)),
         _ => (rest, None),

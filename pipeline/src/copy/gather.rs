@@ -27,7 +27,7 @@ const MANIFEST_BYTES: usize = 256 * 1024 * 1024;
 const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
 
 /// What has to be copied.
-pub(super) struct Gathered {
+pub struct Gathered {
     /// The manifest that gets the destination's name.
     pub(super) root: FetchedManifest,
     /// Whether it has that name already.
@@ -44,6 +44,43 @@ pub(super) struct Gathered {
     pub(super) digest_tags: Vec<(Tag, FetchedManifest)>,
     /// Entries of indexes that are not copied.
     pub(super) left_out: Vec<Digest>,
+}
+
+impl Gathered {
+    /// The manifest that gets the destination's name.
+    pub fn root(&self) -> &FetchedManifest {
+        &self.root
+    }
+
+    /// Whether it has that name already.
+    pub fn is_named(&self) -> bool {
+        self.is_named
+    }
+
+    /// How many manifests have to be put, what belongs to them and the one that gets the name included.
+    pub fn manifests(&self) -> usize {
+        self.manifests.len() + usize::from(!self.is_named) + self.referrers.len() + self.digest_tags.len()
+    }
+
+    /// How many of the manifests that others name the destination lacks.
+    pub fn missing(&self) -> usize {
+        self.manifests.len()
+    }
+
+    /// The blobs that all of them name, each once, foreign ones included.
+    pub fn blobs(&self) -> &[Layer] {
+        &self.blobs
+    }
+
+    /// What names a manifest as its subject: the subject, and which it is.
+    pub fn referrers(&self) -> impl Iterator<Item = (&Digest, &Digest)> {
+        self.referrers.iter().map(|referrer| (&referrer.subject, &referrer.manifest.digest))
+    }
+
+    /// Tags that are called like a digest, and what they name.
+    pub fn digest_tags(&self) -> impl Iterator<Item = (&Tag, &Digest)> {
+        self.digest_tags.iter().map(|(tag, manifest)| (tag, &manifest.digest))
+    }
 }
 
 pub(super) struct Referrer {

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::task::JoinSet;
 
-use self::gather::{Gathered, Gathering};
+pub use self::gather::Gathered;
+use self::gather::Gathering;
 use crate::digest::Digest;
-use crate::element::Layer;
+use crate::element::{ImageName, Layer};
 use crate::error::Error;
 use crate::output::content::ContentOutput;
 use crate::output::{Moved, OutputError};
@@ -102,14 +103,36 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<Copied, Error> {
     let start = Instant::now();
+    let gathered = gather(source.as_ref(), output.as_ref(), plan).await?;
+    let copied = write(gathered, &source.name(), &output, plan, progress).await?;
+    Ok(Copied { elapsed: start.elapsed(), ..copied })
+}
+
+/// What a copy consists of, of which the destination is asked what it has. Nothing is written.
+pub async fn gather(
+    source: &dyn Store,
+    output: &dyn ContentOutput,
+    plan: &CopyPlan,
+) -> Result<Gathered, Error> {
     output.open().await?;
     if plan.referrers && !output.names_many() {
         return Err(OutputError::OneName { destination: output.destination() }.into());
     }
     let root = source.first().await?;
-    let gathered = Gathering::new(source.as_ref(), output.as_ref(), plan).all_of(root).await?;
+    Gathering::new(source, output, plan).all_of(root).await
+}
+
+/// Copies what was gathered for the same output and plan, from what is called `name` where it comes from.
+pub async fn write(
+    gathered: Gathered,
+    name: &ImageName,
+    output: &Arc<dyn ContentOutput>,
+    plan: &CopyPlan,
+    progress: &Progress,
+) -> Result<Copied, Error> {
+    let start = Instant::now();
     progress.begin(gathered.blobs.iter().map(|blob| (blob.label(), blob.blob.size())));
-    let moved = copy_blobs(&gathered.blobs, &output, plan, progress).await?;
+    let moved = copy_blobs(&gathered.blobs, output, plan, progress).await?;
     put_manifests(&gathered, output.as_ref()).await?;
     let referrers = referrers::put(&gathered, output.as_ref()).await?;
     if plan.preserve_digests && output.wanted().is_none() && gathered.root.digest.is_rare() {
@@ -117,7 +140,7 @@ pub async fn copy(
         in_copy(&gathered.root.digest, output.put_manifest(&gathered.root).await)?;
     }
     if !gathered.is_named {
-        output.put_named(&gathered.root, &source.name()).await?;
+        output.put_named(&gathered.root, name).await?;
     }
     let moved_bytes =
         moved.iter().filter_map(|moved| if let Way::Moved(size) = moved { Some(*size) } else { None });

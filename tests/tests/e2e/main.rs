@@ -19,6 +19,7 @@ mod from_tar;
 mod harness;
 mod hostile;
 mod listing;
+mod mirror;
 mod normalize;
 mod oci_layout;
 mod platforms;

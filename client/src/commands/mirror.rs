@@ -1,0 +1,267 @@
+//! `occyctl mirror`: many images of many repositories, kept elsewhere as they are.
+
+use std::path::Path;
+
+use anyhow::Context;
+use occy_pipeline::error::Error;
+use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA};
+use occy_pipeline::mirror::import::{self, Imported};
+use occy_pipeline::mirror::{Action, Ends, Outcome, Plan, Price, Report, Survey, What};
+use occy_pipeline::registry::{self, Client};
+use occy_pipeline::tar::path::printable;
+use serde_json::{Value, json};
+
+use super::{print_bytes, print_json};
+use crate::options::{Global, Mirror, MirrorCommand, OutputFormat};
+use crate::settings::{Misused, settings};
+use crate::{Exit, Untold, say};
+
+pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exit> {
+    if global.coordinator.is_some() {
+        let problem = "`mirror` cannot be had with --coordinator: it is done by this process only";
+        return Err(Misused(problem.to_owned()).into());
+    }
+    match (&options.command, &options.config) {
+        (Some(MirrorCommand::Schema), _) => print_bytes(SCHEMA.as_bytes()),
+        (Some(MirrorCommand::ImportRegsync { file }), _) => converted(file, import::regsync(&read(file)?)),
+        (Some(MirrorCommand::ImportSkopeo { file, to }), _) => {
+            converted(file, import::skopeo(&read(file)?, to))
+        }
+        (None, Some(path)) => mirror(path, options.dry_run, global).await,
+        // clap asks for the one or the other.
+        (None, None) => Err(Misused("mirror needs --config FILE".to_owned()).into()),
+    }
+}
+
+async fn mirror(path: &Path, dry_run: bool, global: &Global) -> anyhow::Result<Exit> {
+    let text = read(path)?;
+    let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    let ends = ends(&config, global)?;
+    let survey = Survey::make(&config, &ends).await;
+    let plan = Plan::of(&config, &survey);
+    if dry_run {
+        match global.output_format {
+            OutputFormat::Json => print_json(&plan_document(&plan))?,
+            OutputFormat::Text => print_bytes(plan_text(&plan, global.quiet).as_bytes())?,
+        };
+        for action in &plan.actions {
+            if let What::Refuse(problem) | What::Fail(problem) = &action.what {
+                complain(action, problem, None);
+            }
+        }
+        let bad = |action: &&Action| matches!(action.what, What::Refuse(_) | What::Fail(_));
+        return Ok(exit(plan.actions.iter().filter(bad).count(), plan.actions.len()));
+    }
+    let report = survey.run(&config, &plan, &ends).await;
+    for (action, outcome) in plan.actions.iter().zip(&report.outcomes) {
+        match outcome {
+            Outcome::Refused(problem) => complain(action, problem, None),
+            Outcome::Failed { problem, hint } => complain(action, problem, hint.as_deref()),
+            Outcome::Nothing | Outcome::Copied { .. } | Outcome::Deleted => {}
+        }
+    }
+    let told = match global.output_format {
+        OutputFormat::Json => print_json(&report_document(&plan, &report)),
+        OutputFormat::Text => print_bytes(report_text(&plan, &report, global.quiet).as_bytes()),
+    };
+    if report.done() > 0 {
+        told.map_err(Untold)?;
+    } else {
+        told?;
+    }
+    Ok(exit(report.failed(), plan.actions.len()))
+}
+
+/// Prints the file of another tool as one of ours.
+fn converted(path: &Path, imported: Result<Imported, ConfigError>) -> anyhow::Result<Exit> {
+    let imported = imported.map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    for lost in &imported.lost {
+        tracing::warn!("{}", printable(lost.as_bytes()));
+    }
+    print_bytes(imported.text.as_bytes())
+}
+
+fn exit(failed: usize, all: usize) -> Exit {
+    match failed {
+        0 => Exit::Done,
+        failed if failed == all => Exit::Failed,
+        _ => Exit::Partial,
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
+}
+
+fn ends(config: &Config, global: &Global) -> anyhow::Result<Ends> {
+    let settings = settings(global, "registry://", Some("registry://"))?;
+    let client = |options: &registry::Options, hosts: &[String], role: &str| -> anyhow::Result<Client> {
+        // A password is one registry's.
+        if options.credentials.is_some() && hosts.len() > 1 {
+            let hosts = hosts.join(", ");
+            let problem = format!(
+                "a password of the command line would go to several {role} registries ({hosts}): log in to each instead"
+            );
+            return Err(Misused(problem).into());
+        }
+        Ok(Client::new(options.clone()).map_err(Error::from)?)
+    };
+    Ok(Ends {
+        source: client(&settings.source_registry, &config.source_hosts(), "source")?,
+        target: client(&settings.destination_registry, &config.target_hosts(), "destination")?,
+        spools: settings.spools.clone(),
+        parallel: settings.parallel,
+    })
+}
+
+fn complain(action: &Action, problem: &str, hint: Option<&str>) {
+    let named = match &action.target {
+        Some(target) => format!("{target} (from {})", action.source),
+        None => action.source.clone(),
+    };
+    say(&format!("error: {}: {}", printable(named.as_bytes()), printable(problem.as_bytes())));
+    if let Some(hint) = hint {
+        say(&format!("hint: {}", printable(hint.as_bytes())));
+    }
+}
+
+/// A line of an action: what is done to which target. None where nothing is.
+fn line(action: &Action) -> Option<String> {
+    let target = action.target.as_ref()?;
+    let becomes = action.becomes.as_ref().map(|digest| format!(" ({digest})")).unwrap_or_default();
+    let line = match &action.what {
+        What::Nothing | What::Refuse(_) | What::Fail(_) => return None,
+        What::Create => format!("create {target} from {}{becomes}", action.source),
+        What::Complete => format!("complete {target} from {}{becomes}", action.source),
+        What::Delete => format!("delete {target}, which {} no longer is", action.source),
+        What::Update => {
+            let was = action.was.as_ref().map(|digest| format!(", was {digest}")).unwrap_or_default();
+            let backup =
+                action.backup.as_ref().map(|tag| format!(" and is kept as :{tag}")).unwrap_or_default();
+            format!("update {target} from {}{becomes}{was}{backup}", action.source)
+        }
+    };
+    Some(printable(line.as_bytes()).to_string())
+}
+
+fn price_text(price: &Price) -> String {
+    let Price { fetched, bytes_fetched, uploaded, bytes_uploaded, mounted, bytes_mounted, .. } = price;
+    let Price { found, manifests, requests, .. } = price;
+    format!(
+        "fetch {bytes_fetched} bytes in {fetched} blobs, upload {bytes_uploaded} bytes in {uploaded}, mount {bytes_mounted} \
+         bytes in {mounted}, {found} blobs are there; {manifests} manifests; {requests} requests"
+    )
+}
+
+fn plan_text(plan: &Plan, quiet: bool) -> String {
+    if quiet {
+        return String::new();
+    }
+    let mut text = String::new();
+    for action in &plan.actions {
+        if let Some(line) = line(action) {
+            text += &format!("{line}\n");
+            if action.what != What::Delete {
+                text += &format!("    {}\n", price_text(&action.price));
+            }
+        }
+    }
+    let count = |is: fn(&What) -> bool| plan.actions.iter().filter(|action| is(&action.what)).count();
+    text += &format!(
+        "{} to create, {} to update, {} to complete, {} to delete; {} unchanged, {} refused, {} failed\n",
+        count(|what| *what == What::Create),
+        count(|what| *what == What::Update),
+        count(|what| *what == What::Complete),
+        count(|what| *what == What::Delete),
+        count(|what| *what == What::Nothing),
+        count(|what| matches!(what, What::Refuse(_))),
+        count(|what| matches!(what, What::Fail(_))),
+    );
+    text + &format!("In all: {}\n", price_text(&plan.price))
+}
+
+fn price_document(price: &Price) -> Value {
+    json!({
+        "fetch": {"blobs": price.fetched, "bytes": price.bytes_fetched},
+        "upload": {"blobs": price.uploaded, "bytes": price.bytes_uploaded},
+        "mount": {"blobs": price.mounted, "bytes": price.bytes_mounted},
+        "found": {"blobs": price.found},
+        "manifests": price.manifests,
+        "requests": price.requests,
+    })
+}
+
+fn action_document(action: &Action) -> Value {
+    let (what, problem) = match &action.what {
+        What::Nothing => ("nothing", None),
+        What::Create => ("create", None),
+        What::Update => ("update", None),
+        What::Complete => ("complete", None),
+        What::Delete => ("delete", None),
+        What::Refuse(problem) => ("refuse", Some(problem)),
+        What::Fail(problem) => ("fail", Some(problem)),
+    };
+    json!({
+        "source": action.source,
+        "target": action.target.as_ref().map(ToString::to_string),
+        "action": what,
+        "problem": problem,
+        "was": action.was,
+        "becomes": action.becomes,
+        "backup": action.backup.as_ref().map(ToString::to_string),
+        "price": price_document(&action.price),
+    })
+}
+
+fn plan_document(plan: &Plan) -> Value {
+    let actions: Vec<Value> = plan.actions.iter().map(action_document).collect();
+    json!({"actions": actions, "price": price_document(&plan.price)})
+}
+
+fn report_text(plan: &Plan, report: &Report, quiet: bool) -> String {
+    if quiet {
+        return String::new();
+    }
+    let mut text = String::new();
+    for (action, outcome) in plan.actions.iter().zip(&report.outcomes) {
+        if let (Some(line), Outcome::Copied { .. } | Outcome::Deleted) = (line(action), outcome) {
+            text += &format!("done: {line}\n");
+        }
+    }
+    let Report { bytes_fetched, bytes_uploaded, mounted, elapsed, .. } = report;
+    let (done, failed) = (report.done(), report.failed());
+    let unchanged = plan.actions.len() - done - failed;
+    text + &format!(
+        "{done} done, {unchanged} unchanged, {failed} failed or refused; fetched {bytes_fetched} bytes, uploaded \
+         {bytes_uploaded}, mounted {mounted} blobs in {:.1} seconds\n",
+        elapsed.as_secs_f64()
+    )
+}
+
+fn report_document(plan: &Plan, report: &Report) -> Value {
+    let images = plan.actions.iter().zip(&report.outcomes).map(|(action, outcome)| {
+        let (end, facts, problem) = match outcome {
+            Outcome::Nothing => ("unchanged", None, None),
+            Outcome::Copied { blobs, blobs_found, manifests } => {
+                let facts = json!({"blobs": {"moved": blobs, "found": blobs_found}, "manifests": manifests});
+                ("copied", Some(facts), None)
+            }
+            Outcome::Deleted => ("deleted", None, None),
+            Outcome::Refused(problem) => ("refused", None, Some(problem)),
+            Outcome::Failed { problem, .. } => ("failed", None, Some(problem)),
+        };
+        let mut document = action_document(action);
+        document["result"] = end.into();
+        document["copied"] = facts.unwrap_or_default();
+        document["problem"] = problem.cloned().into();
+        document
+    });
+    json!({
+        "images": images.collect::<Vec<_>>(),
+        "done": report.done(),
+        "failed": report.failed(),
+        "bytes": {"fetched": report.bytes_fetched, "uploaded": report.bytes_uploaded},
+        "blobs_mounted": report.mounted,
+        "seconds": report.elapsed.as_secs_f64(),
+    })
+}

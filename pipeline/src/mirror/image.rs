@@ -1,0 +1,177 @@
+//! The two ends of one image on its way: what was read of a source is kept, and what is known of a target is not asked again.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::blobs::Blobs;
+use crate::blob::{BlobRef, ByteCount};
+use crate::digest::Digest;
+use crate::element::{ImageName, Layer};
+use crate::error::Error;
+use crate::manifest::Descriptor;
+use crate::output::Moved;
+use crate::output::content::ContentOutput;
+use crate::output::registry::RegistryOutput;
+use crate::platform::PlatformChoice;
+use crate::reference::{Reference, Tag};
+use crate::registry::{Access, Client, FetchedManifest, Repository};
+use crate::source::registry::RegistrySource;
+use crate::source::stored::Store;
+
+/// Documents of one repository that have been read.
+#[derive(Debug, Default)]
+pub(super) struct Documents {
+    manifests: Mutex<HashMap<Digest, FetchedManifest>>,
+    referrers: Mutex<HashMap<Digest, Vec<Descriptor>>>,
+    tagged: Mutex<HashMap<String, Option<FetchedManifest>>>,
+}
+
+/// A manifest of a repository by its digest, with all that it names.
+pub(super) struct MirrorSource {
+    inner: RegistrySource,
+    digest: Digest,
+    documents: Arc<Documents>,
+}
+
+impl MirrorSource {
+    pub(super) fn new(
+        client: &Client,
+        source: &Reference,
+        digest: Digest,
+        documents: Arc<Documents>,
+    ) -> Self {
+        let reference = source.with_digest(digest.clone());
+        Self { inner: RegistrySource::new(client, reference, PlatformChoice::default()), digest, documents }
+    }
+}
+
+/// What is kept under a key, or what `ask` brings, which is kept then. An error is not.
+async fn kept<K: Eq + Hash, V: Clone>(
+    map: &Mutex<HashMap<K, V>>,
+    key: K,
+    ask: impl Future<Output = Result<V, Error>>,
+) -> Result<V, Error> {
+    if let Some(value) = map.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return Ok(value.clone());
+    }
+    let value = ask.await?;
+    map.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value.clone());
+    Ok(value)
+}
+
+#[async_trait::async_trait]
+impl Store for MirrorSource {
+    fn shown(&self) -> String {
+        self.inner.shown()
+    }
+
+    fn name(&self) -> ImageName {
+        self.inner.name()
+    }
+
+    async fn first(&self) -> Result<FetchedManifest, Error> {
+        kept(&self.documents.manifests, self.digest.clone(), self.inner.first()).await
+    }
+
+    async fn manifest(&self, entry: &Descriptor) -> Result<FetchedManifest, Error> {
+        kept(&self.documents.manifests, entry.digest.clone(), self.inner.manifest(entry)).await
+    }
+
+    fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<BlobRef, Error> {
+        self.inner.blob(digest, size)
+    }
+
+    fn layer(&self, descriptor: &Descriptor) -> Result<BlobRef, Error> {
+        self.inner.layer(descriptor)
+    }
+
+    fn origin(&self) -> Option<Repository> {
+        self.inner.origin()
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        kept(&self.documents.tagged, tag.to_string(), self.inner.tagged(tag)).await
+    }
+
+    async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        kept(&self.documents.referrers, subject.clone(), self.inner.referrers(subject)).await
+    }
+}
+
+/// A tag of a target.
+pub(super) struct MirrorOutput {
+    inner: RegistryOutput,
+    repository: Repository,
+    /// What the tag names now.
+    named: Option<Digest>,
+    blobs: Option<Arc<Blobs>>,
+}
+
+impl MirrorOutput {
+    /// `blobs` brings the blobs of the whole mirror; without it nothing is meant to be written.
+    pub(super) fn new(
+        client: &Client,
+        target: &Reference,
+        named: Option<Digest>,
+        blobs: Option<Arc<Blobs>>,
+    ) -> Self {
+        let format = crate::output::manifest::ManifestFormat::Keep;
+        Self {
+            inner: RegistryOutput::new(client, target.clone(), None, format),
+            repository: client.repository(target, Access::Push),
+            named,
+            blobs,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ContentOutput for MirrorOutput {
+    fn destination(&self) -> String {
+        self.inner.destination()
+    }
+
+    fn wanted(&self) -> Option<&Digest> {
+        self.inner.wanted()
+    }
+
+    fn names_many(&self) -> bool {
+        true
+    }
+
+    async fn open(&self) -> Result<(), Error> {
+        self.inner.open().await
+    }
+
+    async fn is_named(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.named.as_ref() == Some(digest))
+    }
+
+    async fn has_manifest(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        self.inner.has_manifest(digest, size).await
+    }
+
+    async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        match &self.blobs {
+            Some(blobs) => blobs.bring(blob, &self.repository, progress).await,
+            None => self.inner.put_blob(blob, progress).await,
+        }
+    }
+
+    async fn put_manifest(&self, manifest: &FetchedManifest) -> Result<Option<Digest>, Error> {
+        self.inner.put_manifest(manifest).await
+    }
+
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        self.inner.tagged(tag).await
+    }
+
+    async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {
+        self.inner.put_tagged(tag, manifest).await
+    }
+
+    async fn put_named(&self, manifest: &FetchedManifest, name: &ImageName) -> Result<(), Error> {
+        self.inner.put_named(manifest, name).await
+    }
+}

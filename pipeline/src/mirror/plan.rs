@@ -1,0 +1,271 @@
+//! What is done, and its price: made of what is known, and of nothing else.
+
+use std::collections::{HashMap, HashSet};
+
+use super::config::Config;
+use super::survey::{Found, Survey};
+use crate::copy::Gathered;
+use crate::digest::Digest;
+use crate::reference::{Reference, Tag};
+
+/// How much of a digest names a backup, in hexadecimal digits.
+const BACKUP_DIGITS: usize = 12;
+
+/// What is done.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In the order of the configuration; what is deleted, and what could not be listed, last.
+    pub actions: Vec<Action>,
+    /// Of all of them together.
+    pub price: Price,
+    /// For each blob that has to be fetched, one target of each registry that needs it.
+    pub(super) uploads: HashMap<Digest, Vec<Reference>>,
+    /// By host, a repository that has a blob.
+    pub(super) holders: HashMap<(String, Digest), String>,
+}
+
+/// What is done to one tag of one target.
+#[derive(Clone, Debug)]
+pub struct Action {
+    /// Where the image comes from, or what could not be listed.
+    pub source: String,
+    /// Where it goes; nowhere, where a source could not be listed.
+    pub target: Option<Reference>,
+    /// What is done.
+    pub what: What,
+    /// What the target's tag names.
+    pub was: Option<Digest>,
+    /// What it will name, where that is known.
+    pub becomes: Option<Digest>,
+    /// The tag that the old manifest gets before.
+    pub backup: Option<Tag>,
+    /// What it takes.
+    pub price: Price,
+    /// Its number in the survey, of images and of lost tags.
+    pub(super) number: usize,
+}
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Nothing: the target is as the source.
+    Nothing,
+    /// The tag is new.
+    Create,
+    /// The tag is given to another manifest.
+    Update,
+    /// The tag stays; content that it names, or that belongs to it, is new.
+    Complete,
+    /// The tag is deleted.
+    Delete,
+    /// Nothing, although the target is not as the source: a rule forbids it.
+    Refuse(String),
+    /// Nothing: what there is could not be found out.
+    Fail(String),
+}
+
+/// What something takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Price {
+    /// Blobs that come from the source.
+    pub fetched: usize,
+    /// Their bytes.
+    pub bytes_fetched: u64,
+    /// Blobs that go to targets.
+    pub uploaded: usize,
+    /// Their bytes.
+    pub bytes_uploaded: u64,
+    /// Blobs that targets mount from another of their repositories.
+    pub mounted: usize,
+    /// Their bytes, which nobody moves.
+    pub bytes_mounted: u64,
+    /// Blobs that are where they are needed.
+    pub found: usize,
+    /// Manifests that are put.
+    pub manifests: usize,
+    /// Requests, if none has to be made twice.
+    pub requests: usize,
+}
+
+impl Price {
+    fn add(&mut self, other: &Self) {
+        self.fetched += other.fetched;
+        self.bytes_fetched = self.bytes_fetched.saturating_add(other.bytes_fetched);
+        self.uploaded += other.uploaded;
+        self.bytes_uploaded = self.bytes_uploaded.saturating_add(other.bytes_uploaded);
+        self.mounted += other.mounted;
+        self.bytes_mounted = self.bytes_mounted.saturating_add(other.bytes_mounted);
+        self.found += other.found;
+        self.manifests += other.manifests;
+        self.requests += other.requests;
+    }
+}
+
+/// Where blobs are, and will be when what was planned so far is done.
+struct Places<'a> {
+    survey: &'a Survey,
+    /// `HOST/REPOSITORY` and a blob that will be there.
+    brought: HashSet<(String, Digest)>,
+    plan: Plan,
+}
+
+impl Plan {
+    /// What a survey comes to.
+    pub fn of(config: &Config, survey: &Survey) -> Self {
+        let mut places = Places { survey, brought: HashSet::new(), plan: Self::default() };
+        for (place, digest) in &survey.present {
+            if let Some((host, repository)) = place.split_once('/') {
+                let holder = places.plan.holders.entry((host.to_owned(), digest.clone()));
+                // Always the same one, whatever the order of a set.
+                let holder = holder.or_insert_with(|| repository.to_owned());
+                if repository < holder.as_str() {
+                    repository.clone_into(holder);
+                }
+            }
+        }
+        let targets: HashSet<&Reference> = survey.images.iter().map(|image| &image.wanted.target).collect();
+        for (number, image) in survey.images.iter().enumerate() {
+            let mirror = &config.mirrors[image.wanted.mirror];
+            let mut action = Action {
+                source: image.wanted.source.to_string(),
+                target: Some(image.wanted.target.clone()),
+                what: What::Nothing,
+                was: image.was.clone(),
+                becomes: image.was.clone(),
+                backup: None,
+                price: Price::default(),
+                number,
+            };
+            match &image.found {
+                Found::Same => {}
+                Found::Refused { becomes, reason } => {
+                    action.becomes.clone_from(becomes);
+                    action.what = What::Refuse(reason.clone());
+                }
+                Found::Failed(problem) => {
+                    action.becomes = None;
+                    action.what = What::Fail(problem.clone());
+                }
+                Found::Differs(gathered) => {
+                    let becomes = &gathered.root().digest;
+                    action.becomes = Some(becomes.clone());
+                    action.what = match &image.was {
+                        None => What::Create,
+                        Some(was) if was == becomes => What::Complete,
+                        Some(_) => What::Update,
+                    };
+                    if let (What::Update, Some(backup), Some(was), Some(tag)) =
+                        (&action.what, &mirror.backup, &image.was, image.wanted.target.tag())
+                    {
+                        let digits: String = was.hex().chars().take(BACKUP_DIGITS).collect();
+                        let name = backup.expand(&[("tag", tag.as_str()), ("digest", &digits)]);
+                        match name.parse::<Tag>() {
+                            Ok(tag) if targets.contains(&image.wanted.target.with_tag(tag.clone())) => {
+                                action.what =
+                                    What::Refuse(format!("its backup {tag} is the target of another image"));
+                            }
+                            Ok(tag) => action.backup = Some(tag),
+                            Err(_) => action.what = What::Refuse(format!("its backup {name:?} is no tag")),
+                        }
+                    }
+                    if !matches!(action.what, What::Refuse(_)) {
+                        action.price = places.price(gathered, &image.wanted.source, &image.wanted.target);
+                        action.price.requests += 2 * usize::from(action.backup.is_some());
+                        action.price.manifests += usize::from(action.backup.is_some());
+                    }
+                }
+            }
+            places.plan.price.add(&action.price);
+            places.plan.actions.push(action);
+        }
+        places.plan.delete(config, survey);
+        for unlisted in &survey.unlisted {
+            places.plan.actions.push(Action {
+                source: unlisted.what.clone(),
+                target: None,
+                what: What::Fail(unlisted.problem.clone()),
+                was: None,
+                becomes: None,
+                backup: None,
+                price: Price::default(),
+                number: 0,
+            });
+        }
+        places.plan
+    }
+
+    fn delete(&mut self, config: &Config, survey: &Survey) {
+        let mut of_entry: HashMap<usize, usize> = HashMap::new();
+        for lost in &survey.lost {
+            *of_entry.entry(lost.mirror).or_default() += 1;
+        }
+        for (number, lost) in survey.lost.iter().enumerate() {
+            let max = config.mirrors[lost.mirror].deletion.unwrap_or_default();
+            let count = of_entry[&lost.mirror];
+            let what = if !survey.unlisted.is_empty() {
+                What::Refuse("nothing is deleted while something cannot be listed".to_owned())
+            } else if count > max {
+                What::Refuse(format!("{count} tags would be deleted, and no more than {max} may be"))
+            } else {
+                What::Delete
+            };
+            // The tag, and what it names before and after.
+            let price = Price { requests: 3 * usize::from(what == What::Delete), ..Price::default() };
+            self.price.add(&price);
+            self.actions.push(Action {
+                source: lost.source.to_string(),
+                target: Some(lost.target.clone()),
+                what,
+                was: None,
+                becomes: None,
+                backup: None,
+                price,
+                number,
+            });
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_done(&self) -> bool {
+        self.actions.iter().all(|action| action.what == What::Nothing)
+    }
+}
+
+impl Places<'_> {
+    /// What it takes to copy an image after all that was priced before it.
+    fn price(&mut self, gathered: &Gathered, source: &Reference, target: &Reference) -> Price {
+        let mut price = Price { manifests: gathered.manifests(), ..Price::default() };
+        let host = target.host();
+        for blob in gathered.blobs().iter().filter(|blob| !blob.is_foreign()) {
+            let Some(descriptor) = &blob.descriptor else { continue };
+            let (digest, size) = (&descriptor.digest, descriptor.size);
+            let place = (target.name(), digest.clone());
+            if self.survey.present.contains(&place) || !self.brought.insert(place) {
+                price.found += 1;
+                continue;
+            }
+            let uploads = self.plan.uploads.get(digest).map_or(&[][..], Vec::as_slice);
+            let is_there = source.host() == host
+                || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
+                || uploads.iter().any(|upload| upload.host() == host);
+            if is_there {
+                price.mounted += 1;
+                price.bytes_mounted = price.bytes_mounted.saturating_add(size);
+                price.requests += 1;
+                continue;
+            }
+            if uploads.is_empty() {
+                price.fetched += 1;
+                price.bytes_fetched = price.bytes_fetched.saturating_add(size);
+                price.requests += 1;
+            }
+            price.uploaded += 1;
+            price.bytes_uploaded = price.bytes_uploaded.saturating_add(size);
+            // One begins the upload, one brings the bytes.
+            price.requests += 2;
+            self.plan.uploads.entry(digest.clone()).or_default().push(target.clone());
+        }
+        price.requests += price.manifests;
+        price
+    }
+}

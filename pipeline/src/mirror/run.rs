@@ -1,0 +1,221 @@
+//! Does what is planned: images side by side, each whole or not at all, one's failure none of the others'; deletions last.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+
+use super::Ends;
+use super::blobs::Blobs;
+use super::config::Config;
+use super::image::MirrorOutput;
+use super::plan::{Action, Plan, What};
+use super::survey::{Found, Survey, Surveyed, copy_plan};
+use crate::catalog::{self, delete};
+use crate::copy::write;
+use crate::element::ImageName;
+use crate::error::Error;
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
+use crate::manifest::{self, ParsedManifest};
+use crate::output::content::ContentOutput;
+use crate::progress::Progress;
+use crate::reference::{ManifestRef, Reference, Tag};
+use crate::registry::Access;
+
+/// Images that are copied at once. Their blobs are bounded by [`Ends::parallel`].
+const IMAGES_AT_ONCE: usize = 8;
+
+/// What came of a plan.
+#[derive(Debug)]
+pub struct Report {
+    /// Of each of the plan's actions.
+    pub outcomes: Vec<Outcome>,
+    /// Bytes of blobs that came from sources.
+    pub bytes_fetched: u64,
+    /// Bytes of blobs that went to targets.
+    pub bytes_uploaded: u64,
+    /// Blobs that were mounted.
+    pub mounted: u64,
+    /// Of the run, without the survey.
+    pub elapsed: Duration,
+}
+
+/// What came of an action.
+#[derive(Debug)]
+pub enum Outcome {
+    /// There was nothing to do.
+    Nothing,
+    /// The image is there.
+    Copied {
+        /// Blobs that were moved for it, or by it for others too.
+        blobs: usize,
+        /// Blobs that were there or mounted.
+        blobs_found: usize,
+        /// Manifests that were put.
+        manifests: usize,
+    },
+    /// The tag is gone.
+    Deleted,
+    /// Nothing was done: a rule forbids it.
+    Refused(String),
+    /// The target is as it was before.
+    Failed {
+        /// Why.
+        problem: String,
+        /// What can be done about it.
+        hint: Option<String>,
+    },
+}
+
+impl Report {
+    /// How many of the actions changed something.
+    pub fn done(&self) -> usize {
+        let is_done = |outcome: &&Outcome| matches!(outcome, Outcome::Copied { .. } | Outcome::Deleted);
+        self.outcomes.iter().filter(is_done).count()
+    }
+
+    /// How many left a target otherwise than its source.
+    pub fn failed(&self) -> usize {
+        let is_failed = |outcome: &&Outcome| matches!(outcome, Outcome::Refused(_) | Outcome::Failed { .. });
+        self.outcomes.iter().filter(is_failed).count()
+    }
+}
+
+impl Survey {
+    /// Does what was planned of this survey.
+    ///
+    /// # Cancel safety
+    /// Cancelled, it leaves each tag as it was or with the complete new image, and blobs that nobody names; another run goes on
+    /// from there.
+    pub async fn run(self, config: &Config, plan: &Plan, ends: &Ends) -> Report {
+        let start = Instant::now();
+        let uploads = plan.uploads.iter().map(|(digest, targets)| {
+            let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
+            (digest.clone(), targets.collect())
+        });
+        let blobs = Arc::new(Blobs::new(
+            self.present,
+            plan.holders.clone(),
+            uploads.collect(),
+            ends.spools.clone(),
+            ends.parallel,
+        ));
+        let mut images: HashMap<usize, Surveyed> = self.images.into_iter().enumerate().collect();
+        let copies = plan.actions.iter().enumerate().filter_map(|(index, action)| {
+            let is_copy = matches!(action.what, What::Create | What::Update | What::Complete);
+            let image = is_copy.then(|| images.remove(&action.number)).flatten()?;
+            let blobs = Arc::clone(&blobs);
+            Some(async move {
+                let outcome = copy_image(config, ends, action, image, blobs).await;
+                (index, told(action, outcome))
+            })
+        });
+        let copies: Vec<_> = copies.collect();
+        drop(images);
+        let mut outcomes: HashMap<usize, Outcome> =
+            futures_util::stream::iter(copies).buffer_unordered(IMAGES_AT_ONCE).collect().await;
+        let deletions: HashSet<Reference> = plan
+            .actions
+            .iter()
+            .filter(|action| action.what == What::Delete)
+            .filter_map(|action| action.target.clone())
+            .collect();
+        for (index, action) in plan.actions.iter().enumerate() {
+            if let (What::Delete, Some(target)) = (&action.what, &action.target) {
+                outcomes.insert(index, told(action, delete_tag(ends, target, &deletions).await));
+            }
+        }
+        let outcomes = plan.actions.iter().enumerate().map(|(index, action)| match &action.what {
+            What::Refuse(reason) => Outcome::Refused(reason.clone()),
+            What::Fail(problem) => Outcome::Failed { problem: problem.clone(), hint: None },
+            _ => outcomes.remove(&index).unwrap_or(Outcome::Nothing),
+        });
+        let counts = blobs.counts();
+        Report {
+            outcomes: outcomes.collect(),
+            bytes_fetched: counts.fetched.load(Ordering::Relaxed),
+            bytes_uploaded: counts.uploaded.load(Ordering::Relaxed),
+            mounted: counts.mounted.load(Ordering::Relaxed),
+            elapsed: start.elapsed(),
+        }
+    }
+}
+
+fn told(action: &Action, outcome: Result<Outcome, Error>) -> Outcome {
+    let target = action.target.as_ref().map(ToString::to_string).unwrap_or_default();
+    match outcome {
+        Ok(outcome) => {
+            tracing::info!(source = action.source, target, "done");
+            outcome
+        }
+        Err(error) => {
+            tracing::info!(source = action.source, target, %error, "failed");
+            Outcome::Failed { problem: error.to_string(), hint: error.hint() }
+        }
+    }
+}
+
+async fn copy_image(
+    config: &Config,
+    ends: &Ends,
+    action: &Action,
+    image: Surveyed,
+    blobs: Arc<Blobs>,
+) -> Result<Outcome, Error> {
+    let Surveyed { wanted, was, found } = image;
+    let Found::Differs(gathered) = found else { return Ok(Outcome::Nothing) };
+    let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
+    let output: Arc<dyn ContentOutput> =
+        Arc::new(MirrorOutput::new(&ends.target, &wanted.target, was, Some(blobs)));
+    if let Some(backup) = &action.backup {
+        back_up(ends, action, &wanted.target, backup).await?;
+    }
+    let tag = wanted.source.tag().map(ToString::to_string);
+    let name = ImageName { repository: wanted.source.name(), tag };
+    let copied = write(gathered, &name, &output, &plan, &Progress::default()).await?;
+    let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
+    Ok(Outcome::Copied { blobs, blobs_found, manifests })
+}
+
+/// Gives the manifest that a tag is about to be taken from another one. If that fails, the tag stays.
+async fn back_up(ends: &Ends, action: &Action, target: &Reference, backup: &Tag) -> Result<(), Error> {
+    let Some(was) = &action.was else { return Ok(()) };
+    let repository = ends.target.repository(target, Access::Push);
+    let old = repository.manifest(&ManifestRef::Digest(was.clone()), &ACCEPTED_MANIFESTS).await?;
+    repository.put_manifest(&ManifestRef::Tag(backup.clone()), &old.media_type, old.bytes).await?;
+    Ok(())
+}
+
+/// Deletes a tag, alone, or with others that are to be deleted too. Not as a manifest that an index which stays is made of.
+async fn delete_tag(ends: &Ends, target: &Reference, all: &HashSet<Reference>) -> Result<Outcome, Error> {
+    let repository = ends.target.repository(target, Access::Delete);
+    let is_lost = |tag: &String| tag.parse::<Tag>().is_ok_and(|tag| all.contains(&target.with_tag(tag)));
+    let Some(tag) = target.tag() else { return Ok(Outcome::Nothing) };
+    if catalog::delete_tag(&repository, tag).await? {
+        return Ok(Outcome::Deleted);
+    }
+    let Some(digest) = catalog::digest_of(&repository, tag).await? else { return Ok(Outcome::Deleted) };
+    for name in repository.tags().all().await?.iter().filter(|name| !is_lost(name)) {
+        let Ok(other) = name.parse::<Tag>() else { continue };
+        let found = repository.find_manifest(&ManifestRef::Tag(other), &ACCEPTED_MANIFESTS).await?;
+        let Some(found) = found.filter(|found| found.digest != digest) else { continue };
+        if let Ok(ParsedManifest::Index(index)) = manifest::parse(&found.bytes, Some(&found.media_type))
+            && index.manifests.iter().any(|entry| entry.digest == digest)
+        {
+            let problem = format!("it can only be deleted as {digest}, which the index {name} is made of");
+            return Err(Error::Host(problem.into()));
+        }
+    }
+    let deleted = match delete(&repository, target, false).await {
+        Err(Error::SharedManifest { tags, .. }) if tags.iter().all(is_lost) => {
+            delete(&repository, target, true).await
+        }
+        deleted => deleted,
+    };
+    match deleted {
+        Ok(_) | Err(Error::NoSuchImage(_)) => Ok(Outcome::Deleted),
+        Err(error) => Err(error),
+    }
+}
