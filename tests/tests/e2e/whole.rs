@@ -399,7 +399,7 @@ fn what_cannot_be_copied_as_it_is_is_said() {
         let ended = occyctl(["copy", source, destination]).fails(2);
         assert!(ended.stderr.contains(words), "{}", ended.stderr);
     }
-    let run = ["copy", "localhost:1/x", "localhost:1/y", "--coordinator", "http://localhost:1"];
+    let run = ["mirror", "-c", "mirror.yaml", "--coordinator", "http://localhost:1"];
     occyctl(run).fails(2).says(&["this process only"]);
 }
 
