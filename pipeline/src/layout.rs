@@ -50,13 +50,11 @@ impl Choice {
             return entries.iter().find(|entry| entry.digest == *digest).map(Chosen::Entry);
         }
         if let Some(tag) = &self.tag {
-            let exact = entries.iter().find(|entry| names(entry).any(|name| name == tag));
+            let exact: Vec<_> = entries.iter().filter(|entry| names(entry).any(|name| name == tag)).collect();
             let means = |entry: &&Descriptor| names(entry).any(|name| is_called(name, tag));
-            let found = exact.or_else(|| {
-                let mut entries = entries.iter().filter(means);
-                entries.next().filter(|first| entries.all(|other| other.digest == first.digest))
-            });
-            return found.map(Chosen::Entry);
+            let found = if exact.is_empty() { entries.iter().filter(means).collect() } else { exact };
+            let first = *found.first()?;
+            return found.iter().all(|other| other.digest == first.digest).then_some(Chosen::Entry(first));
         }
         let own: Vec<&Descriptor> = entries.iter().filter(|entry| !belongs_to_another(entry)).collect();
         match own.as_slice() {
@@ -147,6 +145,11 @@ mod tests {
     #[test]
     fn a_tag_that_two_images_have_is_not_clear() {
         let entries = entries(&[json!({IMAGE_NAME: "a.io/x:1"}), json!({IMAGE_NAME: "b.io/x:1"})]);
+        assert_eq!(chosen(&entries, Some("1")), None);
+        assert_eq!(chosen(&entries, Some("b.io/x:1")), Some(1));
+        // Neither when both are also called so alone.
+        let both = |name: &str| json!({IMAGE_NAME: name, REF_NAME: "1"});
+        let entries = self::entries(&[both("a.io/x:1"), both("b.io/x:1")]);
         assert_eq!(chosen(&entries, Some("1")), None);
         assert_eq!(chosen(&entries, Some("b.io/x:1")), Some(1));
     }

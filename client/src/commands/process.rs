@@ -18,6 +18,7 @@ use occy_pipeline::process::{Outcome, Summary, process};
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::task::LayerPlan;
+use occy_pipeline::uri::Uri;
 use occy_pipeline::wire::convert;
 use serde_json::json;
 
@@ -61,7 +62,28 @@ fn opened(options: &Process, global: &Global) -> anyhow::Result<Settings> {
     settings.force = options.force;
     settings.verify = options.verify;
     settings.foreign_layers = work.foreign_layers;
+    if replaces_source(&work.source, &work.destination, options.force) {
+        let problem = format!("--force would replace {}, and the source is in it", work.destination);
+        return Err(Misused(problem).into());
+    }
     Ok(settings)
+}
+
+/// Whether a directory is to be replaced that has the source in it, or is the source.
+fn replaces_source(source: &str, destination: &str, force: bool) -> bool {
+    let (Ok(source), Ok(destination)) = (Uri::parse(source), Uri::parse(destination)) else { return false };
+    // What is wrong with a flag is said where it is used.
+    let is_set = |name: &str| destination.flag(name).unwrap_or_default();
+    if !(force || is_set("force")) || is_set("unique_names") {
+        return false;
+    }
+    let path = |uri: &Uri, schemes: &[&str]| {
+        let is_path = schemes.contains(&uri.scheme.as_str());
+        is_path.then(|| Path::new(&uri.rest).canonicalize().ok()).flatten()
+    };
+    let source = path(&source, &["tar", "dir", "oci-layout"]);
+    let destination = path(&destination, &["dir", "oci"]);
+    source.zip(destination).is_some_and(|(source, destination)| source.starts_with(destination))
 }
 
 /// Tells of options that mean nothing to the destination.

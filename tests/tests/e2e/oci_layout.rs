@@ -155,6 +155,18 @@ fn images_share_a_layout_and_a_tag_moves() {
 }
 
 #[test]
+fn a_file_that_is_no_tar_by_name_is_not_replaced() {
+    let directory = crate::scratch();
+    let (file, image) = (directory.path().join("notes"), directory.path().join("image.tar"));
+    write(&file, b"mine");
+    write(&image, tar(&occy_tests::saved::docker_v25(&[(&small(), &["app:1"])])));
+    let destination = format!("oci-layout://{}", text(&file));
+    occyctl(["process", &tar_uri(&image), &destination]).fails(1).says(&[&text(&file)]);
+    assert_eq!(read(&file), b"mine");
+    occyctl(["process", &tar_uri(&image), &format!("{destination}?tar=true")]).ok();
+}
+
+#[test]
 fn several_processes_add_to_one_layout_and_lose_nothing() {
     let registry = Registry::start();
     let directory = scratch();

@@ -75,6 +75,26 @@ fn a_directory_holds_the_image_as_the_python_tool_lays_it_out() {
 }
 
 #[test]
+fn a_directory_that_has_the_source_in_it_is_not_replaced() {
+    let directory = crate::scratch();
+    let (store, file) = (directory.path().join("store"), directory.path().join("store/image.tar"));
+    std::fs::create_dir(&store).expect("a directory");
+    write(&file, occy_tests::layer::tar(&occy_tests::saved::docker_v25(&[(&small(), &["app:1"])])));
+    for (destination, force) in [
+        (dir_uri(&store), &["--force"][..]),
+        (dir_uri(directory.path()), &["--force"]),
+        (format!("{}?force=true", dir_uri(&store)), &[]),
+        (dir_uri(&store).replace("dir://", "oci://"), &["--force"]),
+    ] {
+        let source = crate::tar_uri(&file);
+        occyctl([&["process", &source, &destination], force].concat())
+            .fails(2)
+            .says(&["the source is in it"]);
+        assert!(file.exists());
+    }
+}
+
+#[test]
 fn a_directory_that_is_not_empty_is_refused_unless_forced() {
     let registry = Registry::start();
     let source = registry.push(&small(), "app", "1");

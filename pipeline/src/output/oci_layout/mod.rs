@@ -166,11 +166,13 @@ impl LayoutOutput {
 impl Place {
     fn open(layout: &Layout) -> Result<Self, OutputError> {
         let path = &layout.path;
+        let is_named_so = path.extension().is_some_and(|extension| extension == "tar");
         let is_tar = layout.options.tar
             || path == Path::new("-")
             || match std::fs::metadata(path) {
-                Ok(metadata) => !metadata.is_dir(),
-                Err(_) => path.extension().is_some_and(|extension| extension == "tar"),
+                // Another file is none to be replaced unless somebody says so; a pipe or a device has nothing to lose.
+                Ok(metadata) => !metadata.is_dir() && (is_named_so || !metadata.is_file()),
+                Err(_) => is_named_so,
             };
         match is_tar {
             true => Archive::create(path, &layout.spools).map(|archive| Self::Archive(archive.into())),
