@@ -56,6 +56,12 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<Exit> {
     }
 }
 
+/// `1 blob`, `2 blobs`.
+pub(crate) fn counted(count: usize, one: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {one}{plural}")
+}
+
 /// Prints a result as JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<Exit> {
     let mut text = serde_json::to_string_pretty(value)?;

@@ -377,7 +377,9 @@ impl Error {
             Self::SavedImage(SavedImageError::NotSaved { is_layout: true, .. }) => {
                 Some("it is an OCI image layout, which oci-layout:// reads".to_owned())
             }
-            Self::Platform(_) => Some("choose one with --os, --architecture and --variant".to_owned()),
+            Self::Platform(_) => Some(
+                "choose what is there with --os, --architecture and --variant, or with --platform of copy and digest".to_owned(),
+            ),
             Self::DiffId { .. } => {
                 Some("`occyctl check` lists everything that is wrong with an image".to_owned())
             }

@@ -20,6 +20,7 @@ use crate::reference::{Reference, RegistryName, split_credentials};
 use crate::registry::{self, Access, Client, Repository};
 use crate::source::dir::{DirImage, DirSource};
 use crate::source::docker::DockerSource;
+use crate::source::for_platform::ForPlatform;
 use crate::source::oci_layout::{self, LayoutSource};
 use crate::source::registry::{self as source_of_registries, RegistrySource};
 use crate::source::saved_tar::SavedTarSource;
@@ -83,11 +84,15 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         }
         "docker" => {
             let engine = settings.engine.at(uri.option("socket"));
-            Box::new(DockerSource::new(engine, &uri.rest, settings.spools.clone())?)
+            ForPlatform::new(
+                DockerSource::new(engine, &uri.rest, settings.spools.clone())?,
+                &settings.platform,
+            )
         }
         "tar" => {
             let image = uri.option("image").map(str::to_owned);
-            Box::new(SavedTarSource::new(&uri.rest, image, settings.spools.clone()))
+            let source = SavedTarSource::new(&uri.rest, image, settings.spools.clone());
+            ForPlatform::new(source, &settings.platform)
         }
         "dir" => {
             let tag = uri.option("tag");
@@ -95,7 +100,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
             if let (None, Some(tag)) = (&image, tag) {
                 return Err(uri.bad("tag", tag, "needs image= beside it").into());
             }
-            Box::new(DirSource::new(&uri.rest, image))
+            ForPlatform::new(DirSource::new(&uri.rest, image), &settings.platform)
         }
         "oci-layout" => {
             let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };

@@ -33,9 +33,9 @@ pub struct PlatformChoice {
     pub variant: Option<String>,
 }
 
-/// No entry of an index is for the wanted platform.
+/// No entry of an index, or not the one image that there is, is for the wanted platform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no image for {wanted}; the index has {}", list(.available))]
+#[error("no image for {wanted}; there is {}", list(.available))]
 pub struct NoSuchPlatform {
     /// What was asked for.
     pub wanted: Platform,
@@ -170,6 +170,27 @@ impl PlatformChoice {
             variant,
         }
     }
+
+    /// Whether an image that no index offers for a platform is for the one that was asked for: what was said, and no more, must
+    /// be true of it. A config that says nothing contradicts nobody.
+    pub fn admit(&self, config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
+        let Some(offered) = config.and_then(ImageConfig::platform).filter(|_| self.is_given()) else {
+            return Ok(());
+        };
+        let variant = match &self.architecture {
+            None => self.variant.clone().or_else(|| offered.variant.clone()),
+            Some(_) => self.variant.clone(),
+        };
+        let wanted = Platform {
+            os: self.os.clone().unwrap_or_else(|| offered.os.clone()),
+            architecture: self.architecture.clone().unwrap_or_else(|| offered.architecture.clone()),
+            variant,
+        };
+        match wanted.rank(&offered) {
+            Some(_) => Ok(()),
+            None => Err(NoSuchPlatform { wanted, available: vec![offered.to_string()] }),
+        }
+    }
 }
 
 /// The entry for the wanted platform: the best variant, and of equals the first.
@@ -302,6 +323,35 @@ mod tests {
     }
 
     #[test]
+    fn the_only_image_is_held_to_what_was_said_of_the_platform_and_to_nothing_else() {
+        let config = |text: &str| ImageConfig::parse(text.as_bytes()).expect("a config");
+        let arm = config(
+            r#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{"type":"layers","diff_ids":[]}}"#,
+        );
+        let silent = config(r#"{"rootfs":{"type":"layers","diff_ids":[]}}"#);
+        let choice = |os: &str, architecture: &str, variant: &str| {
+            let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            PlatformChoice { os: said(os), architecture: said(architecture), variant: said(variant) }
+        };
+        for (choice, is_admitted) in [
+            (choice("", "", ""), true),
+            (choice("linux", "", ""), true),
+            (choice("", "arm64", ""), true),
+            (choice("linux", "aarch64", "v8"), true),
+            (choice("", "", "v8"), true),
+            (choice("windows", "", ""), false),
+            (choice("", "amd64", ""), false),
+            (choice("", "", "v7"), false),
+        ] {
+            assert_eq!(choice.admit(Some(&arm)).is_ok(), is_admitted, "{choice:?}");
+            assert_eq!(choice.admit(Some(&silent)), Ok(()), "{choice:?}");
+            assert_eq!(choice.admit(None), Ok(()), "{choice:?}");
+        }
+        let error = choice("", "amd64", "").admit(Some(&arm)).expect_err("another architecture");
+        assert_eq!(error.to_string(), "no image for linux/amd64; there is linux/arm64/v8");
+    }
+
+    #[test]
     fn amd64_levels_fall_back_and_a_plain_amd64_takes_no_higher_one() {
         check(&["linux/amd64", "linux/amd64/v2"], "linux/amd64/v3", Some(1));
         check(&["linux/amd64/v1"], "linux/amd64", Some(0));
@@ -314,7 +364,7 @@ mod tests {
         check(&["unknown/unknown"], "unknown/unknown", None);
         let manifests = index(&["linux/s390x", "unknown/unknown", "linux/s390x", "linux/arm/v7"]);
         let error = select(&manifests, &platform("linux/amd64")).expect_err("no such platform");
-        assert_eq!(error.to_string(), "no image for linux/amd64; the index has linux/s390x, linux/arm/v7");
+        assert_eq!(error.to_string(), "no image for linux/amd64; there is linux/s390x, linux/arm/v7");
     }
 
     #[test]

@@ -234,7 +234,16 @@ impl Registry {
 
     /// Reads a whole image back and recomputes every digest, size and diff_id on the way.
     pub fn pull(&self, name: &str, reference: &str) -> Pulled {
-        let manifest = self.manifest(name, reference);
+        let mut manifest = self.manifest(name, reference);
+        for _ in 0..20 {
+            if manifest.status == 200 {
+                break;
+            }
+            // docker-registry writes a tag's link in place, and goes on with a PUT whose client was killed: who asks while the link
+            // is empty is told that there is no such tag.
+            sleep(Duration::from_millis(50));
+            manifest = self.manifest(name, reference);
+        }
         assert_eq!(manifest.status, 200, "{name}:{reference}");
         let document = json_of(&manifest.body);
         assert_eq!(document["mediaType"].as_str(), manifest.get("Content-Type"), "of {name}:{reference}");

@@ -5,7 +5,7 @@ use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
 use serde_json::json;
 
-use super::print_json;
+use super::{counted, print_json};
 use crate::display::Display;
 use crate::options::{Copy, Global, OutputFormat};
 use crate::remote::copy as remote;
@@ -66,9 +66,12 @@ fn tell(copied: &Copied, source: &str, global: &Global) -> anyhow::Result<()> {
     }
     let Copied { bytes, blobs, blobs_found, manifests, manifests_found, elapsed, .. } = copied;
     say(&format!(
-        "Moved {bytes} bytes in {blobs} blobs and {manifests} manifests in {:.1} seconds; \
-         {blobs_found} blobs and {manifests_found} manifests were there or mounted",
-        elapsed.as_secs_f64()
+        "Moved {bytes} bytes in {} and {} in {:.1} seconds; {} and {} were there or mounted",
+        counted(*blobs, "blob"),
+        counted(*manifests, "manifest"),
+        elapsed.as_secs_f64(),
+        counted(*blobs_found, "blob"),
+        counted(*manifests_found, "manifest"),
     ));
     Ok(())
 }

@@ -6,14 +6,13 @@ use occy_pipeline::open::{self, Place};
 use occy_pipeline::registry::{Names, Repository};
 use occy_pipeline::source::oci_layout::LayoutSource;
 use occy_pipeline::tar::path::printable;
-use occy_pipeline::uri::UriError;
 use serde_json::json;
 
 use super::{print_bytes, print_json};
 use crate::Exit;
 use crate::options::{Global, Ls, Order, OutputFormat, Tags};
 use crate::remote::names as remote;
-use crate::settings::settings;
+use crate::settings::{Misused, settings};
 
 pub(crate) async fn list(options: &Ls, global: &Global) -> anyhow::Result<Exit> {
     match open_place(&options.name, global)? {
@@ -37,7 +36,10 @@ pub(crate) async fn list(options: &Ls, global: &Global) -> anyhow::Result<Exit> 
 
 pub(crate) async fn tags(options: &Tags, global: &Global) -> anyhow::Result<Exit> {
     match open_place(&options.repository, global)? {
-        Place::Registry(_, host) => Err(Error::from(UriError::NoImage(host.to_string())).into()),
+        Place::Registry(_, host) => Err(Misused(format!(
+            "{host} is a registry: name one of its repositories, which `occyctl ls {host}` lists"
+        ))
+        .into()),
         Place::Repository(repository) => {
             let pages = Pages::new(|| repository.tags(), &options.repository, "tags", global).await?;
             tags_of(&repository, pages, options.sort, global).await

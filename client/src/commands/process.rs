@@ -22,7 +22,7 @@ use occy_pipeline::uri::Uri;
 use occy_pipeline::wire::convert;
 use serde_json::json;
 
-use super::{print_bytes, print_json};
+use super::{counted, print_bytes, print_json};
 use crate::display::Display;
 use crate::options::{self, Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
@@ -324,8 +324,8 @@ fn tell_index(
         }
         OutputFormat::Text if !global.quiet => {
             if let Some(digest) = &done.receipt.manifest_digest {
-                let count = done.images.len();
-                say(&format!("Pushed {} ({digest}), {count} images", done.receipt.destination));
+                let count = counted(done.images.len(), "image");
+                say(&format!("Pushed {} ({digest}), {count}", done.receipt.destination));
             }
         }
         OutputFormat::Text => {}

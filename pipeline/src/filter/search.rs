@@ -53,6 +53,8 @@ impl Search {
         let matcher = if regex {
             let regex = regex::bytes::RegexBuilder::new(pattern).size_limit(COMPILED_MAX).build();
             Matcher::Regex(regex.map_err(|error| error.to_string())?)
+        } else if pattern.is_empty() {
+            return Err("it is empty, which no path matches".to_owned());
         } else {
             Matcher::Glob(Patterns::one(pattern).map_err(|error| error.to_string())?)
         };

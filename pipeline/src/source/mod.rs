@@ -4,6 +4,7 @@
 pub mod arrivals;
 pub mod dir;
 pub mod docker;
+pub(crate) mod for_platform;
 pub mod manifest_json;
 pub mod oci_layout;
 pub mod registry;

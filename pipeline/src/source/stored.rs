@@ -72,23 +72,30 @@ pub struct SourceIndex {
 pub(super) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Result<Image, Error> {
     let mut fetched = store.first().await?;
     let wanted = platform.resolve();
-    let mut is_labelled = true;
+    let (mut is_labelled, mut is_chosen) = (true, false);
     for _ in 0..=MAX_INDEX_DEPTH {
         match parse(store, &fetched)? {
             ParsedManifest::Index(index) => {
                 let chosen = platform::select(&index.manifests, &wanted)?;
-                is_labelled = chosen.platform.is_some();
+                (is_labelled, is_chosen) = (chosen.platform.is_some(), true);
                 fetched = store.manifest(chosen).await?;
             }
             ParsedManifest::Image(parsed) => {
                 let image = image_of(store, fetched, parsed).await?;
-                if !is_labelled {
+                let config = image.config.document.as_ref();
+                if !is_chosen {
+                    platform.admit(config)?;
+                } else if !is_labelled {
                     // Chosen because nothing else was there, and only its config says what it is for.
-                    platform::confirm(&wanted, image.config.document.as_ref())?;
+                    platform::confirm(&wanted, config)?;
                 }
                 return Ok(image);
             }
-            ParsedManifest::Schema1(schema1) => return image_of_schema1(store, schema1),
+            ParsedManifest::Schema1(schema1) => {
+                let image = image_of_schema1(store, schema1)?;
+                platform.admit(image.config.document.as_ref().filter(|_| !is_chosen))?;
+                return Ok(image);
+            }
         }
     }
     Err(Error::IndexDepth(store.shown()))

@@ -132,7 +132,7 @@ fn names_that_mean_something_else_are_refused_with_words() {
     let registry = Registry::start();
     for (command, name, words) in [
         ("tags", "localhost:1/app:1".to_owned(), "one image"),
-        ("tags", registry.host().to_owned(), "names a registry and no image"),
+        ("tags", registry.host().to_owned(), "is a registry: name one"),
         ("ls", "tar://x".to_owned(), "unknown place tar://"),
         ("digest", "tar://x".to_owned(), "unknown source of whole images tar://"),
         ("digest", registry.host().to_owned(), "names a registry and no image"),

@@ -37,7 +37,7 @@ use crate::thread::blocking;
 pub const KIND: OutputKind = OutputKind {
     scheme: "oci-layout",
     syntax: "oci-layout://PATH[?tag=TAG]",
-    about: "an OCI image layout: a directory that images share, or one tar",
+    about: "an OCI image layout: a directory that images share, or one tar; some readers want ?format=oci",
     options: &["tag", "tar", "compression", "format", "verify", "max_workers"],
 };
 
