@@ -6,7 +6,7 @@ use anyhow::Context;
 use occy_pipeline::error::Error;
 use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA};
 use occy_pipeline::mirror::import::{self, Imported};
-use occy_pipeline::mirror::{Action, Ends, Outcome, Plan, Price, Report, Survey, What};
+use occy_pipeline::mirror::{Action, Detail, Ends, Outcome, Plan, Price, Report, Survey, What};
 use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
 use serde_json::{Value, json};
@@ -37,7 +37,8 @@ async fn mirror(path: &Path, dry_run: bool, global: &Global) -> anyhow::Result<E
     let text = read(path)?;
     let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
     let ends = ends(&config, global)?;
-    let survey = Survey::make(&config, &ends).await;
+    let detail = if dry_run { Detail::Price } else { Detail::Need };
+    let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
     if dry_run {
         match global.output_format {

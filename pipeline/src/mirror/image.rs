@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::element::{ImageName, Layer};
 use crate::error::Error;
 use crate::manifest::Descriptor;
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::output::Moved;
 use crate::output::content::ContentOutput;
 use crate::output::registry::RegistryOutput;
@@ -25,6 +26,19 @@ pub(super) struct Documents {
     manifests: Mutex<HashMap<Digest, FetchedManifest>>,
     referrers: Mutex<HashMap<Digest, Vec<Descriptor>>>,
     tagged: Mutex<HashMap<String, Option<FetchedManifest>>>,
+}
+
+impl Documents {
+    /// The digest of the manifest that a tag names, which is read and kept.
+    pub(super) async fn named(&self, client: &Client, source: &Reference) -> Result<Option<Digest>, Error> {
+        let repository = client.repository(source, Access::Pull);
+        let Some(fetched) = repository.find_manifest(&source.manifest(), &ACCEPTED_MANIFESTS).await? else {
+            return Ok(None);
+        };
+        let digest = fetched.digest.clone();
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), fetched);
+        Ok(Some(digest))
+    }
 }
 
 /// A manifest of a repository by its digest, with all that it names.

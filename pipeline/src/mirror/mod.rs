@@ -24,7 +24,7 @@ use crate::spool::SpoolDir;
 
 pub use self::plan::{Action, Plan, Price, What};
 pub use self::run::{Outcome, Report};
-pub use self::survey::Survey;
+pub use self::survey::{Detail, Survey};
 
 /// Requests for documents that are under way at once.
 const ASKED_AT_ONCE: usize = 8;

@@ -3,8 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::config::Config;
-use super::survey::{Found, Survey};
-use crate::copy::Gathered;
+use super::survey::{Difference, Found, Survey};
 use crate::digest::Digest;
 use crate::reference::{Reference, Tag};
 
@@ -146,8 +145,8 @@ impl Plan {
                     action.becomes = None;
                     action.what = What::Fail(problem.clone());
                 }
-                Found::Differs(gathered) => {
-                    let becomes = &gathered.root().digest;
+                Found::Differs(difference) => {
+                    let becomes = &difference.becomes;
                     action.becomes = Some(becomes.clone());
                     action.what = match &image.was {
                         None => What::Create,
@@ -169,7 +168,7 @@ impl Plan {
                         }
                     }
                     if !matches!(action.what, What::Refuse(_)) {
-                        action.price = places.price(gathered, &image.wanted.source, &image.wanted.target);
+                        action.price = places.price(difference, &image.wanted.source, &image.wanted.target);
                         action.price.requests += 2 * usize::from(action.backup.is_some());
                         action.price.manifests += usize::from(action.backup.is_some());
                     }
@@ -233,12 +232,11 @@ impl Plan {
 
 impl Places<'_> {
     /// What it takes to copy an image after all that was priced before it.
-    fn price(&mut self, gathered: &Gathered, source: &Reference, target: &Reference) -> Price {
-        let mut price = Price { manifests: gathered.manifests(), ..Price::default() };
+    fn price(&mut self, difference: &Difference, source: &Reference, target: &Reference) -> Price {
+        let mut price = Price { manifests: difference.manifests, ..Price::default() };
         let host = target.host();
-        for blob in gathered.blobs().iter().filter(|blob| !blob.is_foreign()) {
-            let Some(descriptor) = &blob.descriptor else { continue };
-            let (digest, size) = (&descriptor.digest, descriptor.size);
+        for (digest, size) in &difference.blobs {
+            let size = *size;
             let place = (target.name(), digest.clone());
             if self.survey.present.contains(&place) || !self.brought.insert(place) {
                 price.found += 1;
