@@ -86,8 +86,24 @@ pub struct Price {
     pub requests: usize,
 }
 
+impl Action {
+    /// What cannot be said of any image.
+    pub(super) fn impossible(what: &str, problem: &str) -> Self {
+        Self {
+            source: what.to_owned(),
+            target: None,
+            what: What::Fail(problem.to_owned()),
+            was: None,
+            becomes: None,
+            backup: None,
+            price: Price::default(),
+            number: 0,
+        }
+    }
+}
+
 impl Price {
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.fetched += other.fetched;
         self.bytes_fetched = self.bytes_fetched.saturating_add(other.bytes_fetched);
         self.uploaded += other.uploaded;
@@ -112,6 +128,7 @@ impl Plan {
     /// What a survey comes to.
     pub fn of(config: &Config, survey: &Survey) -> Self {
         let mut places = Places { survey, brought: HashSet::new(), plan: Self::default() };
+        places.plan.holders.clone_from(&survey.holders);
         for (place, digest) in &survey.present {
             if let Some((host, repository)) = place.split_once('/') {
                 let holder = places.plan.holders.entry((host.to_owned(), digest.clone()));
@@ -179,16 +196,7 @@ impl Plan {
         }
         places.plan.delete(config, survey);
         for unlisted in &survey.unlisted {
-            places.plan.actions.push(Action {
-                source: unlisted.what.clone(),
-                target: None,
-                what: What::Fail(unlisted.problem.clone()),
-                was: None,
-                becomes: None,
-                backup: None,
-                price: Price::default(),
-                number: 0,
-            });
+            places.plan.actions.push(Action::impossible(&unlisted.what, &unlisted.problem));
         }
         places.plan
     }
@@ -243,7 +251,7 @@ impl Places<'_> {
                 continue;
             }
             let uploads = self.plan.uploads.get(digest).map_or(&[][..], Vec::as_slice);
-            let is_there = source.host() == host
+            let is_there = self.survey.can_mount && source.host() == host
                 || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
                 || uploads.iter().any(|upload| upload.host() == host);
             if is_there {

@@ -27,7 +27,7 @@ use crate::reference::{ManifestRef, Reference, Tag};
 use crate::registry::Access;
 
 /// Images that are copied at once. Their blobs are bounded by [`Ends::parallel`].
-const IMAGES_AT_ONCE: usize = 8;
+pub(super) const IMAGES_AT_ONCE: usize = 8;
 
 /// What came of a plan.
 #[derive(Debug)]

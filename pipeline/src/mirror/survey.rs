@@ -10,17 +10,18 @@ use super::blobs::{self, Place};
 use super::config::{Config, Mirror};
 use super::image::{Documents, MirrorOutput, MirrorSource};
 use super::lists::{Lists, Lost, Unlisted, Wanted};
+use super::origin::Origin;
 use super::{ASKED_AT_ONCE, Ends};
 use crate::catalog::digest_of;
 use crate::copy::{CopyPlan, Gathered, gather};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::reference::{ManifestRef, Reference};
-use crate::registry::{Access, Client, Repository};
+use crate::reference::Reference;
+use crate::registry::{Access, Repository};
 
 /// What was gathered is kept until it is copied while all of it is about so many bytes. Beyond it only what the plan needs of an
 /// image is kept, and its manifests are asked for again when its turn comes.
-const KEPT_BYTES: usize = 64 * 1024 * 1024;
+const KEPT_BYTES: usize = 32 * 1024 * 1024;
 /// What a blob that was gathered takes beside its manifest, about.
 const BLOB_BYTES: usize = 2 * 1024;
 
@@ -42,6 +43,10 @@ pub struct Survey {
     pub(super) unlisted: Vec<Unlisted>,
     /// Of the blobs that are needed, those that are where they are, as far as that was asked.
     pub(super) present: HashSet<Place>,
+    /// By registry and blob, a repository that is listed to have it.
+    pub(super) holders: HashMap<(String, Digest), String>,
+    /// Whether a registry can mount what it is the source of.
+    pub(super) can_mount: bool,
 }
 
 pub(super) struct Surveyed {
@@ -97,30 +102,30 @@ type Heads = HashMap<Reference, Result<Option<Digest>, String>>;
 impl Survey {
     /// Asks.
     pub async fn make(config: &Config, ends: &Ends, detail: Detail) -> Self {
-        let mut lists = Lists::ask(config, ends).await;
+        let mut lists = Lists::ask(config, &ends.source).await;
         let wanted = lists.wanted(config);
-        let lost = lists.lost(config, &wanted);
-        let targets = heads(&ends.target, wanted.iter().map(|wanted| &wanted.target)).await;
+        let mut lost = Vec::new();
+        // What is not in a layout may be at its source: nothing says that it was lost.
+        if let Origin::Registries(_) = ends.source {
+            lists.ask_targets(config, &ends.target).await;
+            lost = lists.lost(config, &wanted);
+        }
+        let target = Origin::Registries(ends.target.clone());
+        let targets = heads(&target, wanted.iter().map(|wanted| &wanted.target)).await;
         let images = look_at_all(config, ends, wanted, &targets).await;
         let present = present(ends, &images, detail).await;
-        Self { images, lost, unlisted: lists.unlisted, present }
+        let holders = ends.have.holders().collect();
+        Self { images, lost, unlisted: lists.unlisted, present, holders, can_mount: ends.source.can_mount() }
     }
 }
 
-async fn heads(client: &Client, references: impl Iterator<Item = &Reference>) -> Heads {
+async fn heads(origin: &Origin, references: impl Iterator<Item = &Reference>) -> Heads {
     let distinct: HashSet<Reference> = references.cloned().collect();
     let asked = distinct.into_iter().map(|reference| async move {
-        let head = head(client, &reference).await.map_err(|error| error.to_string());
+        let head = origin.digest_of(&reference).await.map_err(|error| error.to_string());
         (reference, head)
     });
     futures_util::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await
-}
-
-async fn head(client: &Client, reference: &Reference) -> Result<Option<Digest>, Error> {
-    match reference.manifest() {
-        ManifestRef::Tag(tag) => digest_of(&client.repository(reference, Access::Pull), &tag).await,
-        ManifestRef::Digest(digest) => Ok(Some(digest)),
-    }
 }
 
 /// Whether an image has to be looked into.
@@ -226,7 +231,7 @@ async fn look_at(
     let is_new = images.iter().any(|(_, wanted, owner)| owner.is_none() && target(wanted) == Ok(None));
     let named = match is_new {
         true => documents.named(&ends.source, &source).await,
-        false => head(&ends.source, &source).await,
+        false => ends.source.digest_of(&source).await,
     };
     let named = named.map_err(|error| error.to_string());
     let mut surveyed = Vec::with_capacity(images.len());
