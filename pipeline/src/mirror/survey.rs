@@ -60,7 +60,7 @@ pub(super) enum Found {
     /// The target is as the source.
     Same,
     /// It is not, and this has to be copied.
-    Differs(Difference),
+    Differs(Box<Difference>),
     /// It is not, and stays so.
     Refused { becomes: Option<Digest>, reason: String },
     /// It is not known.
@@ -299,7 +299,7 @@ async fn look(
     if is_same && has_belongings(&gathered, &target).await? {
         return Ok(Found::Same);
     }
-    Ok(Found::Differs(Difference::of(source, gathered, kept)))
+    Ok(Found::Differs(Box::new(Difference::of(source, gathered, kept))))
 }
 
 /// Whether a target lists all that belongs to the manifests of an image.

@@ -357,18 +357,16 @@ fn manifests_that_are_too_many_to_wait_are_read_again_when_their_turn_comes() {
     let (from, to) = (Registry::start(), Registry::start());
     let noise = "0123456789abcdef".repeat(3_500_000 / 16);
     let large =
-        |seed: u64| image(seed).edit_manifest(|manifest| manifest["annotations"] = json!({"noise": noise}));
+        |seed| image(seed).edit_manifest(|manifest| manifest["annotations"] = json!({"noise": noise}));
     // Of 11 with 3.5 MB each, 9 are kept.
-    for seed in 0..11 {
-        from.push(&large(seed), "app", &seed.to_string());
-    }
+    let pushed: Vec<String> = (0..11).map(|seed| from.push(&large(seed), "app", &seed.to_string())).collect();
     let near = FaultProxy::before(from.host());
     let directory = scratch();
     let config = format!("mirrors: [{{sources: ['{}/app'], targets: ['{}/app']}}]", near.host(), to.host());
     mirror(directory.path(), &config, &[]).ok();
     assert_eq!(near.count("GET", "*/manifests/*"), 11 + 2, "{}", near.story());
-    for seed in 0..11 {
-        assert_eq!(to.digest("app", &seed.to_string()), large(seed).digest());
+    for (seed, digest) in pushed.iter().enumerate() {
+        assert_eq!(to.digest("app", &seed.to_string()), *digest);
     }
 }
 
