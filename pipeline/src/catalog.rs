@@ -149,8 +149,13 @@ async fn tags_of(repository: &Repository, digest: &Digest) -> Result<Vec<String>
 /// What a tag names now.
 pub(crate) async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Option<Digest>, Error> {
     let tag = ManifestRef::Tag(tag.clone());
-    if let Some(head) = head(repository, Some(tag.clone())).await? {
-        return Ok(Some(head.digest));
+    match repository.manifest_head(&tag, &ACCEPTED_MANIFESTS).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(ManifestHead { digest: Some(digest), .. })) => return Ok(Some(digest)),
+        // It does not say enough, or does not know the method.
+        Ok(Some(_)) => {}
+        Err(error) if matches!(error.status(), Some(400 | 405 | 501)) => {}
+        Err(error) => return Err(error.into()),
     }
     let fetched = repository.find_manifest(&tag, &ACCEPTED_MANIFESTS).await?;
     Ok(fetched.map(|manifest| manifest.digest))

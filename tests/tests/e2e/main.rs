@@ -3,6 +3,7 @@
 mod atomic;
 mod auth;
 mod beside_python;
+mod carried;
 mod check;
 mod command_line;
 mod conformance;

@@ -7,6 +7,7 @@ use occy_tests::layer::Layer;
 use occy_tests::occyctl::{Run, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::server::Seen;
 use serde_json::{Value, json};
 
 use crate::{scratch, small};
@@ -81,8 +82,12 @@ fn tags_are_chosen_and_go_to_two_registries_with_one_download_of_each_blob() {
     // A layer that all share, and of each of four images another and a config.
     assert_eq!(near.count("GET", "*/blobs/*"), 9, "{}", near.story());
     assert_eq!(far.count("PUT", "*/blobs/uploads/*"), 9, "{}", far.story());
-    let mounts = far.seen().iter().filter(|seen| !seen.request.query("mount").is_empty()).count();
-    assert_eq!(mounts, 8 + 1, "{}", far.story());
+    // From its own repository, one asks whether a blob is there.
+    let is_mount = |seen: &&Seen| {
+        let from = seen.request.query("from").concat();
+        !from.is_empty() && !seen.request.path.starts_with(&format!("/v2/{from}/"))
+    };
+    assert_eq!(far.seen().iter().filter(is_mount).count(), 8 + 1, "{}", far.story());
     // The price was right.
     let price = &plan["price"];
     assert_eq!(price["fetch"]["blobs"], 9, "{plan}");
@@ -345,6 +350,26 @@ fn platforms_and_referrers_go_with_their_index_and_nothing_moves_twice() {
     mirror(directory.path(), &config, &[]).ok();
     assert_eq!(near.count("*", "*/blobs/*"), 0, "{}", near.story());
     assert_eq!(far.count("PUT", "*") + far.count("POST", "*"), 0, "{}", far.story());
+}
+
+#[test]
+fn manifests_that_are_too_many_to_wait_are_read_again_when_their_turn_comes() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let noise = "0123456789abcdef".repeat(3_500_000 / 16);
+    let large =
+        |seed: u64| image(seed).edit_manifest(|manifest| manifest["annotations"] = json!({"noise": noise}));
+    // Of 11 with 3.5 MB each, 9 are kept.
+    for seed in 0..11 {
+        from.push(&large(seed), "app", &seed.to_string());
+    }
+    let near = FaultProxy::before(from.host());
+    let directory = scratch();
+    let config = format!("mirrors: [{{sources: ['{}/app'], targets: ['{}/app']}}]", near.host(), to.host());
+    mirror(directory.path(), &config, &[]).ok();
+    assert_eq!(near.count("GET", "*/manifests/*"), 11 + 2, "{}", near.story());
+    for seed in 0..11 {
+        assert_eq!(to.digest("app", &seed.to_string()), large(seed).digest());
+    }
 }
 
 #[test]
