@@ -10,6 +10,7 @@ use occy_proto::v1::{
     BudgetLease, CancelTask, ConnectRequest, ConnectResponse, Drain, ResultTaken, Task, Welcome,
 };
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tonic::Status;
 
 /// Messages to a worker that it has not read yet, beside [`MESSAGES_EACH`] for each of its slots.
@@ -57,7 +58,7 @@ pub struct RemoteSeat {
     is_lost: Arc<AtomicBool>,
 }
 
-/// The worker is gone, or does not read what it is told.
+/// The worker does not read what it is told.
 #[derive(Clone, Copy, Debug)]
 pub struct NotTold;
 
@@ -107,7 +108,7 @@ impl RemoteSeat {
         self.line().take();
     }
 
-    /// Gives it a layer; one without a stream, when it comes back.
+    /// Gives it a layer; one without a stream, or with a broken one, when it comes back.
     pub fn give(&self, task: Task) -> Result<(), NotTold> {
         self.tell(Message::Task(task))
     }
@@ -148,11 +149,11 @@ impl RemoteSeat {
     }
 
     fn tell(&self, message: Message) -> Result<(), NotTold> {
-        match &*self.line() {
-            Some(messages) => {
-                messages.try_send(Ok(ConnectResponse { message: Some(message) })).map_err(|_| NotTold)
-            }
-            None => Ok(()),
+        let Some(messages) = &*self.line() else { return Ok(()) };
+        match messages.try_send(Ok(ConnectResponse { message: Some(message) })) {
+            // Its stream is broken, and who hears it finds that out in a moment.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(NotTold),
         }
     }
 
