@@ -490,6 +490,9 @@ pub(crate) struct SubmitJob {
     /// A name for this submission: another one with the same name and the same options is the same job.
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    /// Among your own jobs, those of the greatest priority have their turn first: -100 to 100. Those of others are not held up by it.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-100..=100))]
+    pub(crate) priority: i32,
     /// Follow the job to its end.
     #[arg(long)]
     pub(crate) watch: bool,

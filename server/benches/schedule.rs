@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use occy_server::fleet::{Fleet, Lease, Patience};
-use occy_server::schedule::{Capabilities, Schedule};
+use occy_server::schedule::{Capabilities, Schedule, Standing};
 
 const LAYERS: usize = 100_000;
 const WORKERS: usize = 1000;
@@ -39,6 +39,10 @@ fn needs(job: usize) -> Capabilities {
     }
 }
 
+fn tenant(number: usize) -> Standing {
+    Standing { tenant: format!("tenant {number}").into(), priority: 0 }
+}
+
 /// Kinds of workers: half can do everything, the others lack something.
 fn offers(worker: usize) -> Capabilities {
     let all = 0..6;
@@ -52,7 +56,7 @@ fn decisions() {
     for worker in 0..WORKERS {
         schedule.add_worker(&offers(worker), 1);
     }
-    let tenants: Vec<_> = (0..TENANTS).map(|tenant| format!("tenant {tenant}").into()).collect();
+    let tenants: Vec<_> = (0..TENANTS).map(tenant).collect();
     let queues: Vec<_> =
         (0..JOBS).map(|job| schedule.add_queue(&tenants[job % TENANTS], &needs(job))).collect();
     let start = Instant::now();
@@ -85,7 +89,7 @@ fn decisions() {
 /// A fleet of workers that take their time.
 async fn dispatch() {
     let fleet = Fleet::embedded(WORKERS, &set(&[0, 1, 2, 3, 4, 5]), &[], Patience::default());
-    let queue = |job: usize| fleet.queue(&format!("tenant {}", job % TENANTS).into(), &needs(job), false);
+    let queue = |job: usize| fleet.queue(&tenant(job % TENANTS), &needs(job), false);
     let queues: Vec<_> = (0..JOBS).map(queue).map(Arc::new).collect();
     let freed = Arc::new(Freed::default());
     let before = memory();

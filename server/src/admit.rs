@@ -32,7 +32,7 @@ use crate::credentials::Logins;
 use crate::error::ServiceError;
 use crate::fleet::{Fleet, Origin};
 use crate::other;
-use crate::schedule::{Capabilities, Tenant};
+use crate::schedule::{Capabilities, Standing, Tenant};
 
 /// Bytes of a source, a destination or a filter.
 const TEXT_MAX: usize = 4096;
@@ -44,6 +44,8 @@ const FILTERS_TEXT_MAX: usize = 16 * 1024;
 const PLATFORMS_MAX: usize = 64;
 /// Layers of one image at once.
 const PARALLEL_MAX: u32 = 256;
+/// On either side of 0.
+const PRIORITY_MAX: i32 = 100;
 /// Schemes whose rest is a path of this machine.
 const PATHS: [&str; 4] = ["tar", "dir", "oci", "oci-layout"];
 
@@ -101,6 +103,8 @@ pub struct Work {
     pub findings: OutputFormat,
     /// Whether the caller, where it is the destination, says which layers it wants.
     pub caller_chooses: bool,
+    /// Among the client's own.
+    priority: i32,
     /// The search that is the last filter of the plan's, where the spec has one.
     search: Option<v1::SearchSpec>,
 }
@@ -187,6 +191,10 @@ impl Gate {
             let problem = format!("expected at most {PARALLEL_MAX}");
             return Err(ServiceError::Field { field: "parallel", problem });
         }
+        if spec.priority.unsigned_abs() > PRIORITY_MAX.unsigned_abs() {
+            let problem = format!("expected -{PRIORITY_MAX} to {PRIORITY_MAX}");
+            return Err(ServiceError::Field { field: "priority", problem });
+        }
         let known =
             |field| ServiceError::Field { field, problem: "has a value that is not known".to_owned() };
         let format = match v1::Family::try_from(spec.manifest_family) {
@@ -240,6 +248,7 @@ impl Gate {
             settings,
             findings,
             caller_chooses: spec.caller_chooses,
+            priority: spec.priority,
             search: spec.search.clone(),
             form: match v1::LayerForm::try_from(spec.layer_form) {
                 Ok(v1::LayerForm::Tar) => v1::LayerForm::Tar,
@@ -349,6 +358,11 @@ impl Work {
             search: self.search.clone(),
             foreign_layers: self.settings.foreign_layers,
         }
+    }
+
+    /// Where it stands among others.
+    pub fn standing(&self) -> Standing {
+        Standing { tenant: Arc::clone(&self.client.tenant), priority: self.priority }
     }
 
     /// What a worker must offer for its layers, which go to an output of that form.

@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::budget::{Budgets, HERE};
 use crate::error::ServiceError;
 use crate::metrics::Metrics;
-use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
+use crate::schedule::{Assignment, Capabilities, Schedule, Standing, Tenant, WaitingLayer};
 use crate::share::{SharedLayers, Turn};
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
@@ -159,11 +159,11 @@ impl Fleet {
         fleet
     }
 
-    /// A queue for the layers of one job, or of one call, of a tenant's. `durable` says that a later coordinator can do what this
+    /// A queue for the layers of one job, or of one call. `durable` says that a later coordinator can do what this
     /// one does not: while the fleet drains, such layers wait.
-    pub fn queue(&self, tenant: &Tenant, needs: &Capabilities, durable: bool) -> FleetQueue {
+    pub fn queue(&self, standing: &Standing, needs: &Capabilities, durable: bool) -> FleetQueue {
         let mut state = self.lock();
-        let id = state.schedule.add_queue(tenant, needs);
+        let id = state.schedule.add_queue(standing, needs);
         if durable {
             state.durable.insert(id);
             if state.draining {
@@ -172,7 +172,7 @@ impl Fleet {
         }
         FleetQueue {
             fleet: self.clone(),
-            tenant: Arc::clone(tenant),
+            tenant: Arc::clone(&standing.tenant),
             id,
             needs: Arc::clone(needs),
             origin: Origin::default(),
@@ -596,8 +596,12 @@ mod tests {
         Fleet::embedded(workers, &Capabilities::default(), &[], Patience::default())
     }
 
+    fn anybody() -> Standing {
+        Standing { tenant: "anybody".into(), priority: 0 }
+    }
+
     fn queue(fleet: &Fleet, is_durable: bool) -> FleetQueue {
-        fleet.queue(&"anybody".into(), &Capabilities::default(), is_durable)
+        fleet.queue(&anybody(), &Capabilities::default(), is_durable)
     }
 
     #[tokio::test]
@@ -628,7 +632,7 @@ mod tests {
     async fn what_nobody_offers_waits() {
         let fleet = fleet(1);
         let needs = Arc::new(["filter:unknown".to_owned()].into());
-        let queue = fleet.queue(&"anybody".into(), &needs, false);
+        let queue = fleet.queue(&anybody(), &needs, false);
         assert!(timeout(SOON, queue.lease(None)).await.is_err());
     }
 
@@ -654,7 +658,7 @@ mod tests {
     #[tokio::test]
     async fn a_worker_that_comes_gets_what_waits_and_one_that_goes_frees_nothing() {
         let fleet = fleet(0);
-        let queue = fleet.queue(&"anybody".into(), &needs(&["a"]), false);
+        let queue = fleet.queue(&anybody(), &needs(&["a"]), false);
         assert_eq!(queue.missing().as_deref(), Some("no worker is connected"));
         let _other = join(&fleet, "one", &["b"]);
         assert_eq!(queue.missing().as_deref(), Some("no worker offers a"));

@@ -1,9 +1,10 @@
 //! Which waiting layer goes to which free worker: no lock, no clock, no waiting, so that every order of events can be tried.
 //!
 //! A layer goes only where everything that it needs is offered. Among tenants, the one with the fewest layers at work is next; of
-//! two, the one whose last turn, or whose arrival, was longer ago. Among a tenant's jobs it is the same. So a tenant of a thousand
-//! jobs takes turns with one of a single job, a job of a thousand layers with one of a single layer; who comes later stands behind
-//! who waits already, and nobody waits for ever. Within a job the largest layer is next: the small ones then fill the gaps at the
+//! two, the one whose last turn, or whose arrival, was longer ago. Among a tenant's jobs those of the greatest priority are next, and
+//! among these it is the same. So a tenant of a thousand jobs takes turns with one of a single job, a job of a thousand layers with one
+//! of a single layer; who comes later stands behind who waits already, and nobody waits for ever but for what the same tenant says is
+//! more urgent: a priority takes nothing from others. Within a job the largest layer is next: the small ones then fill the gaps at the
 //! end. Among workers, the one with the most free slots is next.
 //!
 //! The tests say the same in one expression, which looks at everything. What is kept here finds that answer without looking:
@@ -13,11 +14,30 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use occy_proto::v1::Job;
+
 /// What a worker must offer, or offers: `filter:exclude`, `output:registry`, `codec:gzip`.
 pub type Capabilities = Arc<BTreeSet<String>>;
 
 /// Whose a job or a call is.
 pub type Tenant = Arc<str>;
+
+/// Where a job or a call stands among others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Among its tenant's, the greatest comes first.
+    pub priority: i32,
+}
+
+impl Standing {
+    /// That of a job.
+    pub fn of(job: &Job) -> Self {
+        let priority = job.spec.as_ref().map_or(0, |spec| spec.priority);
+        Self { tenant: job.tenant.as_str().into(), priority }
+    }
+}
 
 /// A layer that waits. Larger ones come first, and of equal ones the one that came first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +81,7 @@ struct Share {
 /// The layers of one job, or of one call.
 #[derive(Debug)]
 struct Queue {
-    tenant: Tenant,
+    standing: Standing,
     need: u64,
     /// Its layers that workers have now.
     running: usize,
@@ -84,8 +104,8 @@ struct Worker {
 
 /// A tenant's place in every line: layers at work, then its turn, which is nobody else's.
 type TenantPlace = (usize, u64);
-/// A queue's place among its tenant's in a line: layers at work, its turn, its id.
-type QueuePlace = (usize, u64, u64);
+/// A queue's place among its tenant's in a line: its priority, layers at work, its turn, its id.
+type QueuePlace = (Reverse<i32>, usize, u64, u64);
 
 /// The line of those that need the same.
 #[derive(Debug)]
@@ -115,7 +135,8 @@ impl Share {
 impl Queue {
     /// Its place, if it has a layer to begin.
     fn place(&self, id: u64) -> Option<QueuePlace> {
-        (!self.is_held && !self.waiting.is_empty()).then_some((self.running, self.turn, id))
+        let priority = Reverse(self.standing.priority);
+        (!self.is_held && !self.waiting.is_empty()).then_some((priority, self.running, self.turn, id))
     }
 }
 
@@ -167,7 +188,7 @@ impl Schedule {
     }
 
     /// A queue without layers.
-    pub fn add_queue(&mut self, tenant: &Tenant, needs: &Capabilities) -> u64 {
+    pub fn add_queue(&mut self, standing: &Standing, needs: &Capabilities) -> u64 {
         let known = self.needs.iter().find(|(_, need)| need.needs == *needs).map(|(&id, _)| id);
         let need = known.unwrap_or_else(|| {
             let id = self.next_number();
@@ -179,10 +200,10 @@ impl Schedule {
         });
         self.need_mut(need).queues += 1;
         let turn = self.next_number();
-        let share = self.tenants.entry(Arc::clone(tenant));
+        let share = self.tenants.entry(Arc::clone(&standing.tenant));
         share.or_insert(Share { queues: 0, running: 0, turn }).queues += 1;
         let queue = Queue {
-            tenant: Arc::clone(tenant),
+            standing: standing.clone(),
             need,
             running: 0,
             turn,
@@ -257,14 +278,15 @@ impl Schedule {
             let free = need.offers.iter().filter_map(|offer| self.offers[offer].free.first()).min()?;
             Some((tenant, queues.first()?, free))
         });
-        let (_, &(_, _, queue), &(_, worker)) = firsts.min()?;
+        let (_, &(.., queue), &(_, worker)) = firsts.min()?;
         Some((queue, worker))
     }
 
     /// Changes a queue and its tenant's share, and puts both where they then stand.
     fn change<T>(&mut self, id: u64, change: impl FnOnce(&mut Share, &mut Queue) -> T) -> Option<T> {
         let queue = self.queues.get_mut(&id)?;
-        let share = self.tenants.get_mut(&queue.tenant).expect("a tenant stays as long as its queues");
+        let share =
+            self.tenants.get_mut(&queue.standing.tenant).expect("a tenant stays as long as its queues");
         let (tenant_before, before) = (share.place(), queue.place(id));
         let result = change(share, queue);
         let (tenant, after, need) = (share.place(), queue.place(id), queue.need);
@@ -301,10 +323,10 @@ impl Schedule {
         if need.queues == 0 {
             self.needs.remove(&queue.need);
         }
-        if let Some(share) = self.tenants.get_mut(&queue.tenant) {
+        if let Some(share) = self.tenants.get_mut(&queue.standing.tenant) {
             share.queues -= 1;
             if share.queues == 0 {
-                self.tenants.remove(&queue.tenant);
+                self.tenants.remove(&queue.standing.tenant);
             }
         }
     }
@@ -350,8 +372,8 @@ mod tests {
         Arc::new(words.iter().map(|word| format!("filter:{word}")).collect())
     }
 
-    fn tenant(number: usize) -> Tenant {
-        format!("tenant {number}").into()
+    fn tenant(number: usize, priority: i32) -> Standing {
+        Standing { tenant: format!("tenant {number}").into(), priority }
     }
 
     /// Something that happens to a fleet.
@@ -360,7 +382,7 @@ mod tests {
         WorkerCame { offers: Vec<usize>, slots: usize },
         WorkerWent(Index),
         WorkerAway(Index, bool),
-        JobCame { tenant: usize, needs: Vec<usize> },
+        JobCame { tenant: usize, priority: i32, needs: Vec<usize> },
         JobWent(Index),
         JobHeld(Index),
         LayerCame(Index, u64),
@@ -376,7 +398,8 @@ mod tests {
             2 => (words(), 0usize..4).prop_map(|(offers, slots)| Event::WorkerCame { offers, slots }),
             1 => any().prop_map(Event::WorkerWent),
             1 => (any(), prop::bool::ANY).prop_map(|(worker, away)| Event::WorkerAway(worker, away)),
-            3 => (0usize..3, words()).prop_map(|(tenant, needs)| Event::JobCame { tenant, needs }),
+            3 => (0usize..3, -1..2, words())
+                .prop_map(|(tenant, priority, needs)| Event::JobCame { tenant, priority, needs }),
             1 => any().prop_map(Event::JobWent),
             1 => any().prop_map(Event::JobHeld),
             9 => (any(), 0u64..5).prop_map(|(queue, size)| Event::LayerCame(queue, size)),
@@ -391,6 +414,7 @@ mod tests {
     struct PlainQueue {
         id: u64,
         tenant: usize,
+        priority: i32,
         needs: Capabilities,
         turn: u64,
         waiting: Vec<WaitingLayer>,
@@ -439,7 +463,7 @@ mod tests {
             });
             let (queue, (worker, ..)) = possible.min_by_key(|(queue, (worker, _, slots))| {
                 let tenant = (self.tenant_running(queue.tenant), self.tenants[&queue.tenant]);
-                let job = (self.running(|at| at.queue == queue.id), queue.turn);
+                let job = (Reverse(queue.priority), self.running(|at| at.queue == queue.id), queue.turn);
                 (tenant, job, Reverse(self.free(*worker, *slots)), *worker)
             })?;
             let layer = queue.waiting.iter().max_by_key(|layer| (layer.size.0, Reverse(layer.ticket)))?;
@@ -485,14 +509,15 @@ mod tests {
                         false => self.away.remove(&id),
                     };
                 }
-                Event::JobCame { tenant: number, needs } => {
+                Event::JobCame { tenant: number, priority, needs } => {
                     let needs = set(needs);
                     self.turn += 1;
-                    let id = schedule.add_queue(&tenant(*number), &needs);
+                    let id = schedule.add_queue(&tenant(*number, *priority), &needs);
                     self.tenants.entry(*number).or_insert(self.turn);
                     self.queues.push(PlainQueue {
                         id,
                         tenant: *number,
+                        priority: *priority,
                         needs,
                         turn: self.turn,
                         waiting: Vec::new(),
@@ -588,7 +613,7 @@ mod tests {
             schedule.add_worker(&set(&[]), slots);
             let mut old = HashSet::new();
             for (number, sizes) in &jobs {
-                let queue = schedule.add_queue(&tenant(*number), &set(&[]));
+                let queue = schedule.add_queue(&tenant(*number, 0), &set(&[]));
                 old.extend(sizes.iter().map(|size| schedule.push(queue, *size).ticket));
             }
             // As many wait at any time as at first, and each of the three tenants goes round at least once in that time.
@@ -596,7 +621,7 @@ mod tests {
             let mut running = VecDeque::new();
             for step in 0..bound {
                 let whose = if others_are_tenants { 100 + step } else { step % 3 };
-                let queue = schedule.add_queue(&tenant(whose), &set(&[]));
+                let queue = schedule.add_queue(&tenant(whose, 0), &set(&[]));
                 schedule.push(queue, 1000);
                 running.extend(std::iter::from_fn(|| schedule.begin_next()));
                 let ended: Assignment = running.pop_front().unwrap();
@@ -612,10 +637,10 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.add_worker(&set(&[]), 3);
         for _ in 0..10 {
-            let queue = schedule.add_queue(&tenant(1), &set(&[]));
+            let queue = schedule.add_queue(&tenant(1, 0), &set(&[]));
             schedule.push(queue, 9);
         }
-        let small = schedule.add_queue(&tenant(2), &set(&[]));
+        let small = schedule.add_queue(&tenant(2, 0), &set(&[]));
         schedule.push(small, 1);
         let begun: Vec<_> =
             std::iter::from_fn(|| schedule.begin_next()).map(|at| at.queue == small).collect();
@@ -626,9 +651,24 @@ mod tests {
     fn the_largest_layer_of_a_job_is_first() {
         let mut schedule = Schedule::default();
         schedule.add_worker(&set(&[]), 4);
-        let queue = schedule.add_queue(&tenant(1), &set(&[]));
+        let queue = schedule.add_queue(&tenant(1, 0), &set(&[]));
         let tickets: Vec<_> = [3, 9, 0, 3].map(|size| schedule.push(queue, size).ticket).into();
         let begun: Vec<_> = std::iter::from_fn(|| schedule.begin_next()).map(|at| at.ticket).collect();
         assert_eq!(begun, [tickets[1], tickets[0], tickets[3], tickets[2]]);
+    }
+
+    #[test]
+    fn a_priority_goes_before_its_tenants_others_and_before_nobody_elses() {
+        let mut schedule = Schedule::default();
+        let mut waits = |number, priority| {
+            let queue = schedule.add_queue(&tenant(number, priority), &set(&[]));
+            schedule.push(queue, 1);
+            schedule.push(queue, 1);
+            queue
+        };
+        let (low, other, high) = (waits(1, -1), waits(2, 0), waits(1, 7));
+        schedule.add_worker(&set(&[]), 6);
+        let begun: Vec<_> = std::iter::from_fn(|| schedule.begin_next()).map(|at| at.queue).collect();
+        assert_eq!(begun, [high, other, high, other, low, low]);
     }
 }

@@ -60,6 +60,7 @@ async fn submit(options: &SubmitJob, global: &Global) -> anyhow::Result<Exit> {
     let spec = v1::PipelineSpec {
         source: work.source.clone(),
         destination: work.destination.clone(),
+        priority: options.priority,
         ..spec::of_work(work, global)
     };
     let mut coordinator = Coordinator::needed(global, "job submit").await?;
@@ -188,6 +189,7 @@ fn document(job: &v1::Job) -> serde_json::Value {
         "source": spec.source,
         "destination": spec.destination,
         "filters": spec.filters,
+        "priority": spec.priority,
         "created": time(job.create_time.as_ref()),
         "updated": time(job.update_time.as_ref()),
         "attempts": job.attempts,

@@ -496,7 +496,7 @@ mod tests {
             (1..=others).for_each(|who| ledger.ask(who, Action::Pull, 1000, now));
             let mut open: VecDeque<_> = ledger.begin(now).0.into();
             ledger.ask(0, Action::Pull, 1, now);
-            for _ in 0..=others as usize + concurrency {
+            for _ in 0..=others + concurrency as u64 {
                 now += Duration::from_millis(1);
                 let (who, action) = open.pop_front().expect("something is under way");
                 ledger.end(who, action, 1, 0);

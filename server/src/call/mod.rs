@@ -116,7 +116,7 @@ pub async fn run(
         let output = open::output(&work.destination, &work.settings)?;
         (output.end, None, at_once(output.max_workers))
     };
-    let queue = fleet.queue(&work.client.tenant, &work.needs(output.form()), false).of(work.origin());
+    let queue = fleet.queue(&work.standing(), &work.needs(output.form()), false).of(work.origin());
     let workers = Workers::default();
     let watcher = CallWatcher { workers: workers.clone(), to_caller: to_caller.clone() };
     let executor: Arc<dyn Executor> = FleetExecutor::new(queue, at_once, Arc::new(watcher));
@@ -181,7 +181,7 @@ pub async fn search(
 ) -> Result<(), ServiceError> {
     let source = open::source(&work.source, &work.settings)?;
     let at_once = source.max_workers.unwrap_or(work.settings.parallel);
-    let queue = fleet.queue(&work.client.tenant, &work.needs(NoOutput.form()), false).of(work.origin());
+    let queue = fleet.queue(&work.standing(), &work.needs(NoOutput.form()), false).of(work.origin());
     let executor = FleetExecutor::new(queue, at_once, Arc::new(HitWatcher { hits }));
     process(source.end.as_ref(), work.plan, Arc::new(NoOutput), executor, &Progress::default()).await?;
     Ok(())

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use self::embedded::StoreError;
 use self::jetstream::JetStreamError;
 use crate::job::state::{self, Change, Refused};
-use crate::schedule::Tenant;
+use crate::schedule::{Standing, Tenant};
 
 /// What is known of jobs, durable: what a call has returned survives the process.
 #[async_trait::async_trait]
@@ -72,7 +72,7 @@ pub trait Engine: Debug + Send + Sync {
     fn subscribe(&self, id: &str) -> watch::Receiver<u64>;
 
     /// The jobs that wait for an owner, the oldest first, and whose they are. Those whose owner is gone are queued again before.
-    async fn unowned(&self) -> Result<Vec<(String, Tenant)>, EngineError>;
+    async fn unowned(&self) -> Result<Vec<(String, Standing)>, EngineError>;
 
     /// Takes a job that waits for an owner: it is running then, in its next attempt. None: it waits no more.
     async fn claim(&self, id: &str) -> Result<Option<(Claim, Job)>, EngineError>;

@@ -36,7 +36,7 @@ use crate::engine::{Applied, Claim, Engine, Submission, Submitted};
 use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
 use crate::fleet::{Fleet, FleetQueue, Origin, Patience};
-use crate::schedule::{Capabilities, Tenant};
+use crate::schedule::{Capabilities, Standing, Tenant};
 
 /// Bytes of what filters print or append that one job may leave.
 const FOUND_MAX: usize = 64 * 1024 * 1024;
@@ -175,8 +175,8 @@ impl Jobs {
     /// Goes on with the jobs that have not ended and that nobody has.
     pub async fn resume(&self) -> Result<usize, ServiceError> {
         let jobs = self.0.engine.unowned().await?;
-        for (id, tenant) in &jobs {
-            self.start(id, tenant);
+        for (id, standing) in &jobs {
+            self.start(id, standing);
         }
         Ok(jobs.len())
     }
@@ -246,10 +246,10 @@ impl Jobs {
     /// Accepts what was found allowed.
     pub(crate) async fn accept(&self, submission: Submission) -> Result<Job, ServiceError> {
         let limits = self.0.engine.limits();
-        let (tenant, key) = (Arc::clone(&submission.tenant), submission.key.clone());
+        let key = submission.key.clone();
         match self.0.engine.submit(submission).await? {
             Submitted::New(job) => {
-                self.start(&job.id, &tenant);
+                self.start(&job.id, &Standing::of(&job));
                 Ok(job)
             }
             Submitted::Earlier(job) => Ok(job),
@@ -314,7 +314,7 @@ impl Jobs {
         }
     }
 
-    fn start(&self, id: &str, tenant: &Tenant) {
+    fn start(&self, id: &str, standing: &Standing) {
         // Under the lock, so that the task cannot end before it is known.
         let mut tasks = self.0.tasks();
         if tasks.contains_key(id) {
@@ -322,7 +322,7 @@ impl Jobs {
         }
         let progress = self.0.live.insert(id);
         // Here, and not in the task: jobs stand in the order in which they came.
-        let turn = self.0.turns.queue(tenant, &Capabilities::default(), false);
+        let turn = self.0.turns.queue(standing, &Capabilities::default(), false);
         let (jobs, owned, claim) = (self.clone(), id.to_owned(), Arc::default());
         let known = Arc::clone(&claim);
         let task = tokio::spawn(async move {
@@ -433,12 +433,13 @@ impl Jobs {
         let logins = self.logins(&job.id).await?;
         let opened = self.0.opener.open(&job, &logins).await?;
         let Opened { source, output, at_once, plan, needs, origin, findings, client: _client } = opened;
+        let standing = Standing::of(&job);
         let destination = job.spec.unwrap_or_default().destination;
         let keeps_layers = destination.starts_with("registry://");
         let attempt = &Attempt { place: place(&destination), ..attempt.clone() };
         let output: Arc<dyn ImageOutput> = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers));
         let watcher = JobWatcher { attempt: attempt.clone(), chain: plan.chain.clone() };
-        let queue = self.0.fleet.queue(&job.tenant.into(), &needs, true).of(Origin { job: job.id, ..origin });
+        let queue = self.0.fleet.queue(&standing, &needs, true).of(Origin { job: job.id, ..origin });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let outcome = process(source.as_ref(), Arc::clone(&plan), output, executor, progress).await?;
         let mut changes: Vec<_> =

@@ -20,7 +20,7 @@ use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use occy_proto::v1::{Job, PipelineSpec};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::world::{Link, World};
 use crate::admit::output_need;
@@ -228,8 +228,13 @@ impl ImageOutput for Destination {
         if finished.layers.len() != self.layers {
             world.violated(&format!("{job} is finalized without all of its layers"));
         }
-        link.delay().await;
         for layer in &finished.image.layers {
+            // As long as a registry takes that is asked for a blob; a slow one at times.
+            link.delay().await;
+            if world.once_in(10) {
+                sleep(world.milliseconds(100, 2000)).await;
+                link.delay().await;
+            }
             if !world.has_blob(&layer.label()) {
                 world.violated(&format!("{job} is finalized and {} is not there", layer.label()));
             }

@@ -93,6 +93,7 @@ impl World {
     }
 
     /// Everything that happened, in a number.
+    #[cfg(tokio_unstable)]
     pub(crate) fn log(&self) -> u64 {
         self.lock().log.finish()
     }

@@ -1,6 +1,7 @@
 //! Jobs: accepted once, watched from anywhere, cancelled, and gone on with whatever becomes of their coordinator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use occy_tests::coordinator::Coordinator;
 use occy_tests::http::Request;
@@ -10,6 +11,7 @@ use occy_tests::layer::Layer;
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{Barrier, Fault, FaultProxy, change, status};
 use occy_tests::registry::Registry;
+use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 
 use crate::small;
@@ -112,6 +114,32 @@ fn jobs_are_listed_in_pages_the_newest_first() {
     for method in ["GetJob", "WatchJob", "CancelJob"] {
         coordinator.ask(method, &unknown).fails("NOT_FOUND", "NO_SUCH_JOB");
     }
+}
+
+#[test]
+fn jobs_have_their_turn_by_priority() {
+    let registry = Registry::start();
+    let source = registry.push(&small(), "app", "1");
+    let coordinator = Coordinator::start(&["--embedded-workers", "0", "--running-jobs", "1"]);
+    let submitted = |tag: &str, priority: i32| {
+        let destination = registry.uri(&format!("out:{tag}"));
+        submit(&coordinator, &json!({"source": source, "destination": destination, "priority": priority}))
+    };
+    // The first has its turn at once, and waits for a worker.
+    let first = submitted("first", -100);
+    while state(&coordinator, &first) == "JOB_STATE_QUEUED" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (late, middle, urgent) = (submitted("late", -1), submitted("middle", 0), submitted("urgent", 2));
+    let _worker = Worker::start(&coordinator, &["--slots", "1"]);
+    let jobs = [first, urgent, middle, late].map(|id| {
+        coordinator.ask("WatchJob", &id).all();
+        job(&coordinator, &id)
+    });
+    let ended: Vec<_> = jobs.iter().map(|job| job["update_time"].as_str().expect("a time")).collect();
+    assert!(ended.is_sorted(), "{ended:?}");
+    let beyond = json!({"spec": {"source": source, "destination": registry.uri("out:x"), "priority": 101}});
+    coordinator.ask("SubmitJob", &beyond).fails("INVALID_ARGUMENT", "INVALID_FIELD");
 }
 
 #[test]

@@ -32,7 +32,7 @@ use self::file::{During, StoreFile};
 use super::subscribers::Subscribers;
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{self, Change};
-use crate::schedule::Tenant;
+use crate::schedule::{Standing, Tenant};
 
 const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
 const ACTIVE: TableDefinition<'_, &str, &str> = TableDefinition::new("active");
@@ -258,18 +258,21 @@ impl Store {
         Ok(epoch.map(|epoch| (Claim { id: id.to_owned(), epoch }, job)))
     }
 
-    fn unowned_now(&self, database: &Database) -> Result<Vec<(String, Tenant)>, StoreError> {
+    fn unowned_now(&self, database: &Database) -> Result<Vec<(String, Standing)>, StoreError> {
         let read = database.begin_read().during("read")?;
         let active = read.open_table(ACTIVE).during("read")?;
-        let mut unowned = Vec::new();
+        let mut ids = Vec::new();
         for entry in active.iter().during("read")? {
-            let (id, tenant) = entry.during("read")?;
-            unowned.push((id.value().to_owned(), Tenant::from(tenant.value())));
+            ids.push(entry.during("read")?.0.value().to_owned());
         }
-        unowned.retain(|(id, _)| !self.owners().claims.contains_key(id));
-        for (id, _) in &unowned {
+        ids.retain(|id| !self.owners().claims.contains_key(id));
+        let mut unowned = Vec::new();
+        for id in ids {
             // One that was only queued refuses to be queued again, and that is right.
-            self.apply_now(database, id, &By::Finder, vec![Change::Requeue], None)?;
+            let applied = self.apply_now(database, &id, &By::Finder, vec![Change::Requeue], None)?;
+            if let Applied::Done(job) | Applied::Refused(job) = applied {
+                unowned.push((id, Standing::of(&job)));
+            }
         }
         Ok(unowned)
     }
@@ -379,7 +382,7 @@ impl Engine for Store {
         self.subscribers.subscribe(id)
     }
 
-    async fn unowned(&self) -> Result<Vec<(String, Tenant)>, EngineError> {
+    async fn unowned(&self) -> Result<Vec<(String, Standing)>, EngineError> {
         let unowned = self.blocking(Self::unowned_now).await?;
         for (id, _) in &unowned {
             self.subscribers.wake(id);

@@ -12,10 +12,11 @@ use occy_proto::v1::{Job, JobState};
 
 use super::super::subscribers::Subscribers;
 use crate::job::state::is_final;
-use crate::schedule::Tenant;
+use crate::schedule::{Standing, Tenant};
 
 const STATE: &str = "Occystrap-State";
 const TENANT: &str = "Occystrap-Tenant";
+const PRIORITY: &str = "Occystrap-Priority";
 const SEQUENCE: &str = "Occystrap-Sequence";
 
 /// What is known of a job without asking.
@@ -24,21 +25,22 @@ pub(super) struct Entry {
     /// The record's place in the order of all changes.
     pub(super) revision: u64,
     pub(super) state: JobState,
-    pub(super) tenant: Tenant,
+    pub(super) standing: Standing,
     /// Of its last event.
     pub(super) sequence: u64,
 }
 
 impl Entry {
     pub(super) fn of(job: &Job, revision: u64) -> Self {
-        Self { revision, state: job.state(), tenant: job.tenant.as_str().into(), sequence: job.last_sequence }
+        Self { revision, state: job.state(), standing: Standing::of(job), sequence: job.last_sequence }
     }
 
     /// For the headers of the record. A tenant's name may have any characters, and a header may not.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(STATE, self.state.as_str_name());
-        headers.insert(TENANT, BASE64_URL_SAFE_NO_PAD.encode(&*self.tenant));
+        headers.insert(TENANT, BASE64_URL_SAFE_NO_PAD.encode(&*self.standing.tenant));
+        headers.insert(PRIORITY, self.standing.priority.to_string());
         headers.insert(SEQUENCE, self.sequence.to_string());
         headers
     }
@@ -46,11 +48,15 @@ impl Entry {
     /// None for what is not the record of a job.
     pub(super) fn read(headers: &HeaderMap, revision: u64) -> Option<Self> {
         let get = |name| headers.get(name).map(async_nats::HeaderValue::as_str);
-        let tenant = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(get(TENANT)?).ok()?).ok()?;
+        let name = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(get(TENANT)?).ok()?).ok()?;
         Some(Self {
             revision,
             state: JobState::from_str_name(get(STATE)?)?,
-            tenant: tenant.into(),
+            standing: Standing {
+                tenant: name.into(),
+                // A coordinator that knows of no priorities does not write it.
+                priority: get(PRIORITY).map_or(Some(0), |text| text.parse().ok())?,
+            },
             sequence: get(SEQUENCE)?.parse().ok()?,
         })
     }
@@ -89,7 +95,7 @@ impl Index {
     pub(super) fn active(&self, tenant: &Tenant) -> (usize, usize) {
         let jobs = self.lock();
         let active = || jobs.values().filter(|job| !is_final(job.state));
-        (active().count(), active().filter(|job| job.tenant == *tenant).count())
+        (active().count(), active().filter(|job| job.standing.tenant == *tenant).count())
     }
 
     /// Those that have not ended, the oldest first.
@@ -120,7 +126,7 @@ impl Index {
         let end = before.map_or(Bound::Unbounded, Bound::Excluded);
         let wanted = jobs.range::<str, _>((Bound::Unbounded, end)).rev().filter(|(_, job)| {
             (states.is_empty() || states.contains(&job.state))
-                && tenant.is_none_or(|tenant| *tenant == job.tenant)
+                && tenant.is_none_or(|tenant| *tenant == job.standing.tenant)
         });
         wanted.map(|(id, _)| id.clone()).take(count).collect()
     }
@@ -136,7 +142,8 @@ mod tests {
 
     #[test]
     fn an_entry_comes_back_out_of_its_headers() {
-        let entry = Entry { revision: 7, state: JobState::Running, tenant: "a\r\nb ü".into(), sequence: 9 };
+        let standing = Standing { tenant: "a\r\nb ü".into(), priority: -3 };
+        let entry = Entry { revision: 7, state: JobState::Running, standing, sequence: 9 };
         assert_eq!(Entry::read(&entry.headers(), 7), Some(entry));
         assert_eq!(Entry::read(&HeaderMap::new(), 7), None);
     }
@@ -144,7 +151,8 @@ mod tests {
     #[test]
     fn what_comes_late_changes_nothing() {
         let index = Index::default();
-        let entry = |revision, state| Entry { revision, state, tenant: "".into(), sequence: 0 };
+        let standing = Standing { tenant: "".into(), priority: 0 };
+        let entry = |revision, state| Entry { revision, state, standing: standing.clone(), sequence: 0 };
         index.put("a", entry(2, JobState::Succeeded));
         index.put("a", entry(1, JobState::Running));
         assert_eq!(index.get("a").unwrap().state, JobState::Succeeded);

@@ -42,7 +42,7 @@ use self::record::{Events, Place, Record, since};
 use self::values::{Value, Values, WriteError};
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{Change, is_final};
-use crate::schedule::Tenant;
+use crate::schedule::{Standing, Tenant};
 
 /// Bytes of a job as it is accepted: a record has to hold its layers and events beside it.
 const SUBMITTED_MAX: usize = 256 * 1024;
@@ -442,7 +442,7 @@ impl JetStream {
         }
     }
 
-    async fn unowned_ids(&self) -> Result<Vec<(String, Tenant)>, JetStreamError> {
+    async fn unowned_ids(&self) -> Result<Vec<(String, Standing)>, JetStreamError> {
         let mut unended = self.0.index.unended();
         let is_owned = |entry: &Entry| entry.state != JobState::Queued;
         if unended.iter().any(|(_, entry)| is_owned(entry)) {
@@ -461,7 +461,7 @@ impl JetStream {
             }
         }
         unended.retain(|(_, entry)| !is_owned(entry));
-        Ok(unended.into_iter().map(|(id, entry)| (id, entry.tenant)).collect())
+        Ok(unended.into_iter().map(|(id, entry)| (id, entry.standing)).collect())
     }
 
     /// The leases that there are.
@@ -568,7 +568,7 @@ impl Engine for JetStream {
         self.0.index.subscribers.subscribe(id)
     }
 
-    async fn unowned(&self) -> Result<Vec<(String, Tenant)>, EngineError> {
+    async fn unowned(&self) -> Result<Vec<(String, Standing)>, EngineError> {
         Ok(self.unowned_ids().await?)
     }
 

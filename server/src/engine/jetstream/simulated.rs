@@ -98,7 +98,7 @@ impl Nats {
             return Err(WriteError::Conflict);
         }
         if let Some(id) = subject.strip_prefix(&bucket("jobs")) {
-            let before = before.map(|(_, payload)| payload);
+            let before = before.as_ref().map(|(_, payload)| payload);
             self.look_at(state.jobs.entry(id.to_owned()).or_default(), coordinator, before, &value.payload);
         }
         state.revision += 1;
@@ -116,9 +116,9 @@ impl Nats {
     }
 
     /// Holds a new record against the one before.
-    fn look_at(&self, history: &mut History, coordinator: usize, before: Option<Bytes>, after: &Bytes) {
+    fn look_at(&self, history: &mut History, coordinator: usize, before: Option<&Bytes>, after: &Bytes) {
         let read = |bytes: &Bytes| Record::decode(bytes.clone()).expect("a record was written");
-        let (old, new) = (before.as_ref().map(read), read(after));
+        let (old, new) = (before.map(read), read(after));
         let job = new.job();
         let (state, id) = (job.state(), &job.id);
         let violated = |what: &str| self.world.violated(&format!("{what}: {old:?} became {new:?}"));
