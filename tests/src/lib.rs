@@ -23,6 +23,7 @@ pub mod image;
 pub mod judge;
 pub mod layer;
 pub mod limited;
+pub mod mesh;
 pub mod nats;
 pub mod occyctl;
 mod process;
