@@ -1,9 +1,12 @@
 """What benchmarks share: a registry of their own, one measured run of a command, and who says what.
 
-Not here: what is measured (run, mirror, workers), and how images are made (make-image).
+Not here: what is measured (run, mirror, workers, jobs), and how real images are made (make-image).
 """
 
+import gzip
+import hashlib
 import http.client
+import io
 import json
 import os
 import pathlib
@@ -13,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).resolve().parents[2] / "target"))
@@ -139,6 +143,50 @@ class Fleet:
             process.terminate()
             process.wait()
         self.processes = []
+
+
+def send(port, method, path, body=b"", kind="application/octet-stream"):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body=body, headers={"Content-Type": kind})
+    answer = connection.getresponse()
+    answer.read()
+    if answer.status >= 300:
+        sys.exit(f"bench: {method} {path}: {answer.status}")
+    return answer.headers.get("Location", "")
+
+
+def digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def push(port, repository, layers, size):
+    """Stores an image of so many layers of so many random bytes in the registry at `port`, with the tag 1."""
+
+    def blob(data, kind):
+        location = send(port, "POST", f"/v2/{repository}/blobs/uploads/")
+        path = location[location.index("/v2/") :]
+        send(port, "PUT", f"{path}&digest={digest(data)}", data)
+        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
+
+    described, diff_ids = [], []
+    for index in range(layers):
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as archive:
+            member = tarfile.TarInfo(f"layer-{index}")
+            member.size = size
+            archive.addfile(member, io.BytesIO(os.urandom(size)))
+        diff_ids.append(digest(tar.getvalue()))
+        packed = gzip.compress(tar.getvalue(), 1, mtime=0)
+        described.append(blob(packed, "application/vnd.oci.image.layer.v1.tar+gzip"))
+    config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "config": blob(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
+        "layers": described,
+    }
+    send(port, "PUT", f"/v2/{repository}/manifests/1", json.dumps(manifest).encode(), kind)
 
 
 def cpu_of(pid):
