@@ -238,12 +238,16 @@ def check_metrics(programs):
     with tempfile.TemporaryDirectory() as directory:
         server = [programs / "occy-server", "--state-dir", f"{directory}/state", "--listen", "127.0.0.1:0", "--embedded-workers", "1"]
         server += ["--metrics-listen", "127.0.0.1:0", "--allow-path", ROOT / "tests/images", "--allow-path", directory]
+        # A registry that is not there, whose rate is limited all the same.
+        server += ["--allow-network", "127.0.0.0/8", "--retries", "0", "--registry-budget", "127.0.0.1:9 rate=100"]
         with process(*server, says="listening on ") as (address, server_log):
             worker = [programs / "occy-worker", "--coordinator", f"http://{address}", "--metrics-listen", "127.0.0.1:0"]
             with process(*worker, says="registered as ") as (_, worker_log):
                 # One job, after which all that can be counted is.
                 job = [programs / "occyctl", "job", "submit", f"tar://{ROOT}/tests/images/hello.tar", f"tar://{directory}/out.tar"]
                 run(*job, "-f", "normalize-timestamps", "--watch", "--coordinator", f"http://{address}")
+                nowhere = [programs / "occyctl", "info", "registry://127.0.0.1:9/app:1", "--coordinator", f"http://{address}"]
+                assert subprocess.run(nowhere, capture_output=True).returncode == 1
                 with grpc.insecure_channel(address) as channel:
                     answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10)
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
