@@ -13,6 +13,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::range::Range;
 use super::template::{self, Template};
+use crate::copy::SignaturePolicy;
 use crate::open::names_registry;
 use crate::platform::Platform;
 use crate::reference::{Reference, RegistryName, Tag};
@@ -46,6 +47,8 @@ pub struct Mirror {
     pub sparse: bool,
     /// Copy what names the manifests as its subject.
     pub referrers: bool,
+    /// What becomes of the signatures of what changes on its way.
+    pub signatures: SignaturePolicy,
     /// The tag that a target's manifest gets before its own tag is given to another.
     pub backup: Option<Template>,
     /// Tags of targets that are never given to another manifest, nor deleted, once they are there.
@@ -139,10 +142,19 @@ struct Entry {
     sparse: bool,
     #[serde(default)]
     referrers: bool,
+    signatures: Option<Signatures>,
     backup: Option<Spanned<String>>,
     #[serde(default)]
     immutable: Vec<Spanned<String>>,
     deletion: Option<Deletion>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Signatures {
+    Refuse,
+    Drop,
+    Keep,
 }
 
 #[derive(Deserialize)]
@@ -244,6 +256,11 @@ impl Mirror {
             platforms,
             sparse: entry.sparse,
             referrers: entry.referrers,
+            signatures: match entry.signatures {
+                None | Some(Signatures::Refuse) => SignaturePolicy::Refuse,
+                Some(Signatures::Drop) => SignaturePolicy::Drop,
+                Some(Signatures::Keep) => SignaturePolicy::Keep,
+            },
             backup: entry.backup.as_ref().map(backup).transpose()?,
             immutable: globs(&entry.immutable)?,
             deletion: entry.deletion.map(|deletion| at_least_one(&deletion.max)).transpose()?,

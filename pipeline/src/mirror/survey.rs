@@ -163,6 +163,9 @@ async fn gather_all(
                             MirrorSource::new(&ends.source, &wanted.source, digest, Arc::clone(&documents));
                         match look(mirror, ends, &wanted, was.clone(), &source).await {
                             Ok(found) => found,
+                            Err(error @ Error::Signed { .. }) => {
+                                Found::Refused { becomes: None, reason: error.to_string() }
+                            }
                             Err(error) => Found::Failed(error.to_string()),
                         }
                     }
@@ -184,6 +187,7 @@ pub(super) fn copy_plan(mirror: &Mirror, parallel: usize) -> CopyPlan {
         sparse: mirror.sparse,
         referrers: mirror.referrers,
         preserve_digests: false,
+        signatures: mirror.signatures,
         parallel,
     }
 }
