@@ -145,6 +145,9 @@ each registry that lacks it, and is mounted in its other repositories. What is t
 the source and one at each target, beside the lists of tags (with `platforms` or `referrers` also the manifests; never a blob).
 Nothing is kept between runs.
 
+Where no way leads from source to target, --to saves what is wanted in a directory or tar, and --from, with the same file, makes a
+mirror of it there. `mirror digests HOST` lists what a target has: what --have FILE names is not saved, and is mounted there.
+
 One image's failure is none of the others', and nothing is deleted while something cannot be listed. --dry-run prints what would
 be done, and what it takes; nothing is written then.
 
@@ -152,6 +155,9 @@ Examples:
   occyctl mirror -c mirror.yaml --dry-run
   occyctl mirror -c mirror.yaml --output-format json
   occyctl mirror schema > mirror.schema.json
+  occyctl mirror digests localhost:5000 > have
+  occyctl mirror -c mirror.yaml --to oci-layout:///media/usb/images.tar --have have
+  occyctl mirror -c mirror.yaml --from oci-layout:///media/usb/images.tar --have have
   occyctl mirror import-regsync regsync.yml > mirror.yaml
   occyctl mirror import-skopeo sync.yml --to localhost:5000/repo > mirror.yaml
 
@@ -415,10 +421,25 @@ pub(crate) struct Mirror {
     /// Print what would be done, and its price; write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Save what is wanted in a directory, or in a tar, instead: to be carried to where its targets are.
+    #[arg(long, value_name = "oci-layout://PATH", conflicts_with = "from")]
+    pub(crate) to: Option<String>,
+    /// Take what is wanted out of a directory or tar that --to has made, instead of its registries.
+    #[arg(long, value_name = "oci-layout://PATH")]
+    pub(crate) from: Option<String>,
+    /// What the target registries have, as `mirror digests` prints it: with --to it is left out, with --from it is mounted.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) have: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MirrorCommand {
+    /// Print the digests of all blobs that repositories have, and where they are: for --have.
+    Digests {
+        /// HOST, HOST/PATTERN or HOST/REPOSITORY.
+        #[arg(required = true)]
+        places: Vec<String>,
+    },
     /// Print a file of regsync as one of ours; what cannot be carried over is told of.
     ImportRegsync {
         /// The file of regsync.

@@ -1,12 +1,16 @@
 //! `occyctl mirror`: many images of many repositories, kept elsewhere as they are.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
 use occy_pipeline::error::Error;
-use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA};
+use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA, Source};
 use occy_pipeline::mirror::import::{self, Imported};
-use occy_pipeline::mirror::{Action, Ends, Outcome, Plan, Price, Report, Survey, What};
+use occy_pipeline::mirror::{
+    Action, Carried, Destination, Detail, Ends, Have, Origin, Outcome, Plan, Price, Report, Survey, What,
+    save,
+};
 use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
 use serde_json::{Value, json};
@@ -27,32 +31,59 @@ pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exi
         (Some(MirrorCommand::ImportSkopeo { file, to }), _) => {
             converted(file, import::skopeo(&read(file)?, to))
         }
-        (None, Some(path)) => mirror(path, options.dry_run, global).await,
+        (Some(MirrorCommand::Digests { places }), _) => digests(places, global).await,
+        (None, Some(path)) => mirror(path, options, global).await,
         // clap asks for the one or the other.
         (None, None) => Err(Misused("mirror needs --config FILE".to_owned()).into()),
     }
 }
 
-async fn mirror(path: &Path, dry_run: bool, global: &Global) -> anyhow::Result<Exit> {
+async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Result<Exit> {
     let text = read(path)?;
     let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
-    let ends = ends(&config, global)?;
-    let survey = Survey::make(&config, &ends).await;
+    let ends = ends(&config, options, global)?;
+    if let Some(to) = &options.to {
+        let destination = Destination::parse(to).map_err(Error::from)?;
+        let (plan, report) = save(&config, &ends, &destination, options.dry_run).await?;
+        return if options.dry_run { tell_plan(&plan, global) } else { tell_report(&plan, &report, global) };
+    }
+    let dry_run = options.dry_run;
+    let detail = if dry_run { Detail::Price } else { Detail::Need };
+    let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
     if dry_run {
-        match global.output_format {
-            OutputFormat::Json => print_json(&plan_document(&plan))?,
-            OutputFormat::Text => print_bytes(plan_text(&plan, global.quiet).as_bytes())?,
-        };
-        for action in &plan.actions {
-            if let What::Refuse(problem) | What::Fail(problem) = &action.what {
-                complain(action, problem, None);
-            }
-        }
-        let bad = |action: &&Action| matches!(action.what, What::Refuse(_) | What::Fail(_));
-        return Ok(exit(plan.actions.iter().filter(bad).count(), plan.actions.len()));
+        return tell_plan(&plan, global);
     }
     let report = survey.run(&config, &plan, &ends).await;
+    tell_report(&plan, &report, global)
+}
+
+async fn digests(places: &[String], global: &Global) -> anyhow::Result<Exit> {
+    let parse = |place: &String| Source::parse(place).map_err(|error| Misused(error.to_string()));
+    let sources = places.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let settings = settings(global, "registry://", None)?;
+    let hosts: BTreeSet<&str> = sources.iter().map(Source::host).collect();
+    let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
+    let client = client(&settings.source_registry, &hosts, "source")?;
+    let have = Have::of(&client, &sources).await?;
+    print_bytes(have.to_string().as_bytes())
+}
+
+fn tell_plan(plan: &Plan, global: &Global) -> anyhow::Result<Exit> {
+    match global.output_format {
+        OutputFormat::Json => print_json(&plan_document(plan))?,
+        OutputFormat::Text => print_bytes(plan_text(plan, global.quiet).as_bytes())?,
+    };
+    for action in &plan.actions {
+        if let What::Refuse(problem) | What::Fail(problem) = &action.what {
+            complain(action, problem, None);
+        }
+    }
+    let bad = |action: &&Action| matches!(action.what, What::Refuse(_) | What::Fail(_));
+    Ok(exit(plan.actions.iter().filter(bad).count(), plan.actions.len()))
+}
+
+fn tell_report(plan: &Plan, report: &Report, global: &Global) -> anyhow::Result<Exit> {
     for (action, outcome) in plan.actions.iter().zip(&report.outcomes) {
         match outcome {
             Outcome::Refused(problem) => complain(action, problem, None),
@@ -61,8 +92,8 @@ async fn mirror(path: &Path, dry_run: bool, global: &Global) -> anyhow::Result<E
         }
     }
     let told = match global.output_format {
-        OutputFormat::Json => print_json(&report_document(&plan, &report)),
-        OutputFormat::Text => print_bytes(report_text(&plan, &report, global.quiet).as_bytes()),
+        OutputFormat::Json => print_json(&report_document(plan, report)),
+        OutputFormat::Text => print_bytes(report_text(plan, report, global.quiet).as_bytes()),
     };
     if report.done() > 0 {
         told.map_err(Untold)?;
@@ -93,21 +124,35 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
 }
 
-fn ends(config: &Config, global: &Global) -> anyhow::Result<Ends> {
+fn client(options: &registry::Options, hosts: &[String], role: &str) -> anyhow::Result<Client> {
+    // A password is one registry's.
+    if options.credentials.is_some() && hosts.len() > 1 {
+        let hosts = hosts.join(", ");
+        let problem = format!(
+            "a password of the command line would go to several {role} registries ({hosts}): log in to each instead"
+        );
+        return Err(Misused(problem).into());
+    }
+    Ok(Client::new(options.clone()).map_err(Error::from)?)
+}
+
+fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<Ends> {
     let settings = settings(global, "registry://", Some("registry://"))?;
-    let client = |options: &registry::Options, hosts: &[String], role: &str| -> anyhow::Result<Client> {
-        // A password is one registry's.
-        if options.credentials.is_some() && hosts.len() > 1 {
-            let hosts = hosts.join(", ");
-            let problem = format!(
-                "a password of the command line would go to several {role} registries ({hosts}): log in to each instead"
-            );
-            return Err(Misused(problem).into());
+    let have = match &options.have {
+        Some(path) => {
+            Have::parse(&read(path)?).map_err(|error| Misused(format!("{}: {error}", path.display())))?
         }
-        Ok(Client::new(options.clone()).map_err(Error::from)?)
+        None => Have::default(),
+    };
+    let source = match &options.from {
+        Some(from) => {
+            Origin::Carried(Carried::parse(from, settings.spools.clone()).map_err(Error::from)?.into())
+        }
+        None => Origin::Registries(client(&settings.source_registry, &config.source_hosts(), "source")?),
     };
     Ok(Ends {
-        source: client(&settings.source_registry, &config.source_hosts(), "source")?,
+        source,
+        have,
         target: client(&settings.destination_registry, &config.target_hosts(), "destination")?,
         spools: settings.spools.clone(),
         parallel: settings.parallel,
@@ -131,6 +176,7 @@ fn line(action: &Action) -> Option<String> {
     let becomes = action.becomes.as_ref().map(|digest| format!(" ({digest})")).unwrap_or_default();
     let line = match &action.what {
         What::Nothing | What::Refuse(_) | What::Fail(_) => return None,
+        What::Create if action.source == target.to_string() => format!("save {target}{becomes}"),
         What::Create => format!("create {target} from {}{becomes}", action.source),
         What::Complete => format!("complete {target} from {}{becomes}", action.source),
         What::Delete => format!("delete {target}, which {} no longer is", action.source),

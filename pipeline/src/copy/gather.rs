@@ -70,9 +70,24 @@ impl Gathered {
         self.manifests.len()
     }
 
+    /// What all of them take in memory, about, their blobs left out.
+    pub fn size(&self) -> usize {
+        let named = self.manifests.iter().map(|(_, manifest)| manifest);
+        let belonging = self.referrers.iter().map(|referrer| &referrer.manifest);
+        let tagged = self.digest_tags.iter().map(|(_, manifest)| manifest);
+        let manifests = named.chain(belonging).chain(tagged).chain([&self.root]);
+        manifests.map(|manifest| manifest.bytes.len()).sum()
+    }
+
     /// The blobs that all of them name, each once, foreign ones included.
     pub fn blobs(&self) -> &[Layer] {
         &self.blobs
+    }
+
+    /// Those of them that move, foreign ones left out.
+    pub fn own_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let own = self.blobs.iter().filter(|blob| !blob.is_foreign());
+        own.filter_map(|blob| blob.descriptor.as_ref())
     }
 
     /// What names a manifest as its subject: the subject, and which it is.

@@ -17,7 +17,7 @@ use crate::element::Layer;
 use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::output::Moved;
-use crate::registry::{Mount, Repository};
+use crate::registry::{Mount, Repository, UploadSession};
 use crate::spool::{FileRegion, Spool, SpoolDir};
 
 /// How often a blob is begun for one registry, by all images together.
@@ -102,18 +102,34 @@ impl Blobs {
             return Ok(Moved::Nothing);
         }
         let holder = self.holder(layer, &host, digest, &known);
+        if holder.is_none()
+            && let Some((ATTEMPTS.., why)) = known.failed.get(&host)
+        {
+            return Err(Error::Host(why.clone().into()));
+        }
+        let is_due = |other: &&Repository| {
+            other.host() != host
+                && self.holder(layer, other.host(), digest, &known).is_none()
+                && !known.failed.contains_key(other.host())
+        };
+        let others = self.uploads.get(digest).into_iter().flatten().filter(is_due).cloned();
+        let others: Vec<Repository> = if holder.is_none() { others.collect() } else { Vec::new() };
         let mut session = None;
-        if let Some(holder) = holder {
-            match repository.mount(digest, &holder).await {
+        // Where several get it, all were asked before, and a session would wait while the blob comes.
+        if others.is_empty() {
+            match repository.mount(digest, holder.as_deref().unwrap_or(&name)).await {
                 Mount::Mounted => {
                     known.brought.insert(path);
-                    self.counts.mounted.fetch_add(1, Ordering::Relaxed);
+                    self.counts.mounted.fetch_add(u64::from(holder.is_some()), Ordering::Relaxed);
+                    known.holders.entry(host).or_insert(name);
                     return Ok(Moved::Nothing);
                 }
                 Mount::Session(open) => session = Some(open),
                 Mount::Unsupported => {}
             }
-            let _slot = self.slots.acquire().await.expect("it is never closed");
+        }
+        let _slot = self.slots.acquire().await.expect("it is never closed");
+        if holder.is_some() {
             let size = descriptor.size;
             self.counts.fetched.fetch_add(size, Ordering::Relaxed);
             repository.upload_blob(layer.blob.as_ref(), digest, size, session, progress).await?;
@@ -121,20 +137,8 @@ impl Blobs {
             known.brought.insert(path);
             return Ok(Moved::Bytes);
         }
-        if let Some((ATTEMPTS.., why)) = known.failed.get(&host) {
-            return Err(Error::Host(why.clone().into()));
-        }
-        let mut to = vec![repository.clone()];
-        let is_due = |other: &&Repository| {
-            other.host() != host
-                && self.holder(layer, other.host(), digest, &known).is_none()
-                && !known.failed.contains_key(other.host())
-        };
-        to.extend(self.uploads.get(digest).into_iter().flatten().filter(is_due).cloned());
-        let ends = {
-            let _slot = self.slots.acquire().await.expect("it is never closed");
-            self.upload(layer, descriptor, &to, progress).await?
-        };
+        let to: Vec<Repository> = [repository.clone()].into_iter().chain(others).collect();
+        let ends = self.upload(layer, descriptor, &to, session, progress).await?;
         let mut own = Ok(Moved::Bytes);
         for (repository, end) in to.iter().zip(ends) {
             match end {
@@ -166,12 +170,14 @@ impl Blobs {
         known.holders.get(host).cloned().or_else(found).or_else(|| Some(origin?.name().to_owned()))
     }
 
-    /// Fetches a blob, and stores it in repositories of several registries at once. An error is the source's, or this machine's.
+    /// Fetches a blob, and stores it in repositories of several registries at once; `session` is the first one's. An error is the
+    /// source's, or this machine's.
     async fn upload(
         &self,
         layer: &Layer,
         descriptor: &Descriptor,
         to: &[Repository],
+        mut session: Option<UploadSession>,
         progress: &ByteCount,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
@@ -187,8 +193,9 @@ impl Blobs {
             };
             // What is shown is the way to the one who asked.
             let progress = if index == 0 { progress.clone() } else { ByteCount::default() };
+            let session = session.take();
             async move {
-                repository.upload_blob(blob, digest, size, None, &progress).await?;
+                repository.upload_blob(blob, digest, size, session, &progress).await?;
                 self.counts.uploaded.fetch_add(size, Ordering::Relaxed);
                 Ok(())
             }

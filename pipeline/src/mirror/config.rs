@@ -194,12 +194,8 @@ impl Config {
 
     /// The registries that images come from, each once, sorted.
     pub fn source_hosts(&self) -> Vec<String> {
-        let host = |source: &Source| match source {
-            Source::Repository(reference) => reference.host().to_owned(),
-            Source::Catalog(registry, _) => registry.to_string(),
-        };
-        let hosts = self.mirrors.iter().flat_map(|mirror| &mirror.sources).map(host);
-        hosts.collect::<BTreeSet<_>>().into_iter().collect()
+        let hosts = self.mirrors.iter().flat_map(|mirror| &mirror.sources).map(Source::host);
+        hosts.collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect()
     }
 
     /// The registries that images go to, each once, sorted.
@@ -265,6 +261,21 @@ impl Mirror {
             immutable: globs(&entry.immutable)?,
             deletion: entry.deletion.map(|deletion| at_least_one(&deletion.max)).transpose()?,
         })
+    }
+}
+
+impl Source {
+    /// Repositories as the file has them: `HOST`, `HOST/PATTERN`, `HOST/REPOSITORY`.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        source(&Spanned::new(text.to_owned(), Location::UNKNOWN, Location::UNKNOWN))
+    }
+
+    /// The registry.
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Repository(reference) => reference.host(),
+            Self::Catalog(registry, _) => registry.as_str(),
+        }
     }
 }
 

@@ -5,18 +5,18 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blobs::Blobs;
+use super::origin::Origin;
 use crate::blob::{BlobRef, ByteCount};
 use crate::digest::Digest;
 use crate::element::{ImageName, Layer};
 use crate::error::Error;
 use crate::manifest::Descriptor;
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::output::Moved;
 use crate::output::content::ContentOutput;
 use crate::output::registry::RegistryOutput;
-use crate::platform::PlatformChoice;
 use crate::reference::{Reference, Tag};
 use crate::registry::{Access, Client, FetchedManifest, Repository};
-use crate::source::registry::RegistrySource;
 use crate::source::stored::Store;
 
 /// Documents of one repository that have been read.
@@ -27,22 +27,35 @@ pub(super) struct Documents {
     tagged: Mutex<HashMap<String, Option<FetchedManifest>>>,
 }
 
+impl Documents {
+    /// The digest of the manifest that a tag names, which is read and kept.
+    pub(super) async fn named(&self, origin: &Origin, source: &Reference) -> Result<Option<Digest>, Error> {
+        let Origin::Registries(client) = origin else { return origin.digest_of(source).await };
+        let repository = client.repository(source, Access::Pull);
+        let Some(fetched) = repository.find_manifest(&source.manifest(), &ACCEPTED_MANIFESTS).await? else {
+            return Ok(None);
+        };
+        let digest = fetched.digest.clone();
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), fetched);
+        Ok(Some(digest))
+    }
+}
+
 /// A manifest of a repository by its digest, with all that it names.
 pub(super) struct MirrorSource {
-    inner: RegistrySource,
+    inner: Box<dyn Store>,
     digest: Digest,
     documents: Arc<Documents>,
 }
 
 impl MirrorSource {
     pub(super) fn new(
-        client: &Client,
+        origin: &Origin,
         source: &Reference,
         digest: Digest,
         documents: Arc<Documents>,
     ) -> Self {
-        let reference = source.with_digest(digest.clone());
-        Self { inner: RegistrySource::new(client, reference, PlatformChoice::default()), digest, documents }
+        Self { inner: origin.store(source, &digest), digest, documents }
     }
 }
 

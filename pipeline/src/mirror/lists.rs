@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use futures_util::StreamExt;
 
 use super::config::{Config, Mirror, Source};
+use super::origin::Origin;
 use super::select::is_called_like_a_digest;
-use super::{ASKED_AT_ONCE, Ends, template};
+use super::{ASKED_AT_ONCE, template};
 use crate::error::Error;
 use crate::reference::{Reference, Tag};
-use crate::registry::{Access, Client};
+use crate::registry::Client;
 
 /// One tag of a source, and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,20 +46,24 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Asks for all lists that the configuration needs, for each once.
-    pub(super) async fn ask(config: &Config, ends: &Ends) -> Self {
+    /// Asks sources for all lists that the configuration needs, for each once.
+    pub(super) async fn ask(config: &Config, source: &Origin) -> Self {
         let mut lists = Self::default();
         for mirror in &config.mirrors {
-            let repositories = lists.repositories_of(mirror, ends).await;
+            let repositories = lists.repositories_of(mirror, source).await;
             lists.repositories.push(repositories);
         }
-        let wanted = |needs: fn(&Mirror) -> bool| {
-            let each = config.mirrors.iter().zip(&lists.repositories);
-            each.filter(move |(mirror, _)| needs(mirror))
-        };
-        let sources: Vec<Reference> =
-            wanted(Mirror::needs_list).flat_map(|(_, repositories)| repositories.clone()).collect();
-        let deleting = wanted(|mirror| mirror.deletion.is_some());
+        let listed = config.mirrors.iter().zip(&lists.repositories);
+        let listed = listed.filter(|(mirror, _)| mirror.needs_list());
+        let sources: Vec<Reference> = listed.flat_map(|(_, repositories)| repositories.clone()).collect();
+        lists.ask_for_tags(source, sources, false).await;
+        lists
+    }
+
+    /// Asks targets for the lists without which nobody knows what the sources lost.
+    pub(super) async fn ask_targets(&mut self, config: &Config, target: &Client) {
+        let deleting = config.mirrors.iter().zip(&self.repositories);
+        let deleting = deleting.filter(|(mirror, _)| mirror.deletion.is_some());
         let targets: Vec<Reference> = deleting
             .flat_map(|(mirror, repositories)| {
                 let places = repositories.iter().flat_map(|source| {
@@ -71,17 +76,15 @@ impl Lists {
                 places.filter_map(Result::ok).collect::<Vec<_>>()
             })
             .collect();
-        lists.ask_for_tags(&ends.source, sources, false).await;
-        lists.ask_for_tags(&ends.target, targets, true).await;
-        lists
+        self.ask_for_tags(&Origin::Registries(target.clone()), targets, true).await;
     }
 
-    async fn repositories_of(&mut self, mirror: &Mirror, ends: &Ends) -> Vec<Reference> {
+    async fn repositories_of(&mut self, mirror: &Mirror, origin: &Origin) -> Vec<Reference> {
         let mut found: Vec<Reference> = Vec::new();
         for source in &mirror.sources {
             match source {
                 Source::Repository(reference) => found.push(reference.clone()),
-                Source::Catalog(registry, patterns) => match ends.source.repositories(registry).all().await {
+                Source::Catalog(registry, patterns) => match origin.repositories(registry).await {
                     Ok(names) => {
                         let is_wanted = |name: &&String| {
                             patterns.is_match(name.as_str())
@@ -95,7 +98,7 @@ impl Lists {
                         }
                     }
                     Err(error) => {
-                        self.cannot(&format!("the repositories of {registry}"), &Error::from(error));
+                        self.cannot(&format!("the repositories of {registry}"), &error);
                     }
                 },
             }
@@ -106,24 +109,24 @@ impl Lists {
     }
 
     /// `may_be_missing`: a repository that does not exist has no tags.
-    async fn ask_for_tags(&mut self, client: &Client, repositories: Vec<Reference>, may_be_missing: bool) {
+    async fn ask_for_tags(&mut self, origin: &Origin, repositories: Vec<Reference>, may_be_missing: bool) {
         let mut seen = HashSet::new();
         let repositories: Vec<Reference> = repositories
             .into_iter()
             .filter(|reference| !self.tags.contains_key(&reference.name()) && seen.insert(reference.name()))
             .collect();
         let asked = repositories.into_iter().map(|reference| async move {
-            let tags = client.repository(&reference, Access::Pull).tags().all().await;
+            let tags = origin.tags(&reference).await;
             (reference.name(), tags)
         });
         let asked: Vec<_> = futures_util::stream::iter(asked).buffered(ASKED_AT_ONCE).collect().await;
         for (name, tags) in asked {
             match tags {
                 Ok(tags) => drop(self.tags.insert(name, tags)),
-                Err(error) if may_be_missing && error.is_not_found() => {
+                Err(Error::Registry(error)) if may_be_missing && error.is_not_found() => {
                     self.tags.insert(name, Vec::new());
                 }
-                Err(error) => self.cannot(&format!("the tags of {name}"), &Error::from(error)),
+                Err(error) => self.cannot(&format!("the tags of {name}"), &error),
             }
         }
     }

@@ -6,15 +6,21 @@
 //! [`crate::copy`] copies one; [`blobs`] sees to it that no blob is fetched twice.
 //!
 //! Nothing is kept between runs: the registries say all that there is to know.
+//!
+//! Where no way leads from source to target, [`save()`] makes a layout of what is wanted, and the same configuration makes a mirror of
+//! it where it is carried ([`Origin::Carried`]); [`Have`] is the list of what need not be carried.
 
 mod blobs;
 pub mod config;
+mod have;
 mod image;
 pub mod import;
 mod lists;
+mod origin;
 mod plan;
 mod range;
 mod run;
+mod save;
 mod select;
 mod survey;
 mod template;
@@ -22,9 +28,12 @@ mod template;
 use crate::registry::Client;
 use crate::spool::SpoolDir;
 
+pub use self::have::{Have, HaveError};
+pub use self::origin::{Carried, Origin};
 pub use self::plan::{Action, Plan, Price, What};
 pub use self::run::{Outcome, Report};
-pub use self::survey::Survey;
+pub use self::save::{Destination, save};
+pub use self::survey::{Detail, Survey};
 
 /// Requests for documents that are under way at once.
 const ASKED_AT_ONCE: usize = 8;
@@ -33,9 +42,11 @@ const ASKED_AT_ONCE: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Ends {
     /// Where images come from.
-    pub source: Client,
+    pub source: Origin,
     /// Where they go.
     pub target: Client,
+    /// What targets have, and need not be asked for.
+    pub have: Have,
     /// Where a blob waits that several registries want.
     pub spools: SpoolDir,
     /// Blobs at once, in the whole mirror.

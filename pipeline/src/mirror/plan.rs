@@ -3,8 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::config::Config;
-use super::survey::{Found, Survey};
-use crate::copy::Gathered;
+use super::survey::{Difference, Found, Survey};
 use crate::digest::Digest;
 use crate::reference::{Reference, Tag};
 
@@ -87,8 +86,24 @@ pub struct Price {
     pub requests: usize,
 }
 
+impl Action {
+    /// What cannot be said of any image.
+    pub(super) fn impossible(what: &str, problem: &str) -> Self {
+        Self {
+            source: what.to_owned(),
+            target: None,
+            what: What::Fail(problem.to_owned()),
+            was: None,
+            becomes: None,
+            backup: None,
+            price: Price::default(),
+            number: 0,
+        }
+    }
+}
+
 impl Price {
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.fetched += other.fetched;
         self.bytes_fetched = self.bytes_fetched.saturating_add(other.bytes_fetched);
         self.uploaded += other.uploaded;
@@ -113,6 +128,7 @@ impl Plan {
     /// What a survey comes to.
     pub fn of(config: &Config, survey: &Survey) -> Self {
         let mut places = Places { survey, brought: HashSet::new(), plan: Self::default() };
+        places.plan.holders.clone_from(&survey.holders);
         for (place, digest) in &survey.present {
             if let Some((host, repository)) = place.split_once('/') {
                 let holder = places.plan.holders.entry((host.to_owned(), digest.clone()));
@@ -146,8 +162,8 @@ impl Plan {
                     action.becomes = None;
                     action.what = What::Fail(problem.clone());
                 }
-                Found::Differs(gathered) => {
-                    let becomes = &gathered.root().digest;
+                Found::Differs(difference) => {
+                    let becomes = &difference.becomes;
                     action.becomes = Some(becomes.clone());
                     action.what = match &image.was {
                         None => What::Create,
@@ -169,7 +185,7 @@ impl Plan {
                         }
                     }
                     if !matches!(action.what, What::Refuse(_)) {
-                        action.price = places.price(gathered, &image.wanted.source, &image.wanted.target);
+                        action.price = places.price(difference, &image.wanted.source, &image.wanted.target);
                         action.price.requests += 2 * usize::from(action.backup.is_some());
                         action.price.manifests += usize::from(action.backup.is_some());
                     }
@@ -180,16 +196,7 @@ impl Plan {
         }
         places.plan.delete(config, survey);
         for unlisted in &survey.unlisted {
-            places.plan.actions.push(Action {
-                source: unlisted.what.clone(),
-                target: None,
-                what: What::Fail(unlisted.problem.clone()),
-                was: None,
-                becomes: None,
-                backup: None,
-                price: Price::default(),
-                number: 0,
-            });
+            places.plan.actions.push(Action::impossible(&unlisted.what, &unlisted.problem));
         }
         places.plan
     }
@@ -233,19 +240,18 @@ impl Plan {
 
 impl Places<'_> {
     /// What it takes to copy an image after all that was priced before it.
-    fn price(&mut self, gathered: &Gathered, source: &Reference, target: &Reference) -> Price {
-        let mut price = Price { manifests: gathered.manifests(), ..Price::default() };
+    fn price(&mut self, difference: &Difference, source: &Reference, target: &Reference) -> Price {
+        let mut price = Price { manifests: difference.manifests, ..Price::default() };
         let host = target.host();
-        for blob in gathered.blobs().iter().filter(|blob| !blob.is_foreign()) {
-            let Some(descriptor) = &blob.descriptor else { continue };
-            let (digest, size) = (&descriptor.digest, descriptor.size);
+        for (digest, size) in &difference.blobs {
+            let size = *size;
             let place = (target.name(), digest.clone());
             if self.survey.present.contains(&place) || !self.brought.insert(place) {
                 price.found += 1;
                 continue;
             }
             let uploads = self.plan.uploads.get(digest).map_or(&[][..], Vec::as_slice);
-            let is_there = source.host() == host
+            let is_there = self.survey.can_mount && source.host() == host
                 || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
                 || uploads.iter().any(|upload| upload.host() == host);
             if is_there {

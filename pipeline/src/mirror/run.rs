@@ -12,7 +12,7 @@ use super::blobs::Blobs;
 use super::config::Config;
 use super::image::MirrorOutput;
 use super::plan::{Action, Plan, What};
-use super::survey::{Found, Survey, Surveyed, copy_plan};
+use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
 use crate::catalog::{self, delete};
 use crate::copy::write;
 use crate::element::ImageName;
@@ -25,7 +25,7 @@ use crate::reference::{ManifestRef, Reference, Tag};
 use crate::registry::Access;
 
 /// Images that are copied at once. Their blobs are bounded by [`Ends::parallel`].
-const IMAGES_AT_ONCE: usize = 8;
+pub(super) const IMAGES_AT_ONCE: usize = 8;
 
 /// What came of a plan.
 #[derive(Debug)]
@@ -165,7 +165,15 @@ async fn copy_image(
     blobs: Arc<Blobs>,
 ) -> Result<Outcome, Error> {
     let Surveyed { wanted, was, found } = image;
-    let Found::Differs(gathered) = found else { return Ok(Outcome::Nothing) };
+    let Found::Differs(difference) = found else { return Ok(Outcome::Nothing) };
+    let gathered = match difference.gathered {
+        Some(gathered) => gathered,
+        None => {
+            let source = &difference.source;
+            let candidate = Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source };
+            candidate.gather(&Arc::default()).await?
+        }
+    };
     let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
     let output: Arc<dyn ContentOutput> =
         Arc::new(MirrorOutput::new(&ends.target, &wanted.target, was, Some(blobs)));

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
 
@@ -9,13 +10,30 @@ use super::blobs::{self, Place};
 use super::config::{Config, Mirror};
 use super::image::{Documents, MirrorOutput, MirrorSource};
 use super::lists::{Lists, Lost, Unlisted, Wanted};
+use super::origin::Origin;
 use super::{ASKED_AT_ONCE, Ends};
 use crate::catalog::digest_of;
 use crate::copy::{CopyPlan, Gathered, gather};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::reference::{ManifestRef, Reference};
-use crate::registry::{Access, Client, Repository};
+use crate::reference::Reference;
+use crate::registry::{Access, Repository};
+
+/// What was gathered is kept until it is copied while all of it is about so many bytes. Beyond it only what the plan needs of an
+/// image is kept, and its manifests are asked for again when its turn comes.
+const KEPT_BYTES: usize = 32 * 1024 * 1024;
+/// What a blob that was gathered takes beside its manifest, about.
+const BLOB_BYTES: usize = 2 * 1024;
+
+/// How much is asked before anything is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Every blob at every place that it is needed at, so that the price of a plan is what it will take.
+    Price,
+    /// What must be known to move nothing that could be mounted. Whether other blobs are there is asked when they are brought; the
+    /// price of a plan is the most that it may take.
+    Need,
+}
 
 /// What a configuration finds at its registries.
 pub struct Survey {
@@ -23,8 +41,12 @@ pub struct Survey {
     pub(super) images: Vec<Surveyed>,
     pub(super) lost: Vec<Lost>,
     pub(super) unlisted: Vec<Unlisted>,
-    /// Of the blobs that are needed, those that are where they are.
+    /// Of the blobs that are needed, those that are where they are, as far as that was asked.
     pub(super) present: HashSet<Place>,
+    /// By registry and blob, a repository that is listed to have it.
+    pub(super) holders: HashMap<(String, Digest), String>,
+    /// Whether a registry can mount what it is the source of.
+    pub(super) can_mount: bool,
 }
 
 pub(super) struct Surveyed {
@@ -38,11 +60,38 @@ pub(super) enum Found {
     /// The target is as the source.
     Same,
     /// It is not, and this has to be copied.
-    Differs(Gathered),
+    Differs(Box<Difference>),
     /// It is not, and stays so.
     Refused { becomes: Option<Digest>, reason: String },
     /// It is not known.
     Failed(String),
+}
+
+/// What has to be copied, of one image.
+pub(super) struct Difference {
+    /// The source's digest.
+    pub(super) source: Digest,
+    /// What the target's tag will name.
+    pub(super) becomes: Digest,
+    /// Manifests that have to be put.
+    pub(super) manifests: usize,
+    /// The blobs that all of them name, foreign ones left out.
+    pub(super) blobs: Vec<(Digest, u64)>,
+    /// All of it, unless that was too much to keep.
+    pub(super) gathered: Option<Gathered>,
+}
+
+impl Difference {
+    fn of(source: Digest, gathered: Gathered, kept: &AtomicUsize) -> Self {
+        let blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        let size = gathered.size() + BLOB_BYTES * gathered.blobs().len();
+        let (becomes, manifests) = (gathered.root().digest.clone(), gathered.manifests());
+        let fits = kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
+        if !fits {
+            kept.fetch_sub(size, Ordering::Relaxed);
+        }
+        Self { source, becomes, manifests, blobs, gathered: fits.then_some(gathered) }
+    }
 }
 
 /// What a tag names, for each that was asked for.
@@ -50,27 +99,28 @@ type Heads = HashMap<Reference, Result<Option<Digest>, String>>;
 
 impl Survey {
     /// Asks.
-    pub async fn make(config: &Config, ends: &Ends) -> Self {
-        let mut lists = Lists::ask(config, ends).await;
+    pub async fn make(config: &Config, ends: &Ends, detail: Detail) -> Self {
+        let mut lists = Lists::ask(config, &ends.source).await;
         let wanted = lists.wanted(config);
-        let lost = lists.lost(config, &wanted);
-        let sources = heads(&ends.source, wanted.iter().map(|wanted| &wanted.source)).await;
-        let targets = heads(&ends.target, wanted.iter().map(|wanted| &wanted.target)).await;
-        let decisions = decide(config, wanted, &sources, &targets);
-        let images = gather_all(config, ends, decisions).await;
-        let present = present(ends, &images).await;
-        Self { images, lost, unlisted: lists.unlisted, present }
+        let mut lost = Vec::new();
+        // What is not in a layout may be at its source: nothing says that it was lost.
+        if let Origin::Registries(_) = ends.source {
+            lists.ask_targets(config, &ends.target).await;
+            lost = lists.lost(config, &wanted);
+        }
+        let target = Origin::Registries(ends.target.clone());
+        let targets = heads(&target, wanted.iter().map(|wanted| &wanted.target)).await;
+        let images = look_at_all(config, ends, wanted, &targets).await;
+        let present = present(ends, &images, detail).await;
+        let holders = ends.have.holders().collect();
+        Self { images, lost, unlisted: lists.unlisted, present, holders, can_mount: ends.source.can_mount() }
     }
 }
 
-async fn heads(client: &Client, references: impl Iterator<Item = &Reference>) -> Heads {
+async fn heads(origin: &Origin, references: impl Iterator<Item = &Reference>) -> Heads {
     let distinct: HashSet<Reference> = references.cloned().collect();
     let asked = distinct.into_iter().map(|reference| async move {
-        let repository = client.repository(&reference, Access::Pull);
-        let head = match reference.manifest() {
-            ManifestRef::Tag(tag) => digest_of(&repository, &tag).await.map_err(|error| error.to_string()),
-            ManifestRef::Digest(digest) => Ok(Some(digest)),
-        };
+        let head = origin.digest_of(&reference).await.map_err(|error| error.to_string());
         (reference, head)
     });
     futures_util::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await
@@ -86,32 +136,34 @@ enum Decision {
     Failed(String),
 }
 
-/// What is known of each image by its tags alone.
+/// For each image, whose its target is, if that is another source's which stands before it.
+fn owners(wanted: &[Wanted]) -> Vec<Option<Reference>> {
+    let mut first: HashMap<&Reference, &Reference> = HashMap::new();
+    let owner = wanted.iter().map(|wanted| {
+        let owner = *first.entry(&wanted.target).or_insert(&wanted.source);
+        (*owner != wanted.source).then(|| owner.clone())
+    });
+    owner.collect()
+}
+
+/// What is known of an image by its tags alone.
 fn decide(
     config: &Config,
-    wanted: Vec<Wanted>,
-    sources: &Heads,
-    targets: &Heads,
-) -> Vec<(Wanted, Option<Digest>, Decision)> {
-    let mut first: HashMap<Reference, Reference> = HashMap::new();
-    let mut decisions = Vec::with_capacity(wanted.len());
-    for wanted in wanted {
-        let mirror = &config.mirrors[wanted.mirror];
-        let head = |heads: &Heads, reference: &Reference| heads.get(reference).cloned().unwrap_or(Ok(None));
-        let (source, target) = (head(sources, &wanted.source), head(targets, &wanted.target));
-        let was = target.as_ref().ok().cloned().flatten();
-        let owner = first.entry(wanted.target.clone()).or_insert_with(|| wanted.source.clone());
-        let decision = match (source, target) {
-            _ if *owner != wanted.source => {
-                Decision::Refused(None, format!("the same target is {owner}'s, which stands before it"))
-            }
-            (Err(error), _) | (_, Err(error)) => Decision::Failed(error),
-            (Ok(None), Ok(_)) => Decision::Failed(format!("{} does not exist", wanted.source)),
-            (Ok(Some(source)), Ok(target)) => of_digests(mirror, &wanted, source, target.as_ref()),
-        };
-        decisions.push((wanted, was, decision));
+    wanted: &Wanted,
+    owner: Option<&Reference>,
+    source: &Result<Option<Digest>, String>,
+    target: &Result<Option<Digest>, String>,
+) -> Decision {
+    if let Some(owner) = owner {
+        return Decision::Refused(None, format!("the same target is {owner}'s, which stands before it"));
     }
-    decisions
+    match (source, target) {
+        (Err(error), _) | (_, Err(error)) => Decision::Failed(error.clone()),
+        (Ok(None), Ok(_)) => Decision::Failed(format!("{} does not exist", wanted.source)),
+        (Ok(Some(source)), Ok(target)) => {
+            of_digests(&config.mirrors[wanted.mirror], wanted, source.clone(), target.as_ref())
+        }
+    }
 }
 
 fn of_digests(mirror: &Mirror, wanted: &Wanted, source: Digest, target: Option<&Digest>) -> Decision {
@@ -133,51 +185,76 @@ fn refusal(mirror: &Mirror, wanted: &Wanted, was: Option<&Digest>, becomes: &Dig
     is_kept.then(|| "the tag is immutable, and the source has another manifest for it".to_owned())
 }
 
-async fn gather_all(
+/// One image of a source, with all its targets: their places in the configuration's order.
+struct Group {
+    source: Reference,
+    images: Vec<(usize, Wanted, Option<Reference>)>,
+    documents: Arc<Documents>,
+}
+
+/// Asks the sources, image by image, and looks into those that differ.
+async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets: &Heads) -> Vec<Surveyed> {
+    let owners = owners(&wanted);
+    let mut documents: HashMap<String, Arc<Documents>> = HashMap::new();
+    let mut numbers: HashMap<Reference, usize> = HashMap::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for (number, (wanted, owner)) in wanted.into_iter().zip(owners).enumerate() {
+        let at = *numbers.entry(wanted.source.clone()).or_insert_with(|| {
+            let documents = Arc::clone(documents.entry(wanted.source.name()).or_default());
+            groups.push(Group { source: wanted.source.clone(), images: Vec::new(), documents });
+            groups.len() - 1
+        });
+        groups[at].images.push((number, wanted, owner));
+    }
+    // From here on a repository's documents are there until its last image was looked at.
+    drop(documents);
+    let kept = &AtomicUsize::new(0);
+    let looked = groups.into_iter().map(|group| look_at(config, ends, group, targets, kept));
+    let looked = futures_util::stream::iter(looked).buffered(ASKED_AT_ONCE).collect::<Vec<_>>().await;
+    let mut images: Vec<(usize, Surveyed)> = looked.into_iter().flatten().collect();
+    images.sort_by_key(|(number, _)| *number);
+    images.into_iter().map(|(_, image)| image).collect()
+}
+
+async fn look_at(
     config: &Config,
     ends: &Ends,
-    decisions: Vec<(Wanted, Option<Digest>, Decision)>,
-) -> Vec<Surveyed> {
-    let mut documents: HashMap<String, Arc<Documents>> = HashMap::new();
-    // The targets of one image stand together, and one after the other find its documents read.
-    let mut groups: Vec<Vec<(Wanted, Option<Digest>, Decision)>> = Vec::new();
-    for decision in decisions {
-        match groups.last_mut() {
-            Some(group) if group[0].0.source == decision.0.source => group.push(decision),
-            _ => groups.push(vec![decision]),
-        }
-    }
-    let gathered = groups.into_iter().map(|group| {
-        let name = group[0].0.source.name();
-        let documents = Arc::clone(documents.entry(name).or_default());
-        async move {
-            let mut images = Vec::with_capacity(group.len());
-            for (wanted, was, decision) in group {
-                let mirror = &config.mirrors[wanted.mirror];
-                let found = match decision {
-                    Decision::Same => Found::Same,
-                    Decision::Failed(error) => Found::Failed(error),
-                    Decision::Refused(becomes, reason) => Found::Refused { becomes, reason },
-                    Decision::Look(digest) => {
-                        let source =
-                            MirrorSource::new(&ends.source, &wanted.source, digest, Arc::clone(&documents));
-                        match look(mirror, ends, &wanted, was.clone(), &source).await {
-                            Ok(found) => found,
-                            Err(error @ Error::Signed { .. }) => {
-                                Found::Refused { becomes: None, reason: error.to_string() }
-                            }
-                            Err(error) => Found::Failed(error.to_string()),
-                        }
+    group: Group,
+    targets: &Heads,
+    kept: &AtomicUsize,
+) -> Vec<(usize, Surveyed)> {
+    let Group { source, images, documents } = group;
+    let target = |wanted: &Wanted| targets.get(&wanted.target).cloned().unwrap_or(Ok(None));
+    // What no target has will be read in any case: then that is the question too.
+    let is_new = images.iter().any(|(_, wanted, owner)| owner.is_none() && target(wanted) == Ok(None));
+    let named = match is_new {
+        true => documents.named(&ends.source, &source).await,
+        false => ends.source.digest_of(&source).await,
+    };
+    let named = named.map_err(|error| error.to_string());
+    let mut surveyed = Vec::with_capacity(images.len());
+    for (number, wanted, owner) in images {
+        let target = target(&wanted);
+        let was = target.as_ref().ok().cloned().flatten();
+        let found = match decide(config, &wanted, owner.as_ref(), &named, &target) {
+            Decision::Same => Found::Same,
+            Decision::Failed(error) => Found::Failed(error),
+            Decision::Refused(becomes, reason) => Found::Refused { becomes, reason },
+            Decision::Look(digest) => {
+                let candidate =
+                    Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
+                match candidate.look(&documents, kept).await {
+                    Ok(found) => found,
+                    Err(error @ Error::Signed { .. }) => {
+                        Found::Refused { becomes: None, reason: error.to_string() }
                     }
-                };
-                images.push(Surveyed { wanted, was, found });
+                    Err(error) => Found::Failed(error.to_string()),
+                }
             }
-            images
-        }
-    });
-    let gathered: Vec<_> =
-        futures_util::stream::iter(gathered.collect::<Vec<_>>()).buffered(ASKED_AT_ONCE).collect().await;
-    gathered.into_iter().flatten().collect()
+        };
+        surveyed.push((number, Surveyed { wanted, was, found }));
+    }
+    surveyed
 }
 
 /// What an entry of the configuration says of a copy.
@@ -192,25 +269,44 @@ pub(super) fn copy_plan(mirror: &Mirror, parallel: usize) -> CopyPlan {
     }
 }
 
-async fn look(
-    mirror: &Mirror,
-    ends: &Ends,
-    wanted: &Wanted,
-    was: Option<Digest>,
-    source: &MirrorSource,
-) -> Result<Found, Error> {
-    let output = MirrorOutput::new(&ends.target, &wanted.target, was.clone(), None);
-    let gathered = gather(source, &output, &copy_plan(mirror, ends.parallel)).await?;
-    let becomes = gathered.root().digest.clone();
-    if let Some(reason) = refusal(mirror, wanted, was.as_ref(), &becomes) {
-        return Ok(Found::Refused { becomes: Some(becomes), reason });
+/// An image whose tags do not say that its target is as its source.
+pub(super) struct Candidate<'a> {
+    pub(super) config: &'a Config,
+    pub(super) ends: &'a Ends,
+    pub(super) wanted: &'a Wanted,
+    /// What the target's tag names.
+    pub(super) was: Option<&'a Digest>,
+    /// What the source names.
+    pub(super) source: &'a Digest,
+}
+
+impl Candidate<'_> {
+    fn mirror(&self) -> &Mirror {
+        &self.config.mirrors[self.wanted.mirror]
     }
-    let is_same = gathered.is_named() && gathered.missing() == 0;
-    let target = ends.target.repository(&wanted.target, Access::Pull);
-    if is_same && has_belongings(&gathered, &target).await? {
-        return Ok(Found::Same);
+
+    /// What the image consists of, of which the target is asked what it has.
+    pub(super) async fn gather(&self, documents: &Arc<Documents>) -> Result<Gathered, Error> {
+        let Self { ends, wanted, was, source, .. } = self;
+        let source =
+            MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
+        let output = MirrorOutput::new(&ends.target, &wanted.target, was.cloned(), None);
+        gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
     }
-    Ok(Found::Differs(gathered))
+
+    async fn look(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
+        let gathered = self.gather(documents).await?;
+        let becomes = gathered.root().digest.clone();
+        if let Some(reason) = refusal(self.mirror(), self.wanted, self.was, &becomes) {
+            return Ok(Found::Refused { becomes: Some(becomes), reason });
+        }
+        let is_same = gathered.is_named() && gathered.missing() == 0;
+        let target = self.ends.target.repository(&self.wanted.target, Access::Pull);
+        if is_same && has_belongings(&gathered, &target).await? {
+            return Ok(Found::Same);
+        }
+        Ok(Found::Differs(Box::new(Difference::of(self.source.clone(), gathered, kept))))
+    }
 }
 
 /// Whether a target lists all that belongs to the manifests of an image.
@@ -234,16 +330,29 @@ async fn has_belongings(gathered: &Gathered, target: &Repository) -> Result<bool
 }
 
 /// Which of the blobs that are needed are where they are needed.
-async fn present(ends: &Ends, images: &[Surveyed]) -> HashSet<Place> {
-    let mut seen = HashSet::new();
-    let mut asked = Vec::new();
+async fn present(ends: &Ends, images: &[Surveyed], detail: Detail) -> HashSet<Place> {
+    // By blob, the repositories that need it.
+    let mut needed: HashMap<&Digest, HashMap<String, (&Reference, u64)>> = HashMap::new();
+    let mut known: HashSet<String> = HashSet::new();
     for image in images {
-        let Found::Differs(gathered) = &image.found else { continue };
-        let repository = ends.target.repository(&image.wanted.target, Access::Push);
-        for blob in gathered.blobs().iter().filter(|blob| !blob.is_foreign()) {
-            let Some(descriptor) = &blob.descriptor else { continue };
-            if seen.insert(blobs::place(&repository, &descriptor.digest)) {
-                asked.push((repository.clone(), descriptor.digest.clone(), descriptor.size));
+        let target = &image.wanted.target;
+        if image.was.is_some() {
+            known.insert(target.name());
+        }
+        let Found::Differs(difference) = &image.found else { continue };
+        for (digest, size) in &difference.blobs {
+            needed.entry(digest).or_default().insert(target.name(), (target, *size));
+        }
+    }
+    let mut asked = Vec::new();
+    for (digest, places) in needed {
+        let hosts: HashSet<&str> = places.values().map(|(target, _)| target.host()).collect();
+        for (name, (target, size)) in &places {
+            let on_host = places.values().filter(|(other, _)| other.host() == target.host()).count();
+            // One place alone is asked when it gets the blob. Of several the first that has it saves the upload to the others; a
+            // repository of which no tag is there is not that.
+            if detail == Detail::Price || hosts.len() > 1 || on_host > 1 && known.contains(name) {
+                asked.push((ends.target.repository(target, Access::Push), digest.clone(), *size));
             }
         }
     }
@@ -260,12 +369,8 @@ async fn present(ends: &Ends, images: &[Surveyed]) -> HashSet<Place> {
 mod tests {
     use super::*;
 
-    fn heads(tags: &[(&str, Option<&str>)]) -> Heads {
-        let head = |(name, content): &(&str, Option<&str>)| {
-            let digest = content.map(|content| Digest::sha256(content.as_bytes()));
-            (name.parse().unwrap(), Ok(digest))
-        };
-        tags.iter().map(head).collect()
+    fn named(content: Option<&str>) -> Result<Option<Digest>, String> {
+        Ok(content.map(|content| Digest::sha256(content.as_bytes())))
     }
 
     fn wanted(source: &str, target: &str) -> Wanted {
@@ -277,9 +382,8 @@ mod tests {
     fn decision(more: &str, was: Option<&str>) -> Decision {
         let text = format!("mirrors: [{{sources: [a.example/x], targets: [b.example/x]{more}}}]");
         let config = Config::parse(&text).unwrap();
-        let wanted = vec![wanted("a.example/x:1", "b.example/x:1")];
-        let (sources, targets) = (heads(&[("a.example/x:1", Some("one"))]), heads(&[("b.example/x:1", was)]));
-        decide(&config, wanted, &sources, &targets).remove(0).2
+        let wanted = wanted("a.example/x:1", "b.example/x:1");
+        decide(&config, &wanted, None, &named(Some("one")), &named(was))
     }
 
     #[test]
@@ -300,10 +404,12 @@ mod tests {
     #[test]
     fn one_target_is_one_sources() {
         let config = Config::parse("mirrors: [{sources: [a.example/x], targets: [b.example/x]}]").unwrap();
-        let both = vec![wanted("a.example/x:1", "b.example/x:1"), wanted("a.example/y:1", "b.example/x:1")];
-        let sources = heads(&[("a.example/x:1", Some("one")), ("a.example/y:1", Some("two"))]);
-        let decided = decide(&config, both, &sources, &Heads::new());
-        assert!(matches!(decided[0].2, Decision::Look(_)));
-        assert!(matches!(&decided[1].2, Decision::Refused(_, reason) if reason.contains("a.example/x:1")));
+        let both = [wanted("a.example/x:1", "b.example/x:1"), wanted("a.example/y:1", "b.example/x:1")];
+        let owners = owners(&both);
+        let decide = |number: usize| {
+            decide(&config, &both[number], owners[number].as_ref(), &named(Some("one")), &named(None))
+        };
+        assert!(matches!(decide(0), Decision::Look(_)));
+        assert!(matches!(decide(1), Decision::Refused(_, reason) if reason.contains("a.example/x:1")));
     }
 }

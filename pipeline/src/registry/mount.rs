@@ -39,7 +39,8 @@ impl Repository {
         }
     }
 
-    /// Asks the registry to take a blob from another of its repositories (distribution-spec, "Mounting a blob").
+    /// Asks the registry to take a blob from another of its repositories (distribution-spec, "Mounting a blob"). From this one, that
+    /// asks whether it is there, and begins an upload where it is not: both with one request.
     ///
     /// It never fails: whatever is wrong, an upload will tell, or do without.
     pub async fn mount(&self, digest: &Digest, from: &str) -> Mount {
@@ -56,8 +57,10 @@ impl Repository {
         let operation = Operation::MountBlob(digest.clone());
         let mut call = self.call(Method::POST, "blobs/uploads/", operation).await?;
         call.url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
-        // The token must allow to read there.
-        call.scopes.push(Scope::Repository(from.to_owned(), Access::Pull));
+        if from != self.name() {
+            // The token must allow to read there.
+            call.scopes.push(Scope::Repository(from.to_owned(), Access::Pull));
+        }
         let response = self.host.send(&call).await?;
         match response.status() {
             StatusCode::CREATED => Ok(Mount::Mounted),

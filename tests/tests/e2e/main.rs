@@ -3,6 +3,7 @@
 mod atomic;
 mod auth;
 mod beside_python;
+mod carried;
 mod check;
 mod command_line;
 mod conformance;
@@ -32,6 +33,7 @@ mod schedules;
 mod schema1;
 mod search;
 mod service_access;
+mod service_budgets;
 mod service_calls;
 mod service_credentials;
 mod service_disk;

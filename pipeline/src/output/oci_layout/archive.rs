@@ -1,7 +1,7 @@
 //! A layout that is one tar: blobs wait in spools until all are there, and then stand in a fixed order with fixed metadata, so
 //! that the same image always gives the same bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use super::empty_index;
-use crate::atomic::copy_to_stream;
+use crate::atomic::{UnnamedFile, copy_to_stream};
 use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::digest::Digest;
 use crate::error::Error;
@@ -133,6 +133,38 @@ impl Archive {
         }
         out.write_all(&ZEROS[..2 * BLOCK])
     }
+}
+
+/// Writes a tar of a directory that is a layout, with these of its blobs: the same ones always give the same bytes.
+pub(super) fn pack(directory: &Path, blobs: &BTreeSet<Digest>, to: &Path) -> Result<(), OutputError> {
+    let file = UnnamedFile::create(to).map_err(fail("create", to))?;
+    let mut out = Counted { file: file.file(), written: 0 };
+    let written = write_packed(directory, blobs, &mut out);
+    let size = out.written;
+    written.and_then(|()| file.publish(size)).map_err(fail("finish", to))
+}
+
+fn write_packed(directory: &Path, blobs: &BTreeSet<Digest>, out: &mut impl Write) -> io::Result<()> {
+    let mut index: Map<String, Value> = match std::fs::read(directory.join(INDEX)) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => empty_index(),
+        Err(error) => return Err(error),
+    };
+    if let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) {
+        // They stand in the order in which images were done.
+        entries.sort_by_cached_key(Value::to_string);
+    }
+    small(out, MARKER, MARKER_CONTENT.as_bytes())?;
+    small(out, INDEX, &serde_json::to_vec(&index)?)?;
+    for digest in blobs {
+        let path = blob_path(digest);
+        let file = File::open(directory.join(&path))?;
+        let size = file.metadata()?.len();
+        begin(out, &path, size)?;
+        copy_to_stream(&file, 0, out, size)?;
+        out.write_all(&ZEROS[..padding(size)])?;
+    }
+    out.write_all(&ZEROS[..2 * BLOCK])
 }
 
 /// Counts what goes into a file.

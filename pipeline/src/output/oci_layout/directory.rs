@@ -129,12 +129,12 @@ impl Directory {
         write_durably(&path, &bytes).map_err(fail("write", &path))
     }
 
-    /// The manifest that a tag names.
-    pub(super) fn tagged(&self, tag: &str) -> Result<Option<FetchedManifest>, OutputError> {
+    /// The manifest of the entry whose annotation `key` is `name`.
+    pub(super) fn named(&self, key: &str, name: &str) -> Result<Option<FetchedManifest>, OutputError> {
         let index = self.index()?;
         let entries = index.get("manifests").and_then(Value::as_array).into_iter().flatten();
         let mut entries = entries.filter_map(Value::as_object);
-        let Some(entry) = entries.find(|entry| annotation(entry, REF_NAME) == Some(tag)) else {
+        let Some(entry) = entries.find(|entry| annotation(entry, key) == Some(name)) else {
             return Ok(None);
         };
         let text = |key| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();

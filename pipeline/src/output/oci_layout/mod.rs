@@ -7,6 +7,7 @@
 mod archive;
 mod directory;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -123,6 +124,16 @@ impl LayoutOutput {
         format!("oci-layout://{}", self.layout.path.display())
     }
 
+    /// The manifest that a full name means in a directory.
+    pub(crate) async fn named(&self, name: String) -> Result<Option<FetchedManifest>, Error> {
+        let place = self.place();
+        Ok(blocking(move || match place.as_ref() {
+            Place::Directory(directory) => directory.named(IMAGE_NAME, &name),
+            Place::Archive(_) => Ok(None),
+        })
+        .await?)
+    }
+
     fn refuse_other(&self, actual: &Digest) -> Result<(), OutputError> {
         match &self.entry {
             Entry::Known(expected) if expected != actual => {
@@ -162,6 +173,12 @@ impl LayoutOutput {
         .await?;
         Ok(receipt)
     }
+}
+
+/// Makes a tar of some blobs of a directory that is a layout, and of its names. It appears when it is whole.
+pub(crate) async fn pack(directory: &Path, blobs: BTreeSet<Digest>, to: &Path) -> Result<(), Error> {
+    let (directory, to) = (directory.to_owned(), to.to_owned());
+    Ok(blocking(move || archive::pack(&directory, &blobs, &to)).await?)
 }
 
 impl Place {
@@ -325,7 +342,7 @@ impl ContentOutput for LayoutOutput {
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
         let (place, tag) = (self.place(), tag.clone());
         Ok(blocking(move || match place.as_ref() {
-            Place::Directory(directory) => directory.tagged(tag.as_str()),
+            Place::Directory(directory) => directory.named(REF_NAME, tag.as_str()),
             Place::Archive(_) => Ok(None),
         })
         .await?)

@@ -147,6 +147,16 @@ impl LayoutSource {
         Ok(entries.map(name).collect())
     }
 
+    /// The entries of `index.json`.
+    pub(crate) async fn entries(&self) -> Result<&[Descriptor], Error> {
+        Ok(&self.opened().await?.index.manifests)
+    }
+
+    /// Another image of the same layout, which is opened once for all.
+    pub(crate) fn at(&self, choice: Choice) -> Self {
+        Self { choice, entry: None, ..self.clone() }
+    }
+
     async fn opened(&self) -> Result<&Opened, Error> {
         self.opened.get_or_try_init(|| self.open()).await
     }
