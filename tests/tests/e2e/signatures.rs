@@ -162,8 +162,8 @@ fn signatures_that_are_kept_are_the_originals_to_which_the_new_image_leads() {
     occyctl(["copy", &layout, &back.uri("app:1"), "--referrers"]).ok();
     assert_eq!(back.referrers("app", new), lists.referrers("app", new));
     let tar = format!("oci-layout://{}", directory.path().join("layout.tar").display());
-    let run = [&["process", &from.uri("app:1"), &tar][..], &FILTER, &keep].concat();
-    occyctl(run).fails(1).says(&["a directory can"]);
+    let source = from.uri("app:1");
+    occyctl([&["process", &source, &tar][..], &FILTER, &keep].concat()).fails(1).says(&["a directory can"]);
 }
 
 #[test]
