@@ -404,7 +404,7 @@ pub(crate) struct Copy {
     #[arg(long)]
     pub(crate) preserve_digests: bool,
     /// What becomes of the signatures of an index of which some platforms are copied [default: refuse].
-    #[arg(long, value_enum, value_name = "WHAT")]
+    #[arg(long, value_enum, value_name = "WHAT", requires = "platforms", conflicts_with = "sparse")]
     pub(crate) signatures: Option<Signatures>,
     /// Copy the bytes of foreign (non-distributable) layers too.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]

@@ -315,16 +315,15 @@ impl Work<'_> {
         done: &Done,
         became: &Descriptor,
     ) -> Vec<Artifact> {
-        let filtered: Vec<_> = done.images.iter().filter(|image| image.is_filtered).collect();
-        let images: Vec<_> = filtered.iter().map(|image| provenance::image(&image.outcome)).collect();
+        let images: Vec<_> = done.images.iter().map(|image| provenance::image(&image.outcome)).collect();
         let recipe = |manifest: Descriptor, attestations: Option<Attestations>| Recipe {
             attestations,
             ..recipe(source, manifest, &self.plan.layers, output)
         };
         let whole = recipe(described(&index.manifest), Some(self.plan.attestations));
         let mut artifacts = vec![provenance::artifact(&whole, became, &images)];
-        for (image, told) in filtered.iter().zip(&images) {
-            let (Some(change), Some(source)) = (change(&image.outcome), &image.outcome.image.manifest) else {
+        for (DoneImage { outcome, .. }, told) in done.images.iter().zip(&images) {
+            let (Some(change), Some(source)) = (change(outcome), &outcome.image.manifest) else {
                 continue;
             };
             let source = Descriptor::new(&source.media_type, &source.digest, source.bytes.len() as u64);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::copy::signatures::{Change, beside, refuse_signed};
-use crate::copy::{self, Artifact, CopiedReferrer, CopyPlan, Signature, SignaturePolicy};
+use crate::copy::{self, Artifact, CopyPlan, Signature, SignaturePolicy};
 use crate::digest::Digest;
 use crate::element::ImageName;
 use crate::error::Error;
@@ -35,8 +35,8 @@ pub struct Beside {
 pub struct Attached {
     /// Signatures of what changed, which are at the destination as they were.
     pub kept: Vec<Signature>,
-    /// What names a manifest as its subject, these included.
-    pub referrers: Vec<CopiedReferrer>,
+    /// The artifact that says how the image or index was made.
+    pub provenance: Option<Digest>,
 }
 
 impl Beside {
@@ -69,7 +69,8 @@ impl Beside {
         }
     }
 
-    /// Puts what belongs to the manifests that changed, and gives `root`, which is there by its digest, the destination's name.
+    /// Puts what belongs to the manifests that changed, and gives `root`, which is there by its digest, the destination's name. Of the
+    /// artifacts the first is `root`'s.
     pub(crate) async fn name(
         self,
         source: &dyn ImageSource,
@@ -87,8 +88,9 @@ impl Beside {
         let store = source.store().filter(|_| self.signatures == SignaturePolicy::Keep);
         let (gathered, kept) = beside(store, content.as_ref(), root, changes, artifacts).await?;
         let plan = CopyPlan { parallel: 1, ..CopyPlan::default() };
-        let copied = copy::write(gathered, name, content, &plan, &Progress::default()).await?;
-        Ok(Attached { kept, referrers: copied.referrers })
+        copy::write(gathered, name, content, &plan, &Progress::default()).await?;
+        let provenance = artifacts.first().map(|artifact| artifact.digest().clone());
+        Ok(Attached { kept, provenance })
     }
 }
 
@@ -144,7 +146,7 @@ pub(crate) fn recipe(
         LayerForm::Tar | LayerForm::Nothing => None,
     };
     Recipe {
-        source: origin.map(|origin| format!("registry://{}/{}", origin.host(), origin.name())),
+        source: origin.and_then(|origin| format!("{}/{}", origin.host(), origin.name()).parse().ok()),
         manifest,
         filters: provenance::editing(&plan.chain),
         compression,

@@ -20,6 +20,7 @@ use crate::index::Attestations;
 use crate::manifest::Descriptor;
 use crate::output::manifest::ManifestFormat;
 use crate::process::Outcome;
+use crate::reference::Reference;
 
 /// The media type of a statement, and of the artifact that holds it.
 pub const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -29,6 +30,8 @@ pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 pub const PREDICATE_TYPE: &str = "https://occystrap.dev/provenance/v1";
 /// The annotation that names a statement's predicate, as buildkit and cosign write it.
 pub const PREDICATE: &str = "in-toto.io/predicate-type";
+/// How the URI of a repository begins.
+const REGISTRY: &str = "registry://";
 /// What was done: an image through filters.
 const BUILD_TYPE: &str = "https://occystrap.dev/filter/v1";
 /// Who did it.
@@ -37,8 +40,8 @@ const BUILDER: &str = "https://occystrap.dev/occystrap";
 /// What an image, or an index of images, was made of, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
-    /// `registry://HOST/REPOSITORY`, where it comes from a registry.
-    pub source: Option<String>,
+    /// The repository, where it comes from a registry.
+    pub source: Option<Reference>,
     /// The manifest that it was made of.
     pub manifest: Descriptor,
     /// The filters that edit, in canonical form. Those that only look do not change what becomes of an image.
@@ -132,7 +135,7 @@ pub(crate) fn artifact(recipe: &Recipe, became: &Descriptor, images: &[Value]) -
         "annotations": {"size": recipe.manifest.size},
     });
     if let Some(source) = &recipe.source {
-        dependency["uri"] = source.as_str().into();
+        dependency["uri"] = format!("{REGISTRY}{}", source.name()).into();
     }
     let statement = json!({
         "_type": STATEMENT_TYPE,
@@ -194,7 +197,7 @@ impl Provenance {
         Ok(Self {
             subjects: subjects.collect::<Result<_, _>>()?,
             recipe: Recipe {
-                source: dependency["uri"].as_str().map(str::to_owned),
+                source: dependency["uri"].as_str().map(repository).transpose()?,
                 manifest: Descriptor::new(&media_type, &of_digest_set(&dependency["digest"])?, size),
                 filters: filters.iter().map(|filter| text(filter, "a filter")).collect::<Result<_, _>>()?,
                 compression: match &parameters["compression"] {
@@ -220,6 +223,13 @@ impl Provenance {
     }
 }
 
+/// The repository that a URI names. No other URI is followed: a file or socket of whoever verifies is none of a statement's business.
+fn repository(uri: &str) -> Result<Reference, String> {
+    let name = uri.strip_prefix(REGISTRY).and_then(|name| name.parse::<Reference>().ok());
+    let is_name = |name: &Reference| format!("{REGISTRY}{}", name.name()) == uri;
+    name.filter(is_name).ok_or_else(|| format!("the source's uri {uri:?} is no {REGISTRY}HOST/REPOSITORY"))
+}
+
 fn of_digest_set(set: &Value) -> Result<Digest, String> {
     let found = set.as_object().and_then(|set| set.iter().next());
     let (algorithm, hex) = found.ok_or("a digest is missing")?;
@@ -236,7 +246,7 @@ mod tests {
     #[test]
     fn a_statement_says_what_it_was_made_of() {
         let recipe = Recipe {
-            source: Some("registry://localhost:5000/app".to_owned()),
+            source: Some("localhost:5000/app".parse().unwrap()),
             manifest: Descriptor::new(OCI_MANIFEST, &Digest::sha256("old"), 3),
             filters: vec!["exclude:pattern=*.key".to_owned()],
             compression: Some(Compression::ZSTD),
@@ -251,5 +261,15 @@ mod tests {
         assert_eq!(provenance.versions, Versions::own());
         assert_eq!((provenance.subjects, provenance.images), (vec![became.digest], json!(images)));
         assert!(Provenance::parse(b"{}").unwrap_err().contains("_type"));
+        let text = std::str::from_utf8(artifact.document()).unwrap();
+        for uri in [
+            "tar:///etc/passwd",
+            "registry://localhost:5000/app:1",
+            "registry://localhost:5000/app?os=x",
+            "app",
+        ] {
+            let forged = text.replace("registry://localhost:5000/app", uri);
+            assert!(Provenance::parse(forged.as_bytes()).unwrap_err().contains(uri), "{uri}");
+        }
     }
 }

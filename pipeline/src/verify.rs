@@ -1,20 +1,23 @@
 //! Whether an image is what its [`provenance`](crate::provenance) says: it is made again, and every digest compared.
 //!
 //! The statement is found as a referrer of the image. Its source is read by digest and passes the same filters into the same form;
-//! nothing is stored. What the statement claims, what was made, and what the image's own documents say have to be one.
+//! nothing is stored. The manifest that was made has to be the image's, which names every byte of it by digest, and what the statement
+//! claims has to be what was made. Only of an image by another version of the encoder more is asked than the manifest, for less.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 
-use crate::copy::in_copy;
+use crate::check::{Finding, Severity, check};
+use crate::copy::{SignaturePolicy, in_copy};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::filter::FilterChain;
 use crate::index::{IndexPlan, process_index};
 use crate::manifest::ParsedManifest;
-use crate::named::{Beside, put_manifest};
+use crate::named::{Beside, described, put_manifest};
 use crate::output::derived::DerivedOutput;
 use crate::process::process;
 use crate::progress::Progress;
@@ -43,11 +46,12 @@ pub struct Stated {
 pub enum Verdict {
     /// The image was made again, bit for bit.
     Same,
-    /// It was made by another version of the encoder: what its layers hold is the same, and how that is compressed cannot be compared.
+    /// An image that another version of the encoder has made: its config, and so every layer's tar, was made again bit for bit, and its
+    /// layers were read and hold these tars. How they are compressed cannot be compared.
     SameContent,
     /// It is not what the statement says.
     Differs,
-    /// It was made by another version of the rewriter and differs from what this one makes: that says nothing against it.
+    /// Another version has made it, and this one makes something else of the source: that says nothing for it and nothing against it.
     Unknown,
 }
 
@@ -100,78 +104,153 @@ pub async fn statements(store: &dyn Store) -> Result<Vec<Stated>, Error> {
 
 /// Makes an image again by what a statement says, from `origin`, where its source is, and compares.
 ///
-/// `store` has the image. An error says that it could not be made again.
+/// `image` is the image itself, whose layers are read only where their compressed bytes cannot be compared. An error says that it could
+/// not be made again.
 pub async fn verify(
     stated: &Stated,
-    store: &dyn Store,
+    image: &dyn ImageSource,
     origin: &dyn ImageSource,
     layers: &LayerPlan,
     executor: Arc<dyn Executor>,
     begin: Arc<dyn Fn() -> Progress + Send + Sync>,
 ) -> Result<Verified, Error> {
     let provenance = &stated.provenance;
-    let recipe = &provenance.recipe;
-    let fail = |problem: String| Error::Provenance { digest: stated.digest.clone(), problem };
-    let chain = FilterChain::parse(&recipe.filters).map_err(|error| fail(error.to_string()))?;
-    let layers = Arc::new(LayerPlan { chain, ..layers.clone() });
-    let output = DerivedOutput { compression: recipe.compression, format: recipe.format };
-    let source = origin.entry(&recipe.manifest).ok_or(Error::NoSourceManifest)?;
-    let (made, config, images) = match source.index().await? {
-        Some(index) => {
-            let plan = IndexPlan {
-                layers,
-                attestations: recipe.attestations.unwrap_or_default(),
-                beside: Beside { signatures: crate::copy::SignaturePolicy::Drop, provenance: false },
-                executor,
-                begin: Arc::new(move |_| begin()),
-            };
-            let done = process_index(source.as_ref(), &index, &plan, &output).await?;
-            let filtered = done.images.iter().filter(|image| image.is_filtered);
-            let images = filtered.map(|image| provenance::image(&image.outcome)).collect::<Vec<_>>();
-            (put_manifest(&done.receipt)?, None, Value::from(images))
-        }
-        None => {
-            let outcome = process(source.as_ref(), layers, Arc::new(output), executor, &begin()).await?;
-            let images = Value::from(vec![provenance::image(&outcome)]);
-            (put_manifest(&outcome.receipt)?, Some(outcome.config), images)
-        }
-    };
-    let own = Versions::own();
-    let same_encoder = own.encoder == provenance.versions.encoder;
-    let same_rewriter = own.rewriter == provenance.versions.rewriter;
+    let made = make(stated, origin, layers, &executor, begin).await?;
     let mut found = Differences::default();
     if !provenance.subjects.contains(&stated.image.digest) {
         let subjects: Vec<Value> = provenance.subjects.iter().map(|one| one.to_string().into()).collect();
         found.compare("the statement's subject", &subjects.into(), &stated.image.digest.to_string().into());
     }
-    if same_encoder {
-        found.compare("the statement's images", &provenance.images, &images);
-        if made.digest != stated.image.digest {
-            found.documents("the manifest", &stated.image.bytes, &made.bytes);
-            found.certainly("the manifest's digest", &stated.image.digest, &made.digest);
+    let own = Versions::own();
+    let same_rewriter = own.rewriter == provenance.versions.rewriter;
+    let same_version = same_rewriter && own.encoder == provenance.versions.encoder;
+    let is_same = made.manifest.digest == stated.image.digest;
+    let verdict = if is_same || same_version {
+        found.compare("the statement's images", &provenance.images, &made.images);
+        if !is_same {
+            compare_documents(&mut found, stated, image, &made).await?;
         }
+        if found.count == 0 { Verdict::Same } else { Verdict::Differs }
+    } else if let (true, Some(config)) = (same_rewriter, &made.config) {
+        found.compare("the statement's images", &content(&provenance.images), &content(&made.images));
+        compare_content(&mut found, stated, image, &made.manifest, config, layers, &executor).await?;
+        if found.count == 0 { Verdict::SameContent } else { Verdict::Differs }
     } else {
-        found.compare("the statement's images", &content(&provenance.images), &content(&images));
-    }
-    if let (ParsedManifest::Image(image), Some(config)) = (parse(store, &stated.image)?, config) {
-        let blob = store.blob(&image.config.digest, Some(image.config.size))?;
-        let bytes = in_copy(&image.config.digest, read_document(&blob, image.config.size).await)?;
-        if bytes != config {
-            found.documents("the config", &bytes, &config);
-            found.certainly("the config's digest", &Digest::sha256(&bytes), &Digest::sha256(&config));
-        }
-        // What cannot be made again must at least be what the statement says.
-        let stated: Vec<Value> = layers_of(&provenance.images);
-        let named: Vec<Value> = image.layers.iter().map(|layer| layer.digest.to_string().into()).collect();
-        found.compare("the manifest's layers and the statement's", &named.into(), &stated.into());
-    }
-    let verdict = match (found.count, same_rewriter, same_encoder) {
-        (0, true, true) => Verdict::Same,
-        (0, ..) => Verdict::SameContent,
-        (_, true, _) => Verdict::Differs,
-        (_, false, _) => Verdict::Unknown,
+        compare_documents(&mut found, stated, image, &made).await?;
+        Verdict::Unknown
     };
     Ok(Verified { verdict, differences: found.told })
+}
+
+/// What was made of a source.
+struct Made {
+    manifest: FetchedManifest,
+    /// Of an image.
+    config: Option<Bytes>,
+    /// As a statement tells of them.
+    images: Value,
+}
+
+async fn make(
+    stated: &Stated,
+    origin: &dyn ImageSource,
+    layers: &LayerPlan,
+    executor: &Arc<dyn Executor>,
+    begin: Arc<dyn Fn() -> Progress + Send + Sync>,
+) -> Result<Made, Error> {
+    let recipe = &stated.provenance.recipe;
+    let fail = |problem: String| Error::Provenance { digest: stated.digest.clone(), problem };
+    let chain = FilterChain::parse(&recipe.filters).map_err(|error| fail(error.to_string()))?;
+    if let Some(filter) = chain.filters().iter().find(|filter| !filter.edits()) {
+        return Err(fail(format!("the filter {} changes nothing, and does not belong there", filter.spec())));
+    }
+    let layers = Arc::new(LayerPlan { chain, ..layers.clone() });
+    let output = DerivedOutput { compression: recipe.compression, format: recipe.format };
+    let source = origin.entry(&recipe.manifest).ok_or(Error::NoSourceManifest)?;
+    let Some(index) = source.index().await? else {
+        let executor = Arc::clone(executor);
+        let outcome = process(source.as_ref(), layers, Arc::new(output), executor, &begin()).await?;
+        let images = Value::from(vec![provenance::image(&outcome)]);
+        return Ok(Made { manifest: put_manifest(&outcome.receipt)?, config: Some(outcome.config), images });
+    };
+    let plan = IndexPlan {
+        layers,
+        attestations: recipe.attestations.unwrap_or_default(),
+        beside: Beside { signatures: SignaturePolicy::Drop, provenance: false },
+        executor: Arc::clone(executor),
+        begin: Arc::new(move |_| begin()),
+    };
+    let done = process_index(source.as_ref(), &index, &plan, &output).await?;
+    let images = done.images.iter().map(|image| provenance::image(&image.outcome)).collect();
+    Ok(Made { manifest: put_manifest(&done.receipt)?, config: None, images })
+}
+
+/// Tells where the documents of an image and of what was made differ.
+async fn compare_documents(
+    found: &mut Differences,
+    stated: &Stated,
+    image: &dyn ImageSource,
+    made: &Made,
+) -> Result<(), Error> {
+    found.documents("the manifest", &stated.image.bytes, &made.manifest.bytes);
+    if let Some(config) = &made.config {
+        compare_config(found, stated, image, config).await?;
+    }
+    found.digests("the manifest's digest", &stated.image.digest, &made.manifest.digest);
+    Ok(())
+}
+
+async fn compare_config(
+    found: &mut Differences,
+    stated: &Stated,
+    image: &dyn ImageSource,
+    made: &Bytes,
+) -> Result<(), Error> {
+    let store = image.store().ok_or(Error::NoSourceManifest)?;
+    let ParsedManifest::Image(parsed) = parse(store, &stated.image)? else { return Ok(()) };
+    let blob = store.blob(&parsed.config.digest, Some(parsed.config.size))?;
+    let bytes = in_copy(&parsed.config.digest, read_document(&blob, parsed.config.size).await)?;
+    found.documents("the config", &bytes, made);
+    found.digests("the config's digest", &Digest::sha256(&bytes), &Digest::sha256(made));
+    Ok(())
+}
+
+/// Compares all of an image but how its layers are compressed, and reads these.
+async fn compare_content(
+    found: &mut Differences,
+    stated: &Stated,
+    image: &dyn ImageSource,
+    made: &FetchedManifest,
+    config: &Bytes,
+    layers: &LayerPlan,
+    executor: &Arc<dyn Executor>,
+) -> Result<(), Error> {
+    found.compare("the manifest", &uncompressed(&stated.image.bytes), &uncompressed(&made.bytes));
+    compare_config(found, stated, image, config).await?;
+    let own = image.entry(&described(&stated.image)).ok_or(Error::NoSourceManifest)?;
+    let plan = Arc::new(LayerPlan { chain: FilterChain::default(), ..layers.clone() });
+    let report = check(own.as_ref(), plan, false, executor.at_once(), &Progress::default()).await?;
+    for Finding { layer, message, .. } in report.findings.iter().filter(|one| one.severity == Severity::Error)
+    {
+        let place = layer.map_or_else(|| "the image".to_owned(), |layer| format!("the layer {layer}"));
+        found.note(&place, message, "nothing of the kind");
+    }
+    Ok(())
+}
+
+/// A manifest without what compression makes of it.
+fn uncompressed(manifest: &[u8]) -> Value {
+    let mut manifest = value(manifest);
+    for layer in manifest["layers"].as_array_mut().into_iter().flatten() {
+        if let Some(layer) = layer.as_object_mut() {
+            layer.retain(|key, _| key != "digest" && key != "size");
+        }
+    }
+    manifest
+}
+
+fn value(document: &[u8]) -> Value {
+    serde_json::from_slice(document).unwrap_or_default()
 }
 
 /// What a statement says of images, without what compression makes of it: the digests and sizes of layers and manifests.
@@ -189,12 +268,6 @@ fn content(images: &Value) -> Value {
     images
 }
 
-/// The digests of the layers of the one image that a statement is about.
-fn layers_of(images: &Value) -> Vec<Value> {
-    let layers = images[0]["layers"].as_array().into_iter().flatten();
-    layers.map(|layer| layer["result"]["digest"].clone()).collect()
-}
-
 #[derive(Default)]
 struct Differences {
     told: Vec<Difference>,
@@ -203,12 +276,11 @@ struct Differences {
 
 impl Differences {
     fn documents(&mut self, place: &str, found: &[u8], derived: &[u8]) {
-        let value = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
         self.compare(place, &value(found), &value(derived));
     }
 
-    /// Notes digests that differ, which their documents' values may not show: they can be written otherwise.
-    fn certainly(&mut self, place: &str, found: &Digest, derived: &Digest) {
+    /// Of documents, whose values may not show it: they can be written otherwise.
+    fn digests(&mut self, place: &str, found: &Digest, derived: &Digest) {
         self.compare(place, &found.to_string().into(), &derived.to_string().into());
     }
 
@@ -227,13 +299,15 @@ impl Differences {
                 }
             }
             _ if found == derived => {}
-            _ => {
-                self.count += 1;
-                if self.told.len() < TOLD {
-                    let (found, derived) = (short(found), short(derived));
-                    self.told.push(Difference { place: place.to_owned(), found, derived });
-                }
-            }
+            _ => self.note(place, &short(found), &short(derived)),
+        }
+    }
+
+    fn note(&mut self, place: &str, found: &str, derived: &str) {
+        self.count += 1;
+        if self.told.len() < TOLD {
+            let (found, derived) = (found.to_owned(), derived.to_owned());
+            self.told.push(Difference { place: place.to_owned(), found, derived });
         }
     }
 }

@@ -142,6 +142,7 @@ async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Re
     let renderings = outcome.renderings(&plan.chain, rendered(global));
     let mut told = Told::of(&outcome, renderings, files);
     told.document["signatures_kept"] = kept_document(&attached.kept);
+    told.document["provenance"] = json!(attached.provenance);
     tell_kept(&attached.kept);
     Ok(Some(told))
 }
@@ -333,6 +334,7 @@ fn tell_index(
                 "seconds": done.summary.elapsed.as_secs_f64(),
                 "images": images,
                 "signatures_kept": kept_document(&done.attached.kept),
+                "provenance": done.attached.provenance,
                 "attestations": {"dropped": stale(&done.dropped), "retargeted": stale(&done.retargeted)},
             });
             match stdout_is_taken {

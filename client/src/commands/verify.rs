@@ -6,7 +6,8 @@ use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::provenance::Versions;
+use occy_pipeline::provenance::{Recipe, Versions};
+use occy_pipeline::reference::Reference;
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::tar::path::printable;
 use occy_pipeline::verify::{Stated, Verdict, Verified, statements, verify};
@@ -26,8 +27,12 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
     // The image is where it was written to, and what it was made of is the source.
     let both = settings(global, "registry://", Some("registry://"))?;
     let of_image = open::Settings { source_registry: both.destination_registry.clone(), ..both.clone() };
-    let store = open::store(&image, &of_image)?;
-    let stated = statements(store.as_ref()).await?;
+    let source = open::source(&image, &of_image)?.end;
+    let Some(store) = source.store() else {
+        let problem = "what `verify` looks at is an image of a registry or of an OCI image layout";
+        return Err(Misused(problem.to_owned()).into());
+    };
+    let stated = statements(store).await?;
     if stated.is_empty() {
         anyhow::bail!("{} has no provenance that says how it was made", printable(image.as_bytes()));
     }
@@ -37,20 +42,21 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
         let plan = plan(global, &both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);
-        verified.push(verify(stated, store.as_ref(), origin.as_ref(), &plan, executor, begin).await?);
+        verified.push(verify(stated, source.as_ref(), origin.as_ref(), &plan, executor, begin).await?);
     }
     let told: Vec<_> = stated.iter().zip(&verified).collect();
     match global.output_format {
         OutputFormat::Json => print_json(&document(&image, &told))?,
         OutputFormat::Text => print_bytes(text(&image, &told).as_bytes())?,
     };
+    // Anybody who may write there can put another statement beside the image: one that is right excuses none that is wrong.
     let any = |verdict: Verdict| verified.iter().any(|one| one.verdict == verdict);
-    Ok(if any(Verdict::Same) {
-        Exit::Done
-    } else if any(Verdict::Differs) {
+    Ok(if any(Verdict::Differs) {
         Exit::Unsound
-    } else {
+    } else if any(Verdict::SameContent) || any(Verdict::Unknown) {
         Exit::Incomparable
+    } else {
+        Exit::Done
     })
 }
 
@@ -62,27 +68,33 @@ fn origin(
     image: &str,
     both: &open::Settings,
 ) -> anyhow::Result<Box<dyn ImageSource>> {
-    let named = &stated.provenance.recipe.source;
-    let (place, settings) = match (&options.source, named) {
+    let recipe = &stated.provenance.recipe;
+    let (uri, settings) = match (&options.source, &recipe.source) {
         (Some(source), _) => (open::in_full(source), both.clone()),
         (None, Some(named)) => {
             let mut settings = both.clone();
+            let of_image =
+                image.strip_prefix("registry://").and_then(|image| image.parse::<Reference>().ok());
             // The statement names this registry, and not the user, who has logged in to that of the image.
-            let host = |uri: &str| uri.split('/').nth(2).unwrap_or_default().to_owned();
-            if host(named) != host(image) {
+            if of_image.is_none_or(|image| image.host() != named.host()) {
                 settings.source_registry.trust_registry_host = false;
                 if global.source_username.is_none() {
                     settings.source_registry.credentials = None;
                 }
             }
-            (named.clone(), settings)
+            (format!("registry://{}", named.name()), settings)
         }
         (None, None) => {
             let problem = "its provenance does not say where its source is: name it with --source";
             return Err(Misused(problem.to_owned()).into());
         }
     };
-    Ok(open::source(&place, &settings)?.end)
+    Ok(open::source(&uri, &settings)?.end)
+}
+
+/// Where a recipe's source is, as it is named on a command line.
+fn place(recipe: &Recipe) -> Option<String> {
+    recipe.source.as_ref().map(|source| format!("registry://{}", source.name()))
 }
 
 fn word(verdict: Verdict) -> &'static str {
@@ -102,7 +114,7 @@ fn text(image: &str, told: &[(&Stated, &Verified)]) -> String {
         let own = Versions::own();
         text += &format!("{image} ({})\n", stated.image.digest);
         text += &format!("  provenance: {}\n", stated.digest);
-        let source = recipe.source.as_deref().unwrap_or("a source without a name");
+        let source = place(recipe).unwrap_or_else(|| "a source without a name".to_owned());
         text += &format!("  made of {} in {source}\n", recipe.manifest.digest);
         for filter in &recipe.filters {
             text += &format!("  filter: {filter}\n");
@@ -120,7 +132,7 @@ fn text(image: &str, told: &[(&Stated, &Verified)]) -> String {
         text += match verified.verdict {
             Verdict::Same => "  the same, bit for bit\n",
             Verdict::SameContent => {
-                "  the same content; its compressed bytes cannot be compared with this version's\n"
+                "  the same config and the same tar in every layer; how these are compressed cannot be compared\n"
             }
             Verdict::Differs => "  NOT what its provenance says\n",
             Verdict::Unknown => "  not comparable: this version makes something else of the source\n",
@@ -140,7 +152,7 @@ fn document(image: &str, told: &[(&Stated, &Verified)]) -> Value {
         json!({
             "provenance": stated.digest,
             "verdict": word(verified.verdict),
-            "source": {"uri": recipe.source, "digest": recipe.manifest.digest},
+            "source": {"uri": place(recipe), "digest": recipe.manifest.digest},
             "filters": recipe.filters,
             "made_by": versions(&stated.provenance.versions),
             "differences": differences.collect::<Vec<_>>(),

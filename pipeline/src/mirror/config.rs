@@ -240,6 +240,12 @@ impl Mirror {
             text.value.parse::<Platform>().map_err(|problem| fail(text.referenced, problem.to_string()))
         };
         let platforms = entry.platforms.iter().map(platform).collect::<Result<Vec<_>, _>>()?;
+        if entry.signatures.is_some() && (entry.sparse || platforms.is_empty()) {
+            return Err(fail(
+                at,
+                "signatures says nothing without platforms, or with sparse: no manifest changes",
+            ));
+        }
         if entry.sparse && platforms.is_empty() {
             return Err(fail(at, "sparse says nothing without platforms"));
         }

@@ -37,22 +37,46 @@ fn statement(registry: &Conforming, name: &str, subject: &str) -> (Value, Vec<u8
     (artifact, statement)
 }
 
-/// Puts another statement beside a manifest, in the same clothes.
+/// Puts another statement in the place of the one about a manifest, in the same clothes.
 fn forge(registry: &Conforming, name: &str, subject: &str, edit: impl Fn(&mut Value)) {
     let (mut artifact, statement) = statement(registry, name, subject);
-    let mut forged = json_of(&statement);
+    for old in registry.referrers(name, subject) {
+        registry.delete_manifest(name, &old);
+    }
+    put_forged(registry, name, &mut artifact, &statement, edit);
+}
+
+/// Puts an image or index under the tag, and a statement about it that is made of one about another.
+fn replace(registry: &Conforming, name: &str, (old, new): (&str, &[u8]), edit: impl Fn(&mut Value)) {
+    let (mut artifact, statement) = statement(registry, name, old);
+    let media_type = artifact["subject"]["mediaType"].as_str().expect("a type").to_owned();
+    registry.add_manifest(name, "1", &media_type, new);
+    artifact["subject"]["digest"] = sha256(new).into();
+    artifact["subject"]["size"] = new.len().into();
+    put_forged(registry, name, &mut artifact, &statement, |told| {
+        told["subject"] = json!([{"digest": {"sha256": sha256(new)["sha256:".len()..]}}]);
+        edit(told);
+    });
+}
+
+fn put_forged(
+    registry: &Conforming,
+    name: &str,
+    artifact: &mut Value,
+    statement: &[u8],
+    edit: impl Fn(&mut Value),
+) {
+    let mut forged = json_of(statement);
     edit(&mut forged);
     let forged = forged.to_string();
     registry.add_blob(name, &sha256(forged.as_bytes()), forged.as_bytes());
     artifact["layers"][0]["digest"] = sha256(forged.as_bytes()).into();
     artifact["layers"][0]["size"] = forged.len().into();
     let artifact = artifact.to_string().into_bytes();
-    // The old one goes: what is left is the forgery.
-    for old in registry.referrers(name, subject) {
-        registry.delete_manifest(name, &old);
-    }
     registry.add_manifest(name, &sha256(&artifact), Family::Oci.manifest(), &artifact);
 }
+
+const VERSION: &str = "/predicate/runDetails/builder/version";
 
 /// What in-toto's Statement v1 and its digest sets ask for, and that each diff_id is its layer's, by Python.
 const CHECK: &str = r#"
@@ -82,6 +106,7 @@ fn an_image_is_made_again_as_its_provenance_says() {
     let said = process(&source, &to.uri("clean:1"), &["--output-format", "json"]).ok().json();
     let new = said["manifest_digest"].as_str().expect("a digest").to_owned();
     let (artifact, bytes) = statement(&to, "clean", &new);
+    assert_eq!(to.referrers("clean", &new), [said["provenance"].as_str().expect("a digest")]);
     assert_eq!(artifact["artifactType"], STATEMENT);
     assert_eq!(artifact["annotations"]["in-toto.io/predicate-type"], TYPE);
     assert_eq!(artifact["annotations"]["dev.occystrap.source.digest"], image.digest());
@@ -131,21 +156,18 @@ fn what_was_done_otherwise_than_told_is_found_out() {
         };
         ended.json()["statements"][0].clone()
     };
-    // Another encoder: the content is compared, and the rest cannot be.
-    let version = "/predicate/runDetails/builder/version";
-    forge(&to, name, &new, |told| told.pointer_mut(version).expect("it")["encoder"] = "99".into());
-    let told = verdict(6);
-    assert_eq!((&told["verdict"], &told["made_by"]["encoder"]), (&json!("same-content"), &json!("99")));
-    let text = occyctl([&["verify", &own][..], &given].concat()).fails(6).text();
-    assert!(text.contains("by version 99 of the encoder"), "{text}");
-    // Content that differs differs by any encoder, but not by any rewriter.
+    // Which version has made what is the same bit for bit does not matter.
+    forge(&to, name, &new, |told| told.pointer_mut(VERSION).expect("it")["encoder"] = "99".into());
+    assert_eq!(verdict(0)["made_by"]["encoder"], "99");
     let diff_id = "/predicate/images/0/layers/1/result/diffId";
     forge(&to, name, &new, |told| *told.pointer_mut(diff_id).expect("it") = sha256(b"other").into());
     let told = verdict(3);
     assert_eq!(told["verdict"], "differs");
     assert!(told["differences"][0]["place"].as_str().expect("a place").contains("layers[1].result.diffId"));
-    forge(&to, name, &new, |told| told.pointer_mut(version).expect("it")["rewriter"] = "99".into());
-    assert_eq!(verdict(6)["verdict"], "unknown");
+    // A right statement excuses no wrong one.
+    process(&source, &own, &[]).ok();
+    let both = verify(&own, &given).fails(3).json();
+    assert_eq!(both["statements"].as_array().expect("two").len(), 2, "{both}");
     // Other filters than were told of.
     process(&source, &to.uri("other:1"), &[]).ok();
     let other = "/predicate/buildDefinition/externalParameters/filters";
@@ -158,6 +180,15 @@ fn what_was_done_otherwise_than_told_is_found_out() {
     );
     forge(&to, "other", &new, |told| *told.pointer_mut(other).expect("it") = json!(["grep:x"]));
     verify(&to.uri("other:1"), &given).fails(1).says(&["grep"]);
+    let directory = scratch();
+    let file = directory.path().join("lines");
+    let looks = format!("inspect:file={}", file.display());
+    forge(&to, "other", &new, |told| *told.pointer_mut(other).expect("it") = json!([looks]));
+    verify(&to.uri("other:1"), &given).fails(1).says(&["inspect", "changes nothing"]);
+    assert!(!file.exists());
+    let uri = "/predicate/buildDefinition/resolvedDependencies/0/uri";
+    forge(&to, "other", &new, |told| *told.pointer_mut(uri).expect("it") = json!("tar:///etc/passwd"));
+    verify(&to.uri("other:1"), &[]).fails(1).says(&["tar:///etc/passwd", "registry://HOST/REPOSITORY"]);
     // A statement about something else, in this image's clothes.
     process(&source, &to.uri("third:1"), &[]).ok();
     forge(&to, "third", &new, |told| told["subject"][0]["digest"]["sha256"] = json!("0".repeat(64)));
@@ -166,8 +197,84 @@ fn what_was_done_otherwise_than_told_is_found_out() {
     // One that is gone, and one that never had any.
     verify(&source, &[]).fails(1).says(&["no provenance"]);
     process(&source, &to.uri("fourth:1"), &[]).ok();
+    let lie = Image::oci(vec![Layer::noise(1, 3000)]).manifest;
+    from.add_manifest("app", &image.digest(), Family::Oci.manifest(), &lie);
+    verify(&to.uri("fourth:1"), &given).fails(1).says(&[&image.digest()]);
     from.delete_manifest("app", &image.digest());
     verify(&to.uri("fourth:1"), &given).fails(1).says(&[&image.digest()]);
+}
+
+#[test]
+fn of_an_image_by_another_version_all_is_compared_that_can_be() {
+    let (from, to) = (Conforming::start(), Conforming::start());
+    let words: String = (0..20_000).map(|number| format!("{} ", number * number % 977)).collect();
+    let changed = Layer::of(&[Member::file("secret.key", "k"), Member::file("words", &words)]);
+    from.add_image("app", "1", &Image::on(Family::Oci, ("linux", "amd64", None), vec![changed]));
+    let (source, own) = (from.uri("app:1"), to.uri("clean:1"));
+    let made = process(&source, &own, &["--compression", "gzip:1", "--output-format", "json"]).ok().json();
+    let new = made["manifest_digest"].as_str().expect("a digest").to_owned();
+    // What this version makes with another level stands for what another version would have made.
+    let otherwise = |what: &'static str| {
+        move |told: &mut Value| {
+            told["predicate"]["buildDefinition"]["externalParameters"]["compression"] = "gzip:9".into();
+            told.pointer_mut(VERSION).expect("it")[what] = "99".into();
+        }
+    };
+    let verdict = |code: i32| {
+        let told = verify(&own, &["--source", &source]).fails(code).json();
+        (told["statements"][0]["verdict"].as_str().expect("a word").to_owned(), told)
+    };
+    forge(&to, "clean", &new, |told| {
+        told["predicate"]["buildDefinition"]["externalParameters"]["compression"] = "gzip:9".into();
+    });
+    assert_eq!(verdict(3).0, "differs");
+    forge(&to, "clean", &new, otherwise("encoder"));
+    let (same, told) = verdict(6);
+    assert_eq!(same, "same-content", "{told}");
+    let text = occyctl(["verify", &own, "--source", &source]).fails(6).text();
+    assert!(text.contains("by version 99 of the encoder"), "{text}");
+    let manifest = to.manifest("clean", "1").expect("it").1;
+    let edited = |edit: &dyn Fn(&mut Value)| {
+        let mut document = json_of(&manifest);
+        edit(&mut document);
+        document.to_string().into_bytes()
+    };
+    // Other content in the layer, under the same config.
+    let evil = Layer::of(&[Member::file("words", "evil")]).blob();
+    to.add_blob("clean", &sha256(&evil), &evil);
+    let other = edited(&|document| {
+        document["layers"][0]["digest"] = sha256(&evil).into();
+        document["layers"][0]["size"] = evil.len().into();
+    });
+    replace(&to, "clean", (&new, &other), |_| {});
+    let (differs, told) = verdict(3);
+    assert_eq!(differs, "differs");
+    assert_eq!(told["statements"][0]["differences"][0]["place"], "the layer 0", "{told}");
+    // Another manifest about the same content.
+    replace(&to, "clean", (&new, &edited(&|document| document["annotations"] = json!({"a": "b"}))), |_| {});
+    assert_eq!(verdict(3).1["statements"][0]["differences"][0]["place"], "the manifest.annotations");
+    // What another rewriter makes of it, nobody here knows.
+    to.add_manifest("clean", "1", Family::Oci.manifest(), &to.manifest("clean", &new).expect("it").1);
+    forge(&to, "clean", &new, otherwise("rewriter"));
+    assert_eq!(verdict(6).0, "unknown");
+}
+
+#[test]
+fn of_an_index_by_another_version_nothing_is_said() {
+    let (from, to) = (Registry::start(), Conforming::start());
+    let entries = vec![(json!({"os": "linux", "architecture": "amd64"}), image("amd64"))];
+    let source = from.push_index(&Index::new(Family::Oci, entries), "app", "1");
+    let own = to.uri("clean:1");
+    let made = process(&source, &own, &["--all", "--output-format", "json"]).ok().json();
+    let old = made["manifest_digest"].as_str().expect("a digest");
+    let mut index = json_of(&to.manifest("clean", "1").expect("it").1);
+    index["manifests"][0]["platform"]["architecture"] = "arm64".into();
+    let index = index.to_string().into_bytes();
+    replace(&to, "clean", (old, &index), |told| {
+        told.pointer_mut(VERSION).expect("it")["encoder"] = "99".into()
+    });
+    let told = verify(&own, &["--source", &source]).fails(6).json();
+    assert_eq!(told["statements"][0]["verdict"], "unknown", "{told}");
 }
 
 #[test]
@@ -184,6 +291,10 @@ fn an_index_and_each_image_in_it_are_made_again() {
         let told = verify(&destination, &["--source", &source]).ok().json();
         assert_eq!(told["statements"][0]["verdict"], "same", "{destination}: {told}");
     }
+    // Filters that only look are not told of, and change nothing of what is.
+    let looked = lists.uri("looked:1");
+    occyctl(["process", &source, &looked, "--all", "--provenance", "-f", "search:pattern=name"]).ok();
+    verify(&looked, &["--source", &source]).ok();
     let index = json_of(&to.manifest("clean", "1").body);
     for entry in index["manifests"].as_array().expect("entries") {
         let one = to.uri(&format!("clean@{}", entry["digest"].as_str().expect("a digest")));

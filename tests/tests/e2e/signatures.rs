@@ -1,6 +1,7 @@
 //! `--signatures`: what becomes of the signatures of what changes on its way.
 
 use occy_tests::conforming::{Conforming, Ways};
+use occy_tests::coordinator::Coordinator;
 use occy_tests::image::{Family, Image, Index, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member};
@@ -214,6 +215,26 @@ fn some_platforms_of_a_signed_index_are_another_index() {
     };
     copy(&[]).fails(1).says(&["is signed as", &old, "--signatures"]);
     assert!(to.tags("app").is_empty());
+    // Without a choice of platforms nothing changes.
+    occyctl(["copy", &from.uri("app:1"), &to.uri("app:1"), "--signatures", "keep"]).fails(2);
+    copy(&["--signatures", "keep", "--sparse"]).fails(2);
+    // The coordinator does the same.
+    let (coordinator, there) = (Coordinator::start(&[]), Conforming::start());
+    let run = ["copy", &from.uri("app:1"), &there.uri("app:1"), "--platform", "linux/arm64", "--coordinator"];
+    let by_it = |more: &[&str]| occyctl([&run[..], &[&coordinator.url()], more].concat());
+    by_it(&[]).fails(1).says(&["is signed as", &old, "--signatures"]);
+    assert!(there.tags("app").is_empty());
+    by_it(&["--signatures", "drop"]).ok();
+    assert_eq!(there.tags("app"), ["1"]);
+    let there = Conforming::start();
+    let run = ["copy", &from.uri("app:1"), &there.uri("app:1"), "--platform", "linux/arm64", "--coordinator"];
+    let by_it = occyctl(
+        [&run[..], &[&coordinator.url(), "--signatures", "keep", "--output-format", "json"]].concat(),
+    )
+    .ok();
+    assert_eq!(by_it.json()["signatures_kept"][0]["subject"], old);
+    by_it.says(&["kept the signature", &old]);
+    assert_eq!(there.manifest("app", &cosign_tag(&old)).expect("cosign's").1, signature.manifest);
     let said = copy(&["--signatures", "keep", "--referrers", "--output-format", "json"]).ok().json();
     assert_eq!(said["signatures_kept"][0]["subject"], old, "{said}");
     let new = said["manifest_digest"].as_str().expect("a digest");
@@ -257,4 +278,26 @@ fn a_mirror_of_some_platforms_refuses_what_is_signed_unless_told() {
     mirror("    signatures: keep\n").ok();
     assert_eq!(asked(&from), 0, "{}", from.story());
     mirror("    signatures: some\n").fails(2).says(&["line 6", "some"]);
+    mirror("    sparse: true\n    signatures: drop\n").fails(2).says(&["signatures says nothing"]);
+    // It is the same for what was carried.
+    let there = Conforming::start();
+    let config = directory.path().join("carried.yaml");
+    let layout = format!("oci-layout://{}", directory.path().join("carried").display());
+    let carried = |more: &str| {
+        write(
+            &config,
+            format!(
+                "mirrors:\n  - sources: ['{}/app']\n    targets: ['{}/app']\n    tags: [{{names: ['1']}}]\n    platforms: \
+                 [linux/arm64]\n{more}",
+                from.host(),
+                there.host()
+            ),
+        );
+        config.display().to_string()
+    };
+    occyctl(["mirror", "-c", &carried(""), "--to", &layout]).ok();
+    occyctl(["mirror", "-c", &carried(""), "--from", &layout]).fails(1).says(&["is signed as", &old]);
+    assert!(there.tags("app").is_empty());
+    occyctl(["mirror", "-c", &carried("    signatures: keep\n"), "--from", &layout]).ok();
+    assert_eq!(there.tags("app"), ["1", &cosign_tag(&old)]);
 }
