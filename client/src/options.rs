@@ -205,20 +205,22 @@ Exit status is 3 when something is wrong with the image.")]
     #[command(after_long_help = "\
 `occyctl process --provenance` puts an in-toto statement beside an image, as a referrer: its source's digest, the filters, the
 versions of what rewrites and compresses layers, and each layer's digests before and after. `verify` finds it, reads the source by that
-digest, passes it through the same filters, and compares what it makes with the statement and with the image's manifest and config.
-Nothing is stored. The image's own layers are not read: `check` does that.
+digest, passes it through the same filters, and compares what it makes with the statement and with the image's manifest, which names
+every byte of it by digest. Nothing is stored. The image's own layers are not read, for `check` does that; but where another version has
+compressed them, they are, and what is in them is compared.
 
 The source's registry is the statement's word: where it is not the image's own, it is reached at public addresses only, or where
---allow-network or --source says, and without a password of the command line but --source-username's. The statement is not signed: who
-signed it, a signer's tool says.
+--allow-network or --source says, and without a password of the command line but --source-password. The image's registry gets that of
+--destination-password. The statement is not signed, and whoever may write beside the image can put one there: read what it says the
+image was made of. Where there are several, each has to be right.
 
 Examples:
   occyctl process registry://localhost:5000/app:1 registry://localhost:5000/clean:1 -f normalize-timestamps --provenance
   occyctl verify localhost:5000/clean:1
   occyctl verify localhost:5000/clean:1 --source localhost:5001/mirror/app
 
-Exit status is 0 when the image was made again bit for bit, 3 when it is not what its provenance says, 6 when another version has made it
-and not all can be compared, and 1 when it has no provenance, or its source is not there.")]
+Exit status is 0 when the image was made again bit for bit, 3 when it is not what a statement says, 6 when another version has made it and
+not all can be compared, and 1 when it has no provenance, or its source is not there.")]
     Verify(Verify),
     /// Copy an image, an index or an artifact as it is, bit for bit.
     #[command(after_long_help = "\

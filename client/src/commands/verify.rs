@@ -27,22 +27,18 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
     // The image is where it was written to, and what it was made of is the source.
     let both = settings(global, "registry://", Some("registry://"))?;
     let of_image = open::Settings { source_registry: both.destination_registry.clone(), ..both.clone() };
-    let source = open::source(&image, &of_image)?.end;
-    let Some(store) = source.store() else {
-        let problem = "what `verify` looks at is an image of a registry or of an OCI image layout";
-        return Err(Misused(problem.to_owned()).into());
-    };
-    let stated = statements(store).await?;
+    let stated = statements(open::store(&image, &of_image)?.as_ref()).await?;
     if stated.is_empty() {
         anyhow::bail!("{} has no provenance that says how it was made", printable(image.as_bytes()));
     }
+    let made = open::source(&image, &of_image)?.end;
     let mut verified = Vec::new();
     for stated in &stated {
         let origin = origin(options, global, stated, &image, &both)?;
         let plan = plan(global, &both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);
-        verified.push(verify(stated, source.as_ref(), origin.as_ref(), &plan, executor, begin).await?);
+        verified.push(verify(stated, made.as_ref(), origin.as_ref(), &plan, executor, begin).await?);
     }
     let told: Vec<_> = stated.iter().zip(&verified).collect();
     match global.output_format {

@@ -178,7 +178,7 @@ impl Artifact {
             blobs.push((layer.clone(), content));
             let mut raw = layer.raw().clone();
             raw.insert("annotations".to_owned(), annotations.clone().into());
-            layer = descriptor(raw.into());
+            layer = descriptor(&raw.into());
         }
         let of_subject =
             json!({"mediaType": subject.media_type, "digest": subject.digest, "size": subject.size});
@@ -193,7 +193,7 @@ impl Artifact {
         });
         let bytes = manifest::to_bytes(document.as_object().expect("it was just written as an object"));
         let digest = Digest::sha256(&bytes);
-        let listed = descriptor(json!({
+        let listed = descriptor(&json!({
             "mediaType": OCI_MANIFEST, "digest": digest, "size": bytes.len(), "artifactType": artifact_type,
             "annotations": annotations,
         }));
@@ -228,8 +228,8 @@ fn described(media_type: &str, bytes: &Bytes) -> Descriptor {
     Descriptor::new(media_type, &Digest::sha256(bytes), bytes.len() as u64)
 }
 
-fn descriptor(value: Value) -> Descriptor {
-    Descriptor::of(&value).expect("it was just written as one")
+fn descriptor(value: &Value) -> Descriptor {
+    Descriptor::of(value).expect("it was just written as one")
 }
 
 /// What has to be put to keep the signatures of manifests that changed, and what else belongs to these; then `root` gets its name,
