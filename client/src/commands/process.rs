@@ -13,7 +13,7 @@ use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{Attestations, DoneIndex, IndexPlan, StaleAttestation, process_index};
 use occy_pipeline::manifest::Descriptor;
-use occy_pipeline::named::{Beside, process_named};
+use occy_pipeline::named::{Attached, Beside, process_named};
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::{OUTPUTS, Receipt};
 use occy_pipeline::process::{Outcome, Summary};
@@ -43,7 +43,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     }
     warn_of_idle(options);
     let told = match &global.coordinator {
-        Some(_) => with_coordinator(options, global).await?,
+        Some(_) => with_coordinator(options, global).await?.with(&Attached::default()),
         None => match here(options, global, is_stdout).await? {
             Some(told) => told,
             // An index was worked on as a whole, and has told of itself.
@@ -140,11 +140,8 @@ async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Re
         process_named(source.end.as_ref(), plan.clone(), output.end, executor, beside, &progress).await?;
     drop(display);
     let renderings = outcome.renderings(&plan.chain, rendered(global));
-    let mut told = Told::of(&outcome, renderings, files);
-    told.document["signatures_kept"] = kept_document(&attached.kept);
-    told.document["provenance"] = json!(attached.provenance);
     tell_kept(&attached.kept);
-    Ok(Some(told))
+    Ok(Some(Told::of(&outcome, renderings, files).with(&attached)))
 }
 
 /// By a coordinator.
@@ -214,6 +211,13 @@ impl Told {
     fn of(outcome: &Outcome, renderings: Vec<Rendering>, files: Files) -> Self {
         let (receipt, summary) = (outcome.receipt.clone(), outcome.summary);
         Self { renderings, receipt, summary, document: document(outcome), files }
+    }
+
+    /// With what was put beside the image.
+    fn with(mut self, attached: &Attached) -> Self {
+        self.document["signatures_kept"] = kept_document(&attached.kept);
+        self.document["provenance"] = json!(attached.provenance);
+        self
     }
 
     /// Of an image that a coordinator has written.

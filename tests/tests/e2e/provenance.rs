@@ -271,7 +271,7 @@ fn of_an_index_by_another_version_nothing_is_said() {
     index["manifests"][0]["platform"]["architecture"] = "arm64".into();
     let index = index.to_string().into_bytes();
     replace(&to, "clean", (old, &index), |told| {
-        told.pointer_mut(VERSION).expect("it")["encoder"] = "99".into()
+        told.pointer_mut(VERSION).expect("it")["encoder"] = "99".into();
     });
     let told = verify(&own, &["--source", &source]).fails(6).json();
     assert_eq!(told["statements"][0]["verdict"], "unknown", "{told}");
