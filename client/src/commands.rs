@@ -10,11 +10,15 @@ mod mirror;
 mod names;
 pub(crate) mod process;
 mod search;
+mod verify;
 mod workers;
 
 use std::io::Write;
 
 use clap::CommandFactory;
+use occy_pipeline::copy::Signature;
+use occy_pipeline::tar::path::printable;
+use serde_json::json;
 
 use crate::Exit;
 use crate::manual;
@@ -28,6 +32,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Search(options) => search::run(options, global).await,
         Command::Info(options) => info::run(options, global).await,
         Command::Check(options) => check::run(options, global).await,
+        Command::Verify(options) => verify::run(options, global).await,
         Command::Copy(options) => copy::run(options, global).await,
         Command::Mirror(options) => mirror::run(options, global).await,
         Command::Ls(options) => names::list(options, global).await,
@@ -43,6 +48,22 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Man => print_bytes(manual::page(&mut Cli::command()).as_bytes()),
     }
+}
+
+/// Says which signatures are at the destination although what they are about is another manifest there.
+pub(crate) fn tell_kept(kept: &[Signature]) {
+    for Signature { subject, digest, kind } in kept {
+        let kind = printable(kind.as_bytes());
+        tracing::warn!(
+            "kept the signature {digest} ({kind}): it is about {subject}, and not about what that became"
+        );
+    }
+}
+
+/// The same for programs.
+pub(crate) fn kept_document(kept: &[Signature]) -> serde_json::Value {
+    let kept = kept.iter().map(|one| json!({"digest": one.digest, "subject": one.subject, "kind": one.kind}));
+    kept.collect()
 }
 
 /// Prints a result. A reader that has seen enough (`| head`) is no error.

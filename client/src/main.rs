@@ -36,12 +36,14 @@ enum Exit {
     Failed = 1,
     /// The command line is wrong. clap itself exits with this number too.
     Usage = 2,
-    /// `check` found the image broken.
+    /// `check` found the image broken, or `verify` another than its provenance says.
     Unsound = 3,
     /// The destination was written, but what was to be told of it was not.
     Untold = 4,
     /// `mirror` left some targets otherwise than their sources.
     Partial = 5,
+    /// `verify` could not compare all: another version has made the image.
+    Incomparable = 6,
     /// SIGHUP came.
     HungUp = 129,
     /// SIGINT came.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
+use occy_pipeline::copy::SignaturePolicy;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::Platform;
 use occy_pipeline::size;
@@ -117,9 +118,10 @@ Exit status:
   0    done
   1    failed: the destination is as it was before
   2    the command line is wrong
-  3    `check` found something wrong with the image
+  3    `check` found something wrong with the image, or `verify` that it is not what its provenance says
   4    the destination was written, but results could not be printed, or appended to the file of `inspect`
   5    `mirror` did a part: each image that failed or was refused is told of, and its target is as it was before
+  6    `verify` could not compare all: the image was made by another version of what rewrites or compresses layers
   130  interrupted (143 by SIGTERM, 129 by SIGHUP): the destination is as it was before";
 
 const MIRROR: &str = r#"What is mirrored where is a file in YAML:
@@ -199,6 +201,27 @@ Examples:
 
 Exit status is 3 when something is wrong with the image.")]
     Check(Check),
+    /// Make an image again as its provenance says, and compare every digest.
+    #[command(after_long_help = "\
+`occyctl process --provenance` puts an in-toto statement beside an image, as a referrer: its source's digest, the filters, the
+versions of what rewrites and compresses layers, and each layer's digests before and after. `verify` finds it, reads the source by that
+digest, passes it through the same filters, and compares what it makes with the statement and with the image's manifest, which names
+every byte of it by digest. Nothing is stored. The image's own layers are not read, for `check` does that; but where another version has
+compressed them, they are, and what is in them is compared.
+
+The source's registry is the statement's word: where it is not the image's own, it is reached at public addresses only, or where
+--allow-network or --source says, and without a password of the command line but --source-password. The image's registry gets that of
+--destination-password. The statement is not signed, and whoever may write beside the image can put one there: read what it says the
+image was made of. Where there are several, each has to be right.
+
+Examples:
+  occyctl process registry://localhost:5000/app:1 registry://localhost:5000/clean:1 -f normalize-timestamps --provenance
+  occyctl verify localhost:5000/clean:1
+  occyctl verify localhost:5000/clean:1 --source localhost:5001/mirror/app
+
+Exit status is 0 when the image was made again bit for bit, 3 when it is not what a statement says, 6 when another version has made it and
+not all can be compared, and 1 when it has no provenance, or its source is not there.")]
+    Verify(Verify),
     /// Copy an image, an index or an artifact as it is, bit for bit.
     #[command(after_long_help = "\
 An index is copied whole, with the images of all its platforms; whatever has a manifest is copied, whatever its media types are:
@@ -313,6 +336,14 @@ pub(crate) struct Process {
     /// What becomes of the attestation of an image that filters of --all change [default: drop].
     #[arg(long, value_enum, value_name = "WHAT", requires = "all")]
     pub(crate) attestations: Option<Attestations>,
+    /// What becomes of signatures when the image changes [default: with --all refuse, otherwise drop]. Unless they are dropped, the
+    /// source is asked for them, with three or four requests for each manifest that has changed.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) signatures: Option<Signatures>,
+    /// Put a statement of how it was made beside the image, for `verify`: an in-toto statement as a referrer; with --all, beside the index
+    /// and each image that changed.
+    #[arg(long)]
+    pub(crate) provenance: bool,
 }
 
 #[derive(Debug, Args)]
@@ -345,6 +376,15 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The image or index: HOST/IMAGE[:TAG|@DIGEST] or oci-layout://PATH[?tag=TAG].
+    pub(crate) image: String,
+    /// Where its source is, if not where the provenance says: HOST/IMAGE or oci-layout://PATH. Which one it is the provenance says.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) source: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Copy {
     /// Where the image comes from: HOST/IMAGE[:TAG|@DIGEST] or oci-layout://PATH[?tag=TAG].
     pub(crate) source: String,
@@ -365,6 +405,9 @@ pub(crate) struct Copy {
     /// Fail rather than write a manifest with another digest than the source's.
     #[arg(long)]
     pub(crate) preserve_digests: bool,
+    /// What becomes of the signatures of an index of which some platforms are copied [default: refuse].
+    #[arg(long, value_enum, value_name = "WHAT", requires = "platforms", conflicts_with = "sparse")]
+    pub(crate) signatures: Option<Signatures>,
     /// Copy the bytes of foreign (non-distributable) layers too.
     #[arg(long, env = "OCCYSTRAP_FOREIGN_LAYERS")]
     pub(crate) foreign_layers: bool,
@@ -545,6 +588,28 @@ pub(crate) enum Attestations {
     Drop,
     /// It stays as it is, now as an attestation of the new image; its statements still name the old one.
     Retarget,
+}
+
+/// What becomes of the signatures of a manifest that changes: those that name it as their subject (notation's, sigstore's), and
+/// those under cosign's tags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Signatures {
+    /// What is signed is not changed: that is an error, and the destination stays as it is.
+    Refuse,
+    /// They stay where they are, and nobody asks for them.
+    Drop,
+    /// They go along as they are, as the original's. From the new manifest leads a referrer that names the original.
+    Keep,
+}
+
+impl From<Signatures> for SignaturePolicy {
+    fn from(wanted: Signatures) -> Self {
+        match wanted {
+            Signatures::Refuse => Self::Refuse,
+            Signatures::Drop => Self::Drop,
+            Signatures::Keep => Self::Keep,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -100,6 +100,29 @@ pub enum Error {
         /// Why it changes.
         reason: &'static str,
     },
+    /// What is signed would change, and its signatures would not hold for what it becomes.
+    #[error("{image} is signed as {digest} ({}), and would be changed", .signatures.join(", "))]
+    Signed {
+        /// What is worked on.
+        image: String,
+        /// The manifest that the signatures are about.
+        digest: Digest,
+        /// Their types, or the tags that they are found by.
+        signatures: Vec<String>,
+    },
+    /// Nothing says what an image without a manifest was.
+    #[error(
+        "the source has no manifest whose digest its provenance could name: it needs a registry or an OCI image layout"
+    )]
+    NoSourceManifest,
+    /// What says how an image was made cannot be used.
+    #[error("the provenance {digest}: {problem}")]
+    Provenance {
+        /// Its manifest.
+        digest: Digest,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Docker's first format, which no registry takes any more.
     #[error("{0} is in docker's first format (schema 1), which cannot be copied as it is")]
     Schema1(String),
@@ -245,6 +268,8 @@ impl Error {
             | Self::NotAnImage { .. }
             | Self::Foreign(_)
             | Self::DigestChange { .. }
+            | Self::Signed { .. }
+            | Self::NoSourceManifest
             | Self::SharedManifest { .. }
             | Self::NoSuchImage(_)
             | Self::Schema1(_)
@@ -259,6 +284,7 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::MissingManifest { .. }
+            | Self::Provenance { .. }
             | Self::DiffId { .. } => Blame::Image,
             Self::SavedImage(error) if error.is_choice() => Blame::Caller,
             Self::SavedImage(error) => {
@@ -281,6 +307,7 @@ impl Error {
                 | OutputError::Catalog { .. }
                 | OutputError::NoIndexes { .. }
                 | OutputError::OneName { .. }
+                | OutputError::NoBelongings
                 | OutputError::NotALayout { .. }
                 | OutputError::ByDigest { .. } => Blame::Caller,
             },
@@ -369,6 +396,10 @@ impl Error {
             Self::MissingManifest { .. } => {
                 Some("--sparse copies the index as it is, with the images that are there".to_owned())
             }
+            Self::Signed { .. } => Some(
+                "--signatures drop leaves its signatures behind; --signatures keep takes them along, as the original's"
+                    .to_owned(),
+            ),
             Self::SharedManifest { .. } => Some("--yes deletes it under all of these names".to_owned()),
             Self::Schema1(_) => Some("`occyctl process` makes an image of today of it".to_owned()),
             Self::Output(OutputError::Taken { .. }) => {

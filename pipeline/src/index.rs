@@ -6,23 +6,27 @@
 //! attestation is about one image's very bytes: where these changed, it is left out, or kept and said to be about the new ones,
 //! as the caller decides.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::copy::Artifact;
+use crate::copy::signatures::Change;
 use crate::copy::subset::ATTESTED;
 use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::executor::Executor;
 use crate::filter::FilterChain;
 use crate::manifest::{self, Descriptor, ParsedManifest, media_type};
+use crate::named::{Attached, Beside, change, described, recipe};
 use crate::output::{ImageOutput, OutputError, Receipt};
 use crate::platform::Platform;
 use crate::process::{Outcome, Summary, process};
 use crate::progress::Progress;
+use crate::provenance::{self, Recipe};
 use crate::registry::FetchedManifest;
 use crate::source::ImageSource;
 use crate::source::stored::SourceIndex;
@@ -43,6 +47,8 @@ pub struct DoneIndex {
     pub dropped: Vec<StaleAttestation>,
     /// Attestations that were kept although their images changed.
     pub retargeted: Vec<StaleAttestation>,
+    /// What was put beside the index and its images.
+    pub attached: Attached,
     /// Of all images together.
     pub summary: Summary,
 }
@@ -77,6 +83,27 @@ pub enum Attestations {
     Retarget,
 }
 
+impl std::fmt::Display for Attestations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Drop => "drop",
+            Self::Retarget => "retarget",
+        })
+    }
+}
+
+impl std::str::FromStr for Attestations {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "drop" => Ok(Self::Drop),
+            "retarget" => Ok(Self::Retarget),
+            _ => Err("expected drop or retarget"),
+        }
+    }
+}
+
 /// How an index is processed.
 #[derive(Clone)]
 pub struct IndexPlan {
@@ -84,6 +111,9 @@ pub struct IndexPlan {
     pub layers: Arc<LayerPlan>,
     /// What becomes of attestations.
     pub attestations: Attestations,
+    /// What belongs to images that change, and to the index that they are in. Signatures are asked for where a manifest has changed:
+    /// three or four requests to the source for each.
+    pub beside: Beside,
     /// Where that is done.
     pub executor: Arc<dyn Executor>,
     /// Called before each image, for a display of its progress.
@@ -104,14 +134,31 @@ pub async fn process_index(
     let mut done = Done::default();
     let copied = Arc::new(LayerPlan { chain: FilterChain::default(), ..LayerPlan::clone(&plan.layers) });
     let work = Work { plan, copied };
-    let index = work.pass(source, index, output, 0, &mut done).await?;
-    let receipt = output.put_index(&index).await?;
+    let content = match plan.beside.may_attach() {
+        true => Some(plan.beside.content(output).await?),
+        false => None,
+    };
+    let rebuilt = work.pass(source, index, output, 0, &mut done).await?;
+    let (receipt, attached) = match content {
+        Some(content) if plan.beside.provenance || !done.changes.is_empty() => {
+            let below = output.entry_to_be().ok_or(OutputError::NoBelongings)?;
+            let receipt = below.put_index(&rebuilt).await?;
+            let artifacts = match plan.beside.provenance {
+                true => work.provenance(source, index, output, &done, &described(&rebuilt.manifest)),
+                false => Vec::new(),
+            };
+            let root = (rebuilt.manifest, &index.name);
+            let attached = plan.beside.name(source, &content, root, &done.changes, &artifacts).await?;
+            (Receipt { destination: content.destination(), ..receipt }, attached)
+        }
+        _ => (output.put_index(&rebuilt).await?, Attached::default()),
+    };
     let Done { images, dropped, retargeted, .. } = done;
     let outcomes = || images.iter().map(|image| &image.outcome);
     let bytes = outcomes().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
     let layers = outcomes().map(|image| image.layers.len()).sum();
     let summary = Summary { bytes, layers, elapsed: start.elapsed() };
-    Ok(DoneIndex { receipt, images, dropped, retargeted, summary })
+    Ok(DoneIndex { receipt, images, dropped, retargeted, attached, summary })
 }
 
 struct Work<'a> {
@@ -128,6 +175,10 @@ struct Done {
     images: Vec<DoneImage>,
     dropped: Vec<StaleAttestation>,
     retargeted: Vec<StaleAttestation>,
+    /// What became another manifest, indexes included.
+    changes: Vec<Change>,
+    /// Manifests that were found not to be signed, or may be.
+    heeded: HashSet<Digest>,
 }
 
 /// What an entry is at the destination.
@@ -186,7 +237,13 @@ impl Work<'_> {
                     }
                 }
             }
-            rebuild(index, rebuilt)
+            let rebuilt = rebuild(index, rebuilt)?;
+            let digest = &index.manifest.digest;
+            if rebuilt.manifest.digest != *digest {
+                self.heed(source, index, digest, done).await?;
+                done.changes.push(Change { source: digest.clone(), became: described(&rebuilt.manifest) });
+            }
+            Ok(rebuilt)
         }
         .boxed()
     }
@@ -236,7 +293,58 @@ impl Work<'_> {
                 }
             }
         };
+        if became.digest != entry.digest {
+            self.heed(source, index, &entry.digest, done).await?;
+            // It changes with its entry. To know now whether it may saves the way of all the others.
+            self.heed(source, index, &index.manifest.digest, done).await?;
+            let Became { media_type, digest, size } = &became;
+            if done.changes.iter().all(|change| change.source != entry.digest) {
+                let became = Descriptor::new(media_type, digest, *size);
+                done.changes.push(Change { source: entry.digest.clone(), became });
+            }
+        }
         done.note(entry, became, index)
+    }
+
+    /// What says how the index was made, and how each image of it that changed.
+    fn provenance(
+        &self,
+        source: &dyn ImageSource,
+        index: &SourceIndex,
+        output: &dyn ImageOutput,
+        done: &Done,
+        became: &Descriptor,
+    ) -> Vec<Artifact> {
+        let images: Vec<_> = done.images.iter().map(|image| provenance::image(&image.outcome)).collect();
+        let recipe = |manifest: Descriptor, attestations: Option<Attestations>| Recipe {
+            attestations,
+            ..recipe(source, manifest, &self.plan.layers, output)
+        };
+        let whole = recipe(described(&index.manifest), Some(self.plan.attestations));
+        let mut artifacts = vec![provenance::artifact(&whole, became, &images)];
+        for (DoneImage { outcome, .. }, told) in done.images.iter().zip(&images) {
+            let (Some(change), Some(source)) = (change(outcome), &outcome.image.manifest) else {
+                continue;
+            };
+            let source = Descriptor::new(&source.media_type, &source.digest, source.bytes.len() as u64);
+            let told = std::slice::from_ref(told);
+            artifacts.push(provenance::artifact(&recipe(source, None), &change.became, told));
+        }
+        artifacts
+    }
+
+    /// Fails where a manifest that changes is signed and may not be.
+    async fn heed(
+        &self,
+        source: &dyn ImageSource,
+        index: &SourceIndex,
+        digest: &Digest,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        if done.heeded.insert(digest.clone()) {
+            self.plan.beside.heed(source, &index.name.to_string(), digest).await?;
+        }
+        Ok(())
     }
 
     /// Copies what an entry names, past the filters.

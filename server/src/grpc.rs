@@ -255,6 +255,7 @@ impl PipelineService for Api {
         caller.may(Scope::Read)?;
         caller.may(Scope::Write)?;
         let request = request.into_inner();
+        let signatures = convert::signatures(request.signatures());
         let spec = v1::PipelineSpec {
             source: request.source,
             destination: request.destination,
@@ -269,6 +270,7 @@ impl PipelineService for Api {
             sparse: request.sparse,
             referrers: request.referrers,
             preserve_digests: request.preserve_digests,
+            signatures,
             parallel: work.settings.parallel,
         };
         let parts = answer(place, deadline, move |parts| copy::copy(work, plan, parts));

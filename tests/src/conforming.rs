@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::http::{Request, Response};
+use crate::image::Image;
 use crate::server::Server;
 use crate::tools::{pipe, sha256};
 
@@ -83,6 +84,39 @@ impl Conforming {
     pub fn add_manifest(&self, name: &str, reference: &str, media_type: &str, bytes: &[u8]) {
         let mut state = self.state.lock().expect("no handler panics");
         state.repositories.entry(name.to_owned()).or_default().put(reference, media_type, bytes);
+    }
+
+    /// Puts an image under a tag, or one of its digests.
+    pub fn add_image(&self, name: &str, reference: &str, image: &Image) {
+        for (digest, blob) in &image.blobs {
+            self.add_blob(name, digest, blob);
+        }
+        self.add_manifest(name, reference, image.family.manifest(), &image.manifest);
+    }
+
+    /// Puts an artifact of a type that names a manifest as its subject, by its digest; gives its manifest.
+    pub fn add_artifact(&self, name: &str, kind: &str, subject: &[u8], subject_type: &str) -> Vec<u8> {
+        let (config, content) = (b"{}", format!("{kind} of {}", sha256(subject)));
+        self.add_blob(name, &sha256(config), config);
+        self.add_blob(name, &sha256(content.as_bytes()), content.as_bytes());
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        let document = json!({
+            "schemaVersion": 2, "mediaType": manifest, "artifactType": kind,
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(config), "size": config.len()},
+            "layers": [{"mediaType": "text/plain", "digest": sha256(content.as_bytes()), "size": content.len()}],
+            "subject": {"mediaType": subject_type, "digest": sha256(subject), "size": subject.len()},
+            "annotations": {"kind": kind},
+        });
+        let bytes = document.to_string().into_bytes();
+        self.add_manifest(name, &sha256(&bytes), manifest, &bytes);
+        bytes
+    }
+
+    /// Loses a manifest.
+    pub fn delete_manifest(&self, name: &str, reference: &str) {
+        let mut state = self.state.lock().expect("no handler panics");
+        let deleted = state.repositories.get_mut(name).is_some_and(|repository| repository.delete(reference));
+        assert!(deleted, "{name} had {reference}");
     }
 
     /// A manifest's media type and bytes.

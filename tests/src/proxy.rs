@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::http::{Delivery, Request, Response};
-use crate::server::{Seen, Server, fits};
+use crate::server::{Server, fits};
 use crate::tools::sha256;
 
 /// Asks the registry itself.
@@ -78,15 +78,6 @@ impl FaultProxy {
     pub fn pending(&self) -> usize {
         let rules = self.rules.lock().expect("no fault panics");
         rules.iter().map(|rule| rule.times).filter(|times| *times < usize::MAX / 2).sum()
-    }
-
-    /// The requests so far, a line each: method, path without its query, length of the body, status.
-    pub fn story(&self) -> String {
-        let line = |seen: Seen| {
-            let path = seen.request.path.split('?').next().unwrap_or_default().to_owned();
-            format!("{} {path} ({} bytes): {}\n", seen.request.method, seen.body, seen.status)
-        };
-        self.seen().into_iter().map(line).collect()
     }
 }
 

@@ -95,6 +95,15 @@ impl Server {
         self.seen.lock().expect("no handler panics").clone()
     }
 
+    /// The requests so far, a line each: method, path without its query, length of the body, status.
+    pub fn story(&self) -> String {
+        let line = |seen: Seen| {
+            let path = seen.request.path.split('?').next().unwrap_or_default().to_owned();
+            format!("{} {path} ({} bytes): {}\n", seen.request.method, seen.body, seen.status)
+        };
+        self.seen().into_iter().map(line).collect()
+    }
+
     /// How many requests so far fit.
     pub fn count(&self, method: &str, pattern: &str) -> usize {
         self.seen().iter().filter(|seen| seen.is(method, pattern)).count()

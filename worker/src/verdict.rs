@@ -49,7 +49,11 @@ impl Verdict {
             }
             (
                 Blame::Caller,
-                Error::NotAnImage { .. } | Error::Foreign(_) | Error::Build(_) | Error::Output(_),
+                Error::NotAnImage { .. }
+                | Error::Foreign(_)
+                | Error::Build(_)
+                | Error::Signed { .. }
+                | Error::Output(_),
             ) => verdict(Code::FailedPrecondition, "NOT_POSSIBLE"),
             (Blame::Caller, _) => verdict(Code::InvalidArgument, "INVALID"),
             (Blame::Image, _) => verdict(Code::FailedPrecondition, "IMAGE_BROKEN"),

@@ -5,7 +5,7 @@ use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
 use serde_json::json;
 
-use super::{counted, print_json};
+use super::{counted, kept_document, print_json, tell_kept};
 use crate::display::Display;
 use crate::options::{Copy, Global, OutputFormat};
 use crate::remote::copy as remote;
@@ -25,6 +25,7 @@ pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit>
         sparse: options.sparse,
         referrers: options.referrers,
         preserve_digests: options.preserve_digests,
+        signatures: options.signatures.map(Into::into).unwrap_or_default(),
         parallel: settings.parallel,
     };
     let source = open::store(&from, &settings)?;
@@ -50,6 +51,7 @@ fn tell(copied: &Copied, source: &str, global: &Global) -> anyhow::Result<()> {
     for digest in &copied.left_out {
         tracing::info!("{digest} stays named and was not copied");
     }
+    tell_kept(&copied.kept);
     let left_out = copied.left_out.len();
     let sparse = if left_out == 0 { String::new() } else { format!(", without {left_out} of what it names") };
     if global.output_format == OutputFormat::Text {
@@ -96,6 +98,7 @@ fn document(copied: &Copied, source: &str) -> serde_json::Value {
         "seconds": copied.elapsed.as_secs_f64(),
         "referrers": referrers.collect::<Vec<_>>(),
         "digest_tags": copied.digest_tags,
+        "signatures_kept": kept_document(&copied.kept),
         "left_out": copied.left_out,
     })
 }

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use occy_pipeline::copy::SignaturePolicy;
 use occy_pipeline::element::StoredLayer;
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{Attestations, DoneIndex, IndexPlan, StaleAttestation, process_index};
 use occy_pipeline::manifest::Descriptor;
+use occy_pipeline::named::{Attached, Beside, process_named};
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::{OUTPUTS, Receipt};
-use occy_pipeline::process::{Outcome, Summary, process};
+use occy_pipeline::process::{Outcome, Summary};
 use occy_pipeline::progress::Progress;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::task::LayerPlan;
@@ -22,7 +24,7 @@ use occy_pipeline::uri::Uri;
 use occy_pipeline::wire::convert;
 use serde_json::json;
 
-use super::{counted, print_bytes, print_json};
+use super::{counted, kept_document, print_bytes, print_json, tell_kept};
 use crate::display::Display;
 use crate::options::{self, Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
@@ -41,7 +43,7 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     }
     warn_of_idle(options);
     let told = match &global.coordinator {
-        Some(_) => with_coordinator(options, global).await?,
+        Some(_) => with_coordinator(options, global).await?.with(&Attached::default()),
         None => match here(options, global, is_stdout).await? {
             Some(told) => told,
             // An index was worked on as a whole, and has told of itself.
@@ -121,7 +123,9 @@ async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Re
             Some(options::Attestations::Retarget) => Attestations::Retarget,
         };
         let begin = display_each(global, &index.name.to_string(), &plan);
-        let plan = IndexPlan { layers: plan, attestations, executor, begin: begin.1 };
+        let signatures = options.signatures.map(Into::into).unwrap_or_default();
+        let beside = Beside { signatures, provenance: options.provenance };
+        let plan = IndexPlan { layers: plan, attestations, beside, executor, begin: begin.1 };
         let done = process_index(source.end.as_ref(), &index, &plan, output.end.as_ref()).await?;
         drop(begin.0.lock().unwrap_or_else(PoisonError::into_inner).take());
         tell_index(&index, &done, &plan.layers.chain, global, is_stdout).map_err(Untold)?;
@@ -130,10 +134,14 @@ async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Re
     }
     let progress = Progress::default();
     let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
-    let outcome = process(source.end.as_ref(), plan.clone(), output.end, executor, &progress).await?;
+    let signatures = options.signatures.map_or(SignaturePolicy::Drop, Into::into);
+    let beside = Beside { signatures, provenance: options.provenance };
+    let (outcome, attached) =
+        process_named(source.end.as_ref(), plan.clone(), output.end, executor, beside, &progress).await?;
     drop(display);
     let renderings = outcome.renderings(&plan.chain, rendered(global));
-    Ok(Some(Told::of(&outcome, renderings, files)))
+    tell_kept(&attached.kept);
+    Ok(Some(Told::of(&outcome, renderings, files).with(&attached)))
 }
 
 /// By a coordinator.
@@ -142,6 +150,11 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     spec::refuse_registry_options(global, &[&work.source, &work.destination])?;
     if options.all {
         let problem = "--all cannot be had with --coordinator: an index is copied whole by this process only";
+        return Err(Misused(problem.to_owned()).into());
+    }
+    if options.signatures.is_some() || options.provenance {
+        let problem =
+            "--signatures and --provenance cannot be had with --coordinator: this process alone sees to them";
         return Err(Misused(problem.to_owned()).into());
     }
     let settings = opened(options, global)?;
@@ -200,6 +213,13 @@ impl Told {
         Self { renderings, receipt, summary, document: document(outcome), files }
     }
 
+    /// With what was put beside the image.
+    fn with(mut self, attached: &Attached) -> Self {
+        self.document["signatures_kept"] = kept_document(&attached.kept);
+        self.document["provenance"] = json!(attached.provenance);
+        self
+    }
+
     /// Of an image that a coordinator has written.
     fn of_sent(sent: Sent, files: Files) -> Self {
         let Sent { result, layers, renderings, elapsed } = sent;
@@ -208,6 +228,7 @@ impl Told {
             manifest_digest: result.manifest_digest.parse().ok(),
             manifest_media_type: named(&result.manifest_media_type),
             manifest_size: None,
+            manifest: None,
             destination: result.destination,
         };
         let summary = Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed };
@@ -291,6 +312,7 @@ fn tell_index(
             stale.became
         );
     }
+    tell_kept(&done.attached.kept);
     for stale in &done.retargeted {
         tracing::warn!(
             "kept the attestation {} for {}: its statements still name {}",
@@ -315,6 +337,8 @@ fn tell_index(
                 "bytes": done.summary.bytes,
                 "seconds": done.summary.elapsed.as_secs_f64(),
                 "images": images,
+                "signatures_kept": kept_document(&done.attached.kept),
+                "provenance": done.attached.provenance,
                 "attestations": {"dropped": stale(&done.dropped), "retargeted": stale(&done.retargeted)},
             });
             match stdout_is_taken {

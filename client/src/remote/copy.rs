@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan};
+use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan, Signature};
 use occy_pipeline::digest::Digest;
 use occy_pipeline::progress::Progress;
 use occy_pipeline::wire::{WireError, convert};
@@ -39,13 +39,15 @@ pub(crate) async fn copy(
         sparse: plan.sparse,
         referrers: plan.referrers,
         preserve_digests: plan.preserve_digests,
+        signatures: convert::signature_policy(plan.signatures).into(),
         foreign_layers,
         parallel: convert::count(plan.parallel),
         credentials: logins(global, &coordinator, source, Some(destination), Which::All).await?,
     };
     let answered = coordinator.client.clone().copy_image(request).await;
     let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();
-    let (mut referrers, mut digest_tags, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut referrers, mut digest_tags, mut kept, mut left_out) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     loop {
         let answer = answers.message().await.map_err(|status| coordinator.error(status))?;
         match answer.ok_or_else(|| RemoteError::truncated(&coordinator.url))?.part {
@@ -57,8 +59,15 @@ pub(crate) async fn copy(
                 is_listed: referrer.listed,
             }),
             Some(Part::DigestTag(tag)) => digest_tags.push(tag),
+            Some(Part::Kept(signature)) => kept.push(Signature {
+                subject: digest(&signature.subject)?,
+                digest: digest(&signature.digest)?,
+                kind: signature.kind,
+            }),
             Some(Part::LeftOut(left)) => left_out.push(digest(&left)?),
-            Some(Part::Result(result)) => return copied(result, referrers, digest_tags, left_out),
+            Some(Part::Result(result)) => {
+                return Ok(Copied { kept, ..copied(result, referrers, digest_tags, left_out)? });
+            }
             None => {}
         }
     }
@@ -82,6 +91,7 @@ fn copied(
         bytes: result.bytes,
         referrers,
         digest_tags,
+        kept: Vec::new(),
         left_out,
         elapsed: Duration::from_millis(result.elapsed_millis),
     })

@@ -2,12 +2,13 @@
 //!
 //! Nothing is written here. What the destination has already is asked for, and then neither it nor what it names is copied.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 
-use super::subset::{self, Chosen};
+use super::signatures::{Artifact, Change, Signature, SignaturePolicy, refuse_signed, signatures_of};
+use super::subset::{self, Chosen, Made};
 use super::{CopyPlan, DOCUMENTS_AT_ONCE, in_copy};
 use crate::blob::{BlobError, BlobRef};
 use crate::compression::Format;
@@ -44,6 +45,8 @@ pub struct Gathered {
     pub(super) digest_tags: Vec<(Tag, FetchedManifest)>,
     /// Entries of indexes that are not copied.
     pub(super) left_out: Vec<Digest>,
+    /// Signatures that stay with what they are about, which the destination has not.
+    pub(super) kept: Vec<Signature>,
 }
 
 impl Gathered {
@@ -92,6 +95,11 @@ impl Gathered {
         self.referrers.iter().map(|referrer| (&referrer.subject, &referrer.manifest.digest))
     }
 
+    /// Signatures of what became something else, which go along as they are.
+    pub fn kept(&self) -> &[Signature] {
+        &self.kept
+    }
+
     /// Tags that are called like a digest, and what they name.
     pub fn digest_tags(&self) -> impl Iterator<Item = (&Tag, &Digest)> {
         self.digest_tags.iter().map(|(tag, manifest)| (tag, &manifest.digest))
@@ -110,7 +118,7 @@ pub(super) struct Gathering<'a> {
     plan: &'a CopyPlan,
     origin: Option<Repository>,
     /// Indexes that are made here, in the place of larger ones.
-    made: HashMap<Digest, FetchedManifest>,
+    made: Made,
     seen: HashSet<Digest>,
     /// Manifests in the order in which they were found: what may have referrers.
     order: Vec<Digest>,
@@ -139,7 +147,7 @@ impl<'a> Gathering<'a> {
             output,
             plan,
             origin: source.origin(),
-            made: HashMap::new(),
+            made: Made::default(),
             seen: HashSet::new(),
             order: Vec::new(),
             seen_blobs: HashSet::new(),
@@ -172,16 +180,81 @@ impl<'a> Gathering<'a> {
         self.manifests_found += usize::from(is_named);
         let (referrers, digest_tags) =
             if self.plan.referrers { self.belongings().await? } else { Default::default() };
-        Ok(Gathered {
+        let mut gathered = Gathered {
             root,
             is_named,
-            manifests: self.manifests,
-            manifests_found: self.manifests_found,
-            blobs: self.blobs,
+            manifests: Vec::new(),
+            manifests_found: 0,
+            blobs: Vec::new(),
             referrers,
             digest_tags,
+            left_out: Vec::new(),
+            kept: Vec::new(),
+        };
+        if !is_named {
+            self.heed_signatures(&mut gathered).await?;
+        }
+        Ok(Gathered {
+            manifests: self.manifests,
+            manifests_found: self.manifests_found,
+            blobs: [self.blobs, gathered.blobs].concat(),
             left_out: self.left_out,
+            ..gathered
         })
+    }
+
+    /// Does with the signatures of indexes that became others what the plan says.
+    async fn heed_signatures(&mut self, gathered: &mut Gathered) -> Result<(), Error> {
+        let changes = std::mem::take(&mut self.made.changes);
+        match self.plan.signatures {
+            SignaturePolicy::Drop => {}
+            SignaturePolicy::Refuse => {
+                for change in &changes {
+                    refuse_signed(self.source, &self.source.shown(), &change.source).await?;
+                }
+            }
+            SignaturePolicy::Keep => {
+                let kept = self.keep_signatures(&changes, gathered).await?;
+                for change in changes {
+                    if kept.iter().any(|signature| signature.subject == change.source) {
+                        gathered.add(&Artifact::link(&change));
+                    }
+                }
+                gathered.kept = kept;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the signatures of manifests that changed, as they are; gives what they are.
+    pub(super) async fn keep_signatures(
+        &mut self,
+        changes: &[Change],
+        gathered: &mut Gathered,
+    ) -> Result<Vec<Signature>, Error> {
+        let mut kept = Vec::new();
+        for Change { source: subject, .. } in changes {
+            let found = signatures_of(self.source, subject).await?;
+            kept.extend(found.signatures(subject));
+            for listed in found.listed {
+                let Some(manifest) = self.fetch(&listed).await? else {
+                    let image = format!("the list of referrers of {subject}");
+                    return Err(Error::MissingManifest { image, digest: listed.digest });
+                };
+                let manifest = self.belonging(manifest).await?;
+                gathered.referrers.push(Referrer { subject: subject.clone(), listed, manifest });
+            }
+            for (tag, manifest) in found.tagged {
+                let manifest = self.belonging(manifest).await?;
+                gathered.digest_tags.push((tag, manifest));
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The blobs that were found.
+    pub(super) fn into_blobs(self) -> Vec<Layer> {
+        self.blobs
     }
 
     /// The manifest that is to be named: of an index and some platforms, an index of these.
@@ -317,7 +390,7 @@ impl<'a> Gathering<'a> {
         if self.seen.contains(&entry.digest) {
             return Ok(Found::Here);
         }
-        let made = self.made.get(&entry.digest).cloned();
+        let made = self.made.indexes.get(&entry.digest).cloned();
         let size = made.as_ref().map_or(entry.size, |made| made.bytes.len() as u64);
         let is_here = self.output.has_manifest(&entry.digest, size).await?;
         // What an image's manifest names is where the manifest is. Of an index that cannot be said: it may be sparse there.
@@ -355,7 +428,7 @@ impl<'a> Gathering<'a> {
         for _ in 0..=MAX_INDEX_DEPTH {
             let subjects = self.order[from..].to_vec();
             from = self.order.len();
-            let asked = subjects.iter().filter(|subject| !self.made.contains_key(subject)).cloned();
+            let asked = subjects.iter().filter(|subject| !self.made.indexes.contains_key(subject)).cloned();
             let gathering = &*self;
             let asked = asked.map(|subject| gathering.belonging_to(subject)).collect::<Vec<_>>();
             let found: Vec<_> =
@@ -410,7 +483,7 @@ impl<'a> Gathering<'a> {
 }
 
 /// A blob of any kind as outputs take layers.
-fn as_layer(descriptor: &Descriptor, blob: BlobRef, origin: Option<Repository>) -> Layer {
+pub(super) fn as_layer(descriptor: &Descriptor, blob: BlobRef, origin: Option<Repository>) -> Layer {
     Layer {
         index: 0,
         blob,

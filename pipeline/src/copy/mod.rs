@@ -1,7 +1,7 @@
 //! Whole images, indexes and artifacts as they are: every manifest and blob by its digest, bit for bit.
 //!
 //! [`gather`] reads the manifests that are wanted, and with them learns of every blob; [`subset`] makes an index of some of another's
-//! platforms. Then the blobs are copied, in parallel; then the manifests, those that others name before those; then what names the
+//! platforms, whose signatures [`signatures`] is about. Then the blobs are copied, in parallel; then the manifests, those that others name before those; then what names the
 //! manifests as its subject ([`referrers`]); and the tag last.
 //!
 //! What a manifest says of its content is not looked at: no config is read and no layer decompressed, so that artifacts of any
@@ -9,6 +9,7 @@
 
 mod gather;
 mod referrers;
+pub mod signatures;
 pub(crate) mod subset;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 
 pub use self::gather::Gathered;
 use self::gather::Gathering;
+pub use self::signatures::{Artifact, Signature, SignaturePolicy};
 use crate::digest::Digest;
 use crate::element::{ImageName, Layer};
 use crate::error::Error;
@@ -46,6 +48,9 @@ pub struct CopyPlan {
     pub referrers: bool,
     /// Fail rather than write a manifest that the source does not have.
     pub preserve_digests: bool,
+    /// What becomes of the signatures of an index of which some platforms are copied. They are asked for when the destination does not
+    /// have the new index by its name, unless they are dropped: three or four requests for each index.
+    pub signatures: SignaturePolicy,
     /// Blobs at once.
     pub parallel: usize,
 }
@@ -73,6 +78,8 @@ pub struct Copied {
     pub referrers: Vec<CopiedReferrer>,
     /// Tags that were copied because they are called like a digest.
     pub digest_tags: Vec<String>,
+    /// Of these two, the signatures of what became something else.
+    pub kept: Vec<Signature>,
     /// What stays named and was not copied.
     pub left_out: Vec<Digest>,
     /// From the first request to the tag.
@@ -160,6 +167,7 @@ pub async fn write(
         bytes,
         referrers,
         digest_tags: gathered.digest_tags.iter().map(|(tag, _)| tag.to_string()).collect(),
+        kept: gathered.kept,
         left_out: gathered.left_out.into_iter().chain(lost).collect(),
         elapsed: start.elapsed(),
     })
@@ -264,7 +272,7 @@ async fn put_all<'a>(
         .await
 }
 
-fn in_copy<T>(digest: &Digest, result: Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn in_copy<T>(digest: &Digest, result: Result<T, Error>) -> Result<T, Error> {
     result.map_err(|error| in_copy_error(&digest.to_string(), error))
 }
 

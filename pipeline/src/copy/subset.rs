@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::signatures::Change;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH};
@@ -15,6 +16,26 @@ use crate::source::stored::{Store, parse, read_document};
 
 /// The annotation by which an entry says that it is an attestation of another one, as buildkit writes it.
 pub(crate) const ATTESTED: &str = "vnd.docker.reference.digest";
+
+/// Indexes that are made here, in the place of larger ones.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// By their digests.
+    pub(super) indexes: HashMap<Digest, FetchedManifest>,
+    /// What each was made of.
+    pub(super) changes: Vec<Change>,
+}
+
+impl Made {
+    fn add(&mut self, source: &Digest, made: &FetchedManifest) {
+        self.indexes.insert(made.digest.clone(), made.clone());
+        let became = Descriptor::new(&made.media_type, &made.digest, made.bytes.len() as u64);
+        let change = Change { source: source.clone(), became };
+        if !self.changes.contains(&change) {
+            self.changes.push(change);
+        }
+    }
+}
 
 /// An entry that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +114,7 @@ pub(super) fn reduce<'a>(
     index: &'a Index,
     platforms: &'a [Platform],
     depth: usize,
-    made: &'a mut HashMap<Digest, FetchedManifest>,
+    made: &'a mut Made,
 ) -> BoxFuture<'a, Result<FetchedManifest, Error>> {
     async move {
         if depth > MAX_INDEX_DEPTH {
@@ -116,7 +137,6 @@ pub(super) fn reduce<'a>(
                     raw.insert("size".to_owned(), reduced.bytes.len().into());
                     // An inline copy would be of the larger one.
                     raw.shift_remove("data");
-                    made.insert(reduced.digest.clone(), reduced);
                 }
             }
             entries.push(serde_json::Value::Object(raw));
@@ -129,7 +149,7 @@ pub(super) fn reduce<'a>(
         let bytes = manifest::to_bytes(&document);
         let media_type = index.family.index().to_owned();
         let reduced = FetchedManifest { digest: Digest::sha256(&bytes), bytes, media_type };
-        made.insert(reduced.digest.clone(), reduced.clone());
+        made.add(&fetched.digest, &reduced);
         Ok(reduced)
     }
     .boxed()

@@ -7,6 +7,9 @@ use super::{Filter, SpecError, spec};
 /// Counts what changes the bytes of rewritten tars, how they are compressed, or the reports of filters: equal versions make the
 /// same of the same layer. See [`FilterChain::fingerprint`].
 pub const ENCODER_VERSION: u32 = 1;
+/// Counts what of that changes the bytes of rewritten tars or configs: whoever raises it raises [`ENCODER_VERSION`] too. Equal versions
+/// make the same diff_ids, whatever the layers are then compressed with.
+pub const REWRITER_VERSION: u32 = 1;
 
 /// The filters of a job, in the order in which elements pass through them.
 #[derive(Clone, Debug, Default)]

@@ -16,7 +16,7 @@ pub mod spec;
 use std::collections::BTreeSet;
 use std::fmt;
 
-pub use chain::{ENCODER_VERSION, FilterChain};
+pub use chain::{ENCODER_VERSION, FilterChain, REWRITER_VERSION};
 pub use report::{ImageFindings, LayerFindings, OutputFormat, Rendering, Report, Target};
 pub use spec::{FilterKind, Key, SpecError};
 

@@ -34,6 +34,11 @@ impl Descriptor {
         Self::parse(&value, "descriptor").expect("it was just written as one")
     }
 
+    /// What a value says, if it is a descriptor.
+    pub fn of(value: &Value) -> Result<Self, ManifestError> {
+        Self::parse(value, "descriptor")
+    }
+
     /// The descriptor as the document has it, with keys that we do not know and in its order.
     pub fn raw(&self) -> &Map<String, Value> {
         &self.raw

@@ -13,6 +13,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::range::Range;
 use super::template::{self, Template};
+use crate::copy::SignaturePolicy;
 use crate::open::names_registry;
 use crate::platform::Platform;
 use crate::reference::{Reference, RegistryName, Tag};
@@ -46,6 +47,8 @@ pub struct Mirror {
     pub sparse: bool,
     /// Copy what names the manifests as its subject.
     pub referrers: bool,
+    /// What becomes of the signatures of what changes on its way.
+    pub signatures: SignaturePolicy,
     /// The tag that a target's manifest gets before its own tag is given to another.
     pub backup: Option<Template>,
     /// Tags of targets that are never given to another manifest, nor deleted, once they are there.
@@ -139,10 +142,19 @@ struct Entry {
     sparse: bool,
     #[serde(default)]
     referrers: bool,
+    signatures: Option<Signatures>,
     backup: Option<Spanned<String>>,
     #[serde(default)]
     immutable: Vec<Spanned<String>>,
     deletion: Option<Deletion>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Signatures {
+    Refuse,
+    Drop,
+    Keep,
 }
 
 #[derive(Deserialize)]
@@ -228,6 +240,12 @@ impl Mirror {
             text.value.parse::<Platform>().map_err(|problem| fail(text.referenced, problem.to_string()))
         };
         let platforms = entry.platforms.iter().map(platform).collect::<Result<Vec<_>, _>>()?;
+        if entry.signatures.is_some() && (entry.sparse || platforms.is_empty()) {
+            return Err(fail(
+                at,
+                "signatures says nothing without platforms, or with sparse: no manifest changes",
+            ));
+        }
         if entry.sparse && platforms.is_empty() {
             return Err(fail(at, "sparse says nothing without platforms"));
         }
@@ -240,6 +258,11 @@ impl Mirror {
             platforms,
             sparse: entry.sparse,
             referrers: entry.referrers,
+            signatures: match entry.signatures {
+                None | Some(Signatures::Refuse) => SignaturePolicy::Refuse,
+                Some(Signatures::Drop) => SignaturePolicy::Drop,
+                Some(Signatures::Keep) => SignaturePolicy::Keep,
+            },
             backup: entry.backup.as_ref().map(backup).transpose()?,
             immutable: globs(&entry.immutable)?,
             deletion: entry.deletion.map(|deletion| at_least_one(&deletion.max)).transpose()?,

@@ -21,7 +21,7 @@ use super::plan::{Action, Plan, Price, What};
 use super::run::{IMAGES_AT_ONCE, Outcome, Report};
 use super::survey::copy_plan;
 use crate::blob::ByteCount;
-use crate::copy::{CopyPlan, Gathered, gather, write};
+use crate::copy::{CopyPlan, Gathered, SignaturePolicy, gather, write};
 use crate::digest::Digest;
 use crate::element::{ImageName, Layer};
 use crate::error::Error;
@@ -199,7 +199,10 @@ fn wanted(config: &Config, lists: &mut Lists, parallel: usize) -> Vec<Wanted> {
     let mut numbers: HashMap<Reference, usize> = HashMap::new();
     let mut all: Vec<Wanted> = Vec::new();
     for super::lists::Wanted { mirror, source, .. } in lists.wanted(config) {
-        let plan = copy_plan(&config.mirrors[mirror], parallel);
+        let mut plan = copy_plan(&config.mirrors[mirror], parallel);
+        // Whether an index of fewer platforms may be made is asked over there.
+        let may_change = !plan.platforms.is_empty() && !plan.sparse;
+        plan.referrers |= may_change && plan.signatures != SignaturePolicy::Drop;
         match numbers.get(&source) {
             Some(number) => {
                 let merged = &mut all[*number].plan;

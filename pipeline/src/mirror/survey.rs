@@ -245,6 +245,9 @@ async fn look_at(
                     Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
                 match candidate.look(&documents, kept).await {
                     Ok(found) => found,
+                    Err(error @ Error::Signed { .. }) => {
+                        Found::Refused { becomes: None, reason: error.to_string() }
+                    }
                     Err(error) => Found::Failed(error.to_string()),
                 }
             }
@@ -261,6 +264,7 @@ pub(super) fn copy_plan(mirror: &Mirror, parallel: usize) -> CopyPlan {
         sparse: mirror.sparse,
         referrers: mirror.referrers,
         preserve_digests: false,
+        signatures: mirror.signatures,
         parallel,
     }
 }

@@ -20,6 +20,16 @@ pub enum ManifestFormat {
     Always(Family),
 }
 
+impl std::fmt::Display for ManifestFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Keep => "keep",
+            Self::Always(Family::Docker) => "docker",
+            Self::Always(Family::Oci) => "oci",
+        })
+    }
+}
+
 impl std::str::FromStr for ManifestFormat {
     type Err = &'static str;
 

@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod content;
+pub mod derived;
 pub mod dir;
 pub mod docker;
 pub mod manifest;
@@ -16,6 +17,8 @@ mod target;
 
 use std::sync::Arc;
 
+use self::content::ContentOutput;
+use self::manifest::ManifestFormat;
 pub use self::staging::remove_unpublished;
 use crate::blob::{ByteCount, LayerStream};
 use crate::compression::{Compression, Format};
@@ -120,6 +123,9 @@ pub struct Receipt {
     pub manifest_media_type: Option<String>,
     /// Its size in bytes.
     pub manifest_size: Option<u64>,
+    /// The manifest itself.
+    #[serde(skip)]
+    pub manifest: Option<bytes::Bytes>,
     /// What is there now, for people.
     pub destination: String,
 }
@@ -182,6 +188,9 @@ pub enum OutputError {
         /// The destination.
         destination: String,
     },
+    /// Signatures and provenance are manifests themselves.
+    #[error("the destination keeps no manifests, and so nothing that belongs to one")]
+    NoBelongings,
     /// A directory that is something else must not become a layout as well.
     #[error("{} is not an OCI image layout: {reason}", .path.display())]
     NotALayout {
@@ -228,6 +237,11 @@ fn refuse_artifact(image: &Image, destination: String) -> Result<(), OutputError
 pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
+
+    /// The format of the manifests that it keeps.
+    fn format(&self) -> ManifestFormat {
+        ManifestFormat::Keep
+    }
 
     /// Whether layers may come in any order: the largest first then. Where not, they are begun by index. A plain tar is
     /// written from its start on.
@@ -293,6 +307,11 @@ pub trait ImageOutput: Send + Sync {
 
     /// The same for an entry whose digest turns out when it is finished.
     fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
+        None
+    }
+
+    /// Its side that takes manifests and blobs as they are. None where there are none.
+    fn content(&self) -> Option<Arc<dyn ContentOutput>> {
         None
     }
 

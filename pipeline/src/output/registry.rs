@@ -146,8 +146,9 @@ impl RegistryOutput {
             false => self.reference.clone(),
         };
         let size = bytes.len() as u64;
-        self.repository.put_manifest(&reference.manifest(), &media_type, bytes).await?;
+        self.repository.put_manifest(&reference.manifest(), &media_type, bytes.clone()).await?;
         Ok(Receipt {
+            manifest: Some(bytes),
             manifest_digest: Some(digest),
             manifest_media_type: Some(media_type),
             manifest_size: Some(size),
@@ -168,6 +169,10 @@ enum Found {
 impl ImageOutput for RegistryOutput {
     fn form(&self) -> LayerForm {
         LayerForm::Stored { compression: self.compression }
+    }
+
+    fn format(&self) -> ManifestFormat {
+        self.format
     }
 
     async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
@@ -236,6 +241,11 @@ impl ImageOutput for RegistryOutput {
     fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
         let (reference, repository) = (self.reference.clone(), self.repository.clone());
         Some(Arc::new(Self { reference, repository, is_entry_to_be: true, ..*self }))
+    }
+
+    fn content(&self) -> Option<Arc<dyn ContentOutput>> {
+        let (reference, repository) = (self.reference.clone(), self.repository.clone());
+        Some(Arc::new(Self { reference, repository, ..*self }))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {

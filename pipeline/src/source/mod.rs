@@ -12,7 +12,7 @@ pub mod saved_tar;
 pub mod stored;
 
 use self::arrivals::Arrivals;
-use self::stored::SourceIndex;
+use self::stored::{SourceIndex, Store};
 use crate::check::Finding;
 use crate::element::Image;
 use crate::error::Error;
@@ -67,6 +67,11 @@ pub trait ImageSource: Send + Sync {
     /// What an entry of [`index`](Self::index) names, as a source of its own. None where there are no indexes.
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
         let _ = entry;
+        None
+    }
+
+    /// The manifests and blobs that the source is one image of, where it is: only there can anything belong to an image.
+    fn store(&self) -> Option<&dyn Store> {
         None
     }
 }

@@ -92,4 +92,8 @@ impl ImageSource for RegistrySource {
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
         Some(Box::new(Self { reference: self.reference.with_digest(entry.digest.clone()), ..self.clone() }))
     }
+
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
+    }
 }

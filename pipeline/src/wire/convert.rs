@@ -7,6 +7,7 @@ use occy_proto::v1::{
 
 use super::{CHUNK, WireError};
 use crate::compression::Format;
+use crate::copy::SignaturePolicy;
 use crate::digest::Digest;
 use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::filter::search::{Hit, HitKind};
@@ -38,6 +39,24 @@ pub fn credentials(login: Login) -> Credentials {
             Credentials::IdentityToken { username: String::new(), token: token.into() }
         }
         Login::RegistryToken(token) => Credentials::RegistryToken(token.into()),
+    }
+}
+
+/// What becomes of signatures.
+pub fn signatures(policy: v1::SignaturePolicy) -> SignaturePolicy {
+    match policy {
+        v1::SignaturePolicy::Unspecified | v1::SignaturePolicy::Refuse => SignaturePolicy::Refuse,
+        v1::SignaturePolicy::Drop => SignaturePolicy::Drop,
+        v1::SignaturePolicy::Keep => SignaturePolicy::Keep,
+    }
+}
+
+/// The same, there.
+pub fn signature_policy(policy: SignaturePolicy) -> v1::SignaturePolicy {
+    match policy {
+        SignaturePolicy::Refuse => v1::SignaturePolicy::Refuse,
+        SignaturePolicy::Drop => v1::SignaturePolicy::Drop,
+        SignaturePolicy::Keep => v1::SignaturePolicy::Keep,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The coordinator moves the bytes by itself: nothing is computed but their digests.
 
-use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan};
+use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan, Signature};
 use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
 use occy_proto::v1::copy_image_response::Part;
@@ -52,9 +52,15 @@ fn parts(copied: Copied) -> impl Iterator<Item = Part> {
         })
     };
     let referrers = copied.referrers.into_iter().map(referrer);
+    let kept = |Signature { subject, digest, kind }| {
+        let (subject, digest) = (subject.to_string(), digest.to_string());
+        Part::Kept(v1::KeptSignature { subject, digest, kind })
+    };
+    let kept = copied.kept.into_iter().map(kept);
     let left_out = copied.left_out.into_iter().map(|digest| Part::LeftOut(digest.to_string()));
     referrers
         .chain(copied.digest_tags.into_iter().map(Part::DigestTag))
+        .chain(kept)
         .chain(left_out)
         .chain([Part::Result(result)])
 }

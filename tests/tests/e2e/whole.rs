@@ -218,38 +218,14 @@ fn platforms_are_found_in_indexes_of_indexes_and_missed_with_words() {
         .says(&["no image for linux/amd64"]);
 }
 
-/// An artifact that names a manifest as its subject.
-fn artifact(registry: &Conforming, name: &str, kind: &str, subject: &[u8], subject_type: &str) -> Vec<u8> {
-    let (config, content) = (b"{}", format!("{kind} of {}", sha256(subject)));
-    registry.add_blob(name, &sha256(config), config);
-    registry.add_blob(name, &sha256(content.as_bytes()), content.as_bytes());
-    let document = json!({
-        "schemaVersion": 2, "mediaType": Family::Oci.manifest(), "artifactType": kind,
-        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(config), "size": config.len()},
-        "layers": [{"mediaType": "text/plain", "digest": sha256(content.as_bytes()), "size": content.len()}],
-        "subject": {"mediaType": subject_type, "digest": sha256(subject), "size": subject.len()},
-        "annotations": {"kind": kind},
-    });
-    let bytes = document.to_string().into_bytes();
-    registry.add_manifest(name, &sha256(&bytes), Family::Oci.manifest(), &bytes);
-    bytes
-}
-
-fn image_into(registry: &Conforming, name: &str, tag: &str, image: &Image) {
-    for (digest, blob) in &image.blobs {
-        registry.add_blob(name, digest, blob);
-    }
-    registry.add_manifest(name, tag, image.family.manifest(), &image.manifest);
-}
-
 /// An image with an SBOM, a signature of the SBOM, and cosign's tags; gives the three manifests beside it.
 fn signed(registry: &Conforming) -> (Image, [Vec<u8>; 3]) {
     let image = Image::oci(layers());
-    image_into(registry, "app", "1", &image);
-    let sbom = artifact(registry, "app", "example/sbom", &image.manifest, Family::Oci.manifest());
-    let signature = artifact(registry, "app", "example/signature", &sbom, Family::Oci.manifest());
+    registry.add_image("app", "1", &image);
+    let sbom = registry.add_artifact("app", "example/sbom", &image.manifest, Family::Oci.manifest());
+    let signature = registry.add_artifact("app", "example/signature", &sbom, Family::Oci.manifest());
     let cosign = Image::oci(vec![Layer::noise(9, 100)]);
-    image_into(registry, "app", &format!("{}.sig", image.digest().replace(':', "-")), &cosign);
+    registry.add_image("app", &format!("{}.sig", image.digest().replace(':', "-")), &cosign);
     (image, [sbom, signature, cosign.manifest])
 }
 

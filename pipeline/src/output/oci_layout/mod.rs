@@ -151,6 +151,7 @@ impl LayoutOutput {
         platform: Option<Platform>,
     ) -> Result<Receipt, Error> {
         let receipt = Receipt {
+            manifest: Some(manifest.bytes.clone()),
             manifest_digest: Some(manifest.digest.clone()),
             manifest_media_type: Some(manifest.media_type.clone()),
             manifest_size: Some(manifest.bytes.len() as u64),
@@ -226,6 +227,10 @@ impl ImageOutput for LayoutOutput {
         LayerForm::Stored { compression: self.layout.options.compression }
     }
 
+    fn format(&self) -> ManifestFormat {
+        self.layout.options.format
+    }
+
     async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         FinalManifest::foresee(image, self.layout.options.format, self.layout.options.compression)?;
         Ok(self.open().await?)
@@ -282,6 +287,10 @@ impl ImageOutput for LayoutOutput {
 
     fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
         Some(Arc::new(Self { layout: Arc::clone(&self.layout), entry: Entry::ToBe }))
+    }
+
+    fn content(&self) -> Option<Arc<dyn ContentOutput>> {
+        Some(Arc::new(self.clone()))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {

@@ -372,6 +372,10 @@ impl ImageSource for LayoutSource {
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
         Some(Box::new(Self { entry: Some(entry.clone()), ..self.clone() }))
     }
+
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
+    }
 }
 
 /// A file of a directory, opened when it is read.
