@@ -18,13 +18,18 @@ use std::time::Duration;
 use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType, Stream};
 use async_nats::jetstream::{self, Context};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::JetStreamError;
 
 /// How long NATS may take to answer before it is asked again.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How long a server that is not there is waited for at the start, as one that is being started too.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two times that it is asked.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a new connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The first release that speaks what is spoken here.
@@ -106,7 +111,25 @@ pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
     })
 }
 
+/// Connects; to a server that is not there, when it comes, if that is soon.
 async fn client(place: &Place) -> Result<(Client, watch::Receiver<u64>), JetStreamError> {
+    let start = Instant::now();
+    loop {
+        let error = match client_now(place).await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        let is_away = matches!(&error, JetStreamError::Connect { cause, .. }
+            if matches!(cause.kind(), ConnectErrorKind::Io | ConnectErrorKind::TimedOut));
+        if !is_away || start.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        tracing::warn!(%error, "trying again");
+        sleep(PAUSE).await;
+    }
+}
+
+async fn client_now(place: &Place) -> Result<(Client, watch::Receiver<u64>), JetStreamError> {
     let (connected, connections) = watch::channel(0);
     let connected = Arc::new(connected);
     let mut options = ConnectOptions::new()
