@@ -54,7 +54,7 @@ async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Resul
     if dry_run {
         return tell_plan(&plan, global);
     }
-    let report = survey.run(&config, &plan, &ends).await;
+    let report = survey.run(&config, &plan, &ends, |_, _| ()).await;
     tell_report(&plan, &report, global)
 }
 

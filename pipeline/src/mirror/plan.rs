@@ -88,7 +88,7 @@ pub struct Price {
 
 impl Action {
     /// What cannot be said of any image.
-    pub(super) fn impossible(what: &str, problem: &str) -> Self {
+    pub(crate) fn impossible(what: &str, problem: &str) -> Self {
         Self {
             source: what.to_owned(),
             target: None,

@@ -45,9 +45,10 @@ pub struct Report {
 }
 
 /// What came of an action.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// There was nothing to do.
+    #[default]
     Nothing,
     /// The image is there.
     Copied {
@@ -86,13 +87,20 @@ impl Report {
 }
 
 impl Survey {
-    /// Does what was planned of this survey.
+    /// Does what was planned of this survey, and tells of each of the plan's actions, by its number, what came of it when that is known.
     ///
     /// # Cancel safety
     /// Cancelled, it leaves each tag as it was or with the complete new image, and blobs that nobody names; another run goes on
     /// from there.
-    pub async fn run(self, config: &Config, plan: &Plan, ends: &Ends) -> Report {
+    pub async fn run(
+        self,
+        config: &Config,
+        plan: &Plan,
+        ends: &Ends,
+        tell: impl Fn(usize, &Outcome) + Sync,
+    ) -> Report {
         let start = Instant::now();
+        let tell = &tell;
         let uploads = plan.uploads.iter().map(|(digest, targets)| {
             let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
             (digest.clone(), targets.collect())
@@ -110,8 +118,9 @@ impl Survey {
             let image = is_copy.then(|| images.remove(&action.number)).flatten()?;
             let blobs = Arc::clone(&blobs);
             Some(async move {
-                let outcome = copy_image(config, ends, action, image, blobs).await;
-                (index, told(action, outcome))
+                let outcome = told(action, copy_image(config, ends, action, image, blobs).await);
+                tell(index, &outcome);
+                (index, outcome)
             })
         });
         let copies: Vec<_> = copies.collect();
@@ -126,13 +135,23 @@ impl Survey {
             .collect();
         for (index, action) in plan.actions.iter().enumerate() {
             if let (What::Delete, Some(target)) = (&action.what, &action.target) {
-                outcomes.insert(index, told(action, delete_tag(ends, target, &deletions).await));
+                let outcome = told(action, delete_tag(ends, target, &deletions).await);
+                tell(index, &outcome);
+                outcomes.insert(index, outcome);
             }
         }
-        let outcomes = plan.actions.iter().enumerate().map(|(index, action)| match &action.what {
-            What::Refuse(reason) => Outcome::Refused(reason.clone()),
-            What::Fail(problem) => Outcome::Failed { problem: problem.clone(), hint: None },
-            _ => outcomes.remove(&index).unwrap_or(Outcome::Nothing),
+        let outcomes = plan.actions.iter().enumerate().map(|(index, action)| {
+            let known = outcomes.remove(&index);
+            let outcome = match &action.what {
+                What::Refuse(reason) => Outcome::Refused(reason.clone()),
+                What::Fail(problem) => Outcome::Failed { problem: problem.clone(), hint: None },
+                _ => match known {
+                    Some(known) => return known,
+                    None => Outcome::Nothing,
+                },
+            };
+            tell(index, &outcome);
+            outcome
         });
         let counts = blobs.counts();
         Report {
