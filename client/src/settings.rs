@@ -84,11 +84,7 @@ pub(crate) fn settings(
     let source = (global.source_username.as_ref(), global.source_password.as_ref());
     let destination = (global.destination_username.as_ref(), global.destination_password.as_ref());
     Ok(Settings {
-        platform: PlatformChoice {
-            os: global.os.clone(),
-            architecture: global.architecture.clone(),
-            variant: global.variant.clone(),
-        },
+        platform: platform(global),
         parallel: global.parallel,
         compression: None,
         format: ManifestFormat::Keep,
@@ -101,6 +97,17 @@ pub(crate) fn settings(
         confirm: false,
         spools: SpoolDir::new(global.temp_dir.clone().unwrap_or_else(std::env::temp_dir), global.spool_limit),
     })
+}
+
+/// The platform that was asked for, which then is required.
+pub(crate) fn platform(global: &Global) -> PlatformChoice {
+    let choice = PlatformChoice {
+        os: global.os.clone(),
+        architecture: global.architecture.clone(),
+        variant: global.variant.clone(),
+        required: false,
+    };
+    PlatformChoice { required: choice.is_given(), ..choice }
 }
 
 fn registry_options(

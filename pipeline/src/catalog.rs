@@ -11,7 +11,7 @@ use crate::manifest::ParsedManifest;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::platform::{self, Platform};
 use crate::reference::{ManifestRef, Reference, Tag};
-use crate::registry::{ManifestHead, Repository};
+use crate::registry::{ManifestHead, RegistryError, Repository};
 use crate::source::stored::{self, Store};
 
 /// Tags that are asked for at once.
@@ -62,9 +62,14 @@ async fn head(repository: &Repository, wanted: Option<ManifestRef>) -> Result<Op
         }
         // The answer to a GET says in words what is wrong.
         Ok(_) => Ok(None),
-        Err(error) if matches!(error.status(), Some(400 | 405 | 501)) => Ok(None),
+        Err(error) if knows_no_head(&error) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether a registry answers a HEAD as one that only knows GET.
+fn knows_no_head(error: &RegistryError) -> bool {
+    matches!(error.status(), Some(400 | 405 | 501))
 }
 
 /// What was deleted.
@@ -152,9 +157,9 @@ pub(crate) async fn digest_of(repository: &Repository, tag: &Tag) -> Result<Opti
     match repository.manifest_head(&tag, &ACCEPTED_MANIFESTS).await {
         Ok(None) => return Ok(None),
         Ok(Some(ManifestHead { digest: Some(digest), .. })) => return Ok(Some(digest)),
-        // It does not say enough, or does not know the method.
+        // It does not say enough.
         Ok(Some(_)) => {}
-        Err(error) if matches!(error.status(), Some(400 | 405 | 501)) => {}
+        Err(error) if knows_no_head(&error) => {}
         Err(error) => return Err(error.into()),
     }
     let fetched = repository.find_manifest(&tag, &ACCEPTED_MANIFESTS).await?;

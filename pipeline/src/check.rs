@@ -195,7 +195,7 @@ async fn check_layer(
         state.set(LayerState::Done);
         return Ok(Checked { read: true, found });
     }
-    let (summary, format) = plan.observe(layer, None, state).await?;
+    let (summary, format) = plan.observe(layer, None, None, state).await?;
     if let Some(expected) = &layer.diff_id
         && *expected != summary.input.digest
     {

@@ -25,6 +25,7 @@ pub use keep::Keep;
 
 use self::run::Run;
 use crate::blob::BlobSummary;
+use crate::digest::Digest;
 use crate::filter::{FilterChain, Report, Targets};
 use crate::spool::SpoolDir;
 use crate::tar::{Limits, Member, Walker};
@@ -101,12 +102,20 @@ pub struct LayerPass<'a> {
     limits: &'a Limits,
     spools: &'a SpoolDir,
     plan: Plan,
+    known: Option<Digest>,
 }
 
 impl<'a> LayerPass<'a> {
     /// Prepares a pass. `spools` is for the temporary file that [`exclude`](crate::filter::exclude) may need.
     pub fn new(chain: &'a FilterChain, mode: Mode, limits: &'a Limits, spools: &'a SpoolDir) -> Self {
-        Self { chain, mode, limits, spools, plan: Plan::default() }
+        Self { chain, mode, limits, spools, plan: Plan::default(), known: None }
+    }
+
+    /// Takes the tar's digest to be this one and hashes nothing, if none of the filters needs a digest that is not the tar's.
+    #[must_use]
+    pub fn with_known(self, diff_id: Option<Digest>) -> Self {
+        let needs = self.chain.filters().iter().any(|filter| filter.edits() || filter.taps());
+        Self { known: diff_id.filter(|_| !needs), ..self }
     }
 
     /// Begins again with what an earlier pass found to be needed.
@@ -122,11 +131,14 @@ impl<'a> LayerPass<'a> {
         if self.mode == Mode::Copy {
             return run::copy(Walker::opaque(input), out, self.chain.filters().len());
         }
-        let mut walker = Walker::new(input, self.limits.clone());
+        let mut walker = match &self.known {
+            None => Walker::new(input, self.limits.clone()),
+            Some(_) => Walker::unhashed(input, self.limits.clone()),
+        };
         let mut member = Member::default();
         let mut run = Run::new(&self, out);
         match run.drive(&mut walker, &mut member) {
-            Ok(None) => run.finish(walker),
+            Ok(None) => run.finish(walker, self.known.clone()),
             Ok(Some(outcome)) => Ok(outcome),
             Err(LayerError::Tar { source, .. }) => {
                 Err(LayerError::Tar { member: walker.members(), path: run::name(&member), source })

@@ -84,7 +84,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         }
         "docker" => {
             let engine = settings.engine.at(uri.option("socket"));
-            ForPlatform::new(
+            ForPlatform::hold(
                 DockerSource::new(engine, &uri.rest, settings.spools.clone())?,
                 &settings.platform,
             )
@@ -92,7 +92,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
         "tar" => {
             let image = uri.option("image").map(str::to_owned);
             let source = SavedTarSource::new(&uri.rest, image, settings.spools.clone());
-            ForPlatform::new(source, &settings.platform)
+            ForPlatform::hold(source, &settings.platform)
         }
         "dir" => {
             let tag = uri.option("tag");
@@ -100,7 +100,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
             if let (None, Some(tag)) = (&image, tag) {
                 return Err(uri.bad("tag", tag, "needs image= beside it").into());
             }
-            ForPlatform::new(DirSource::new(&uri.rest, image), &settings.platform)
+            ForPlatform::hold(DirSource::new(&uri.rest, image), &settings.platform)
         }
         "oci-layout" => {
             let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
@@ -312,6 +312,8 @@ fn platform(uri: &Uri, settings: &Settings) -> PlatformChoice {
         os: option("os", &settings.platform.os),
         architecture: option("arch", &settings.platform.architecture),
         variant: option("variant", &settings.platform.variant),
+        required: settings.platform.required
+            || ["os", "arch", "variant"].iter().any(|key| uri.option(key).is_some()),
     }
 }
 

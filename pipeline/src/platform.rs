@@ -31,6 +31,8 @@ pub struct PlatformChoice {
     pub architecture: Option<String>,
     /// Unset: this machine's where the architecture is unset too, otherwise the architecture's usual one.
     pub variant: Option<String>,
+    /// Whether an image that stands alone has to be for it too, and not only one that an index offers among others.
+    pub required: bool,
 }
 
 /// No entry of an index, or not the one image that there is, is for the wanted platform.
@@ -171,24 +173,11 @@ impl PlatformChoice {
         }
     }
 
-    /// Whether an image that no index offers for a platform is for the one that was asked for: what was said, and no more, must
-    /// be true of it. A config that says nothing contradicts nobody.
+    /// Whether an image that no index offers for a platform may be taken. A config that says nothing contradicts nobody.
     pub fn admit(&self, config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
-        let Some(offered) = config.and_then(ImageConfig::platform).filter(|_| self.is_given()) else {
-            return Ok(());
-        };
-        let variant = match &self.architecture {
-            None => self.variant.clone().or_else(|| offered.variant.clone()),
-            Some(_) => self.variant.clone(),
-        };
-        let wanted = Platform {
-            os: self.os.clone().unwrap_or_else(|| offered.os.clone()),
-            architecture: self.architecture.clone().unwrap_or_else(|| offered.architecture.clone()),
-            variant,
-        };
-        match wanted.rank(&offered) {
-            Some(_) => Ok(()),
-            None => Err(NoSuchPlatform { wanted, available: vec![offered.to_string()] }),
+        match config.filter(|_| self.required) {
+            None => Ok(()),
+            config => confirm(&self.resolve(), config),
         }
     }
 }
@@ -323,32 +312,26 @@ mod tests {
     }
 
     #[test]
-    fn the_only_image_is_held_to_what_was_said_of_the_platform_and_to_nothing_else() {
+    fn an_image_that_stands_alone_is_held_to_a_platform_that_is_required() {
         let config = |text: &str| ImageConfig::parse(text.as_bytes()).expect("a config");
         let arm = config(
             r#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{"type":"layers","diff_ids":[]}}"#,
         );
         let silent = config(r#"{"rootfs":{"type":"layers","diff_ids":[]}}"#);
-        let choice = |os: &str, architecture: &str, variant: &str| {
-            let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-            PlatformChoice { os: said(os), architecture: said(architecture), variant: said(variant) }
-        };
-        for (choice, is_admitted) in [
-            (choice("", "", ""), true),
-            (choice("linux", "", ""), true),
-            (choice("", "arm64", ""), true),
-            (choice("linux", "aarch64", "v8"), true),
-            (choice("", "", "v8"), true),
-            (choice("windows", "", ""), false),
-            (choice("", "amd64", ""), false),
-            (choice("", "", "v7"), false),
-        ] {
-            assert_eq!(choice.admit(Some(&arm)).is_ok(), is_admitted, "{choice:?}");
-            assert_eq!(choice.admit(Some(&silent)), Ok(()), "{choice:?}");
-            assert_eq!(choice.admit(None), Ok(()), "{choice:?}");
+        for (architecture, is_admitted) in
+            [("arm64", true), ("aarch64", true), ("amd64", false), ("arm", false)]
+        {
+            let said = PlatformChoice {
+                os: Some("linux".to_owned()),
+                architecture: Some(architecture.to_owned()),
+                ..PlatformChoice::default()
+            };
+            assert_eq!(said.admit(Some(&arm)), Ok(()), "{said:?}");
+            let required = PlatformChoice { required: true, ..said };
+            assert_eq!(required.admit(Some(&arm)).is_ok(), is_admitted, "{required:?}");
+            assert_eq!(required.admit(Some(&silent)), Ok(()), "{required:?}");
+            assert_eq!(required.admit(None), Ok(()), "{required:?}");
         }
-        let error = choice("", "amd64", "").admit(Some(&arm)).expect_err("another architecture");
-        assert_eq!(error.to_string(), "no image for linux/amd64; there is linux/arm64/v8");
     }
 
     #[test]

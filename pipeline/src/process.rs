@@ -161,6 +161,7 @@ async fn run_layers(
     loop {
         // Either branch may be dropped: neither takes anything before it is ready.
         tokio::select! {
+            biased;
             next = coming.next(), if !is_all && running.len() < executor.at_once().max(1) => {
                 let Some(arrival) = next else {
                     is_all = true;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
 use crate::codec::{Compressor, Decoder, Pool};
 use crate::compression::{Compression, Format};
-use crate::digest::{Algorithm, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
@@ -174,7 +174,10 @@ impl LayerPlan {
             Way::ScanFirst(compression) => self.scan_first(output, layer, compression, progress).await,
             Way::Rewrite(compression) => self.rewrite(output, layer, compression, progress).await,
             Way::Observe => {
-                let (summary, _) = self.observe(layer, None, progress).await?;
+                // Nothing is made of what is read, and the blob's own digest says that it is the right one.
+                let is_vouched = layer.descriptor.is_some() && !layer.known_by_diff_id_alone;
+                let known = layer.diff_id.clone().filter(|_| is_vouched && !self.verify_diff_ids);
+                let (summary, _) = self.observe(layer, None, known, progress).await?;
                 written(layer, StoredLayer::Original, summary)
             }
         }
@@ -210,7 +213,7 @@ impl LayerPlan {
         progress: &LayerProgress,
     ) -> Result<WrittenLayer, Error> {
         if output.has_layer(layer).await? {
-            let (summary, _) = self.observe(layer, None, progress).await?;
+            let (summary, _) = self.observe(layer, None, None, progress).await?;
             progress.set(LayerState::Reused);
             tracing::info!("layer {} is there already", layer.label());
             return written(layer, StoredLayer::Original, summary);
@@ -218,7 +221,7 @@ impl LayerPlan {
         let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
         let ignored = ByteCount::default();
         let (summary, stored) = tokio::join!(
-            self.observe(layer, Some(writer), progress),
+            self.observe(layer, Some(writer), None, progress),
             output.write_layer(layer.index, stream, layer.format, &ignored),
         );
         let ((summary, _), stored) = both(summary, stored)?;
@@ -236,7 +239,7 @@ impl LayerPlan {
     ) -> Result<WrittenLayer, Error> {
         let (input, feed) = self.feed(layer, None, &progress.bytes);
         let (decoded, decoder) = self.decode(input, BufferPool::default());
-        let ((), _, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Scan));
+        let ((), _, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Scan, None));
         progress.bytes.reset();
         match outcome? {
             PassOutcome::Done(summary) => {
@@ -319,16 +322,18 @@ impl LayerPlan {
         .await?
     }
 
-    /// Reads a layer without storing it: what the filters report of it, and what it is really compressed with.
+    /// Reads a layer without storing it: what the filters report of it, and what it is really compressed with. A diff_id that is
+    /// `known` is not computed.
     pub(crate) async fn observe(
         &self,
         layer: &Layer,
         copy: Option<LayerWriter>,
+        known: Option<Digest>,
         progress: &LayerProgress,
     ) -> Result<(LayerResult, Format), Error> {
         let (input, feed) = self.feed(layer, copy, &progress.bytes);
         let (decoded, decoder) = self.decode(input, BufferPool::default());
-        let ((), format, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Observe));
+        let ((), format, outcome) = tokio::join!(feed, decoder, self.walk(decoded, Mode::Observe, known));
         match outcome? {
             PassOutcome::Done(summary) => Ok((summary, format.unwrap_or(Format::None))),
             PassOutcome::NeedsRewrite { .. } | PassOutcome::NeedsRestart(_) => {
@@ -401,11 +406,11 @@ impl LayerPlan {
         (tar, task)
     }
 
-    /// One pass over a tar, on a thread of its own.
-    async fn walk(&self, tar: Tar, mode: Mode) -> Result<PassOutcome, Error> {
+    /// One pass over a tar, on a thread of its own. A digest that is `known` is not computed.
+    async fn walk(&self, tar: Tar, mode: Mode, known: Option<Digest>) -> Result<PassOutcome, Error> {
         let (chain, limits, spools) = (self.chain.clone(), self.limits.clone(), self.spools.clone());
         thread::run("walk", move || {
-            let pass = LayerPass::new(&chain, mode, &limits, &spools);
+            let pass = LayerPass::new(&chain, mode, &limits, &spools).with_known(known);
             Ok(pass.run(tar, &mut io::sink())?)
         })
         .await?
@@ -737,8 +742,8 @@ mod tests {
 
     use super::*;
     use crate::blob::MemoryBlob;
-    use crate::digest::Digest;
     use crate::manifest::{Descriptor, Family, LayerType};
+    use crate::output::nothing::NoOutput;
     use crate::progress::Progress;
 
     fn plan(filters: &[&str]) -> LayerPlan {
@@ -840,12 +845,37 @@ mod tests {
         let progress = Progress::default();
         progress.begin([(layer.label(), None)].into_iter());
         let observed = runtime.block_on(async {
-            let observing = plan.observe(&layer, None, &progress.layers()[0]);
+            let observing = plan.observe(&layer, None, None, &progress.layers()[0]);
             tokio::time::timeout(Duration::from_secs(20), observing).await
         });
         drop(release);
         runtime.shutdown_background();
         assert_eq!(observed.expect("it is read").unwrap().0.input.size, 4 << 20);
+    }
+
+    /// A layer that is only read is the right one when its blob's digest says so; where nothing but a diff_id says it, that is computed.
+    #[tokio::test]
+    async fn one_digest_is_enough_for_a_layer_that_is_only_read() {
+        let tar = Bytes::from(vec![0; 1024]);
+        let lied = Some(Digest::sha256(b"of something else"));
+        let mut layer = Layer { blob: Arc::new(MemoryBlob::new(tar.clone())), ..layer(Format::None) };
+        let progress = Progress::default();
+        progress.begin([(layer.label(), None)].into_iter());
+        let progress = &progress.layers()[0];
+        let (searching, inspecting) = (plan(&["search:pattern=*"]), plan(&["inspect:file=-"]));
+
+        layer.diff_id = lied;
+        assert!(searching.run_once(&NoOutput, &layer, progress).await.is_ok());
+        let is_wrong = |result| matches!(result, Err(Error::DiffId { .. }));
+        assert!(is_wrong(inspecting.run_once(&NoOutput, &layer, progress).await), "it tells digests");
+        let verifying = LayerPlan { verify_diff_ids: true, ..searching.clone() };
+        assert!(is_wrong(verifying.run_once(&NoOutput, &layer, progress).await));
+        let told = Layer { known_by_diff_id_alone: true, ..layer.clone() };
+        assert!(is_wrong(searching.run_once(&NoOutput, &told, progress).await));
+        layer.descriptor = None;
+        assert!(is_wrong(searching.run_once(&NoOutput, &layer, progress).await));
+        layer.diff_id = Some(Digest::sha256(&tar));
+        assert!(searching.run_once(&NoOutput, &layer, progress).await.is_ok());
     }
 
     #[test]

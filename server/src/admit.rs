@@ -208,6 +208,7 @@ impl Gate {
                 os: named(platform.os),
                 architecture: named(platform.architecture),
                 variant: named(platform.variant),
+                required: platform.required,
             },
             parallel: match spec.parallel {
                 0 => self.parallel,
@@ -404,7 +405,7 @@ pub fn platforms(platforms: Vec<v1::Platform>) -> Result<Vec<Platform>, ServiceE
 
 /// A platform that is named in full.
 pub fn platform(field: &'static str, platform: v1::Platform) -> Result<Platform, ServiceError> {
-    let v1::Platform { os, architecture, variant } = platform;
+    let v1::Platform { os, architecture, variant, required: _ } = platform;
     if os.is_empty() || architecture.is_empty() {
         let problem = "expected an operating system and an architecture".to_owned();
         return Err(ServiceError::Field { field, problem });

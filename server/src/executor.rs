@@ -1,6 +1,7 @@
 //! The executor of a coordinator: each layer waits for a worker's slot, then runs; unless somebody else brings it there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
@@ -13,6 +14,9 @@ use crate::fleet::{FleetQueue, Lease};
 use crate::share::Turn;
 use crate::worker::attempt::Failure;
 
+/// How often it is looked whether a worker waits for a registry's patience.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// Hears what becomes of the layers of one image.
 #[async_trait::async_trait]
 pub trait LayerWatcher: Send + Sync {
@@ -24,6 +28,12 @@ pub trait LayerWatcher: Send + Sync {
 
     /// The layer waits, for that reason.
     async fn waiting(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        let _ = (layer, reason);
+        Ok(())
+    }
+
+    /// The worker that has the layer waits, for that reason; empty when that is over.
+    async fn held(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
         let _ = (layer, reason);
         Ok(())
     }
@@ -78,7 +88,7 @@ impl FleetExecutor {
         loop {
             self.watcher.begun(&task.layer, lease.worker()).await?;
             let span = tracing::info_span!("attempt", worker = lease.worker());
-            match lease.run(task, self.queue.origin()).instrument(span).await {
+            match self.run_on(&lease, task).instrument(span).await? {
                 Ok(written) => {
                     drop(lease);
                     leader.done(&written);
@@ -105,6 +115,31 @@ impl FleetExecutor {
                 }
             }
             lease = self.lease(&task.layer).await?;
+        }
+    }
+
+    /// Runs the layer on a worker, and says why where that has to wait for a registry's patience.
+    async fn run_on(
+        &self,
+        lease: &Lease,
+        task: &LayerTask,
+    ) -> Result<Result<WrittenLayer, Failure>, ServiceError> {
+        let mut work = std::pin::pin!(lease.run(task, self.queue.origin()));
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut is_held = false;
+        loop {
+            tokio::select! {
+                result = &mut work => return Ok(result),
+                // It only looks.
+                _ = look.tick() => {
+                    let reason = lease.waits(task);
+                    if reason.is_some() != is_held {
+                        is_held = reason.is_some();
+                        self.watcher.held(&task.layer, &reason.unwrap_or_default()).await?;
+                    }
+                }
+            }
         }
     }
 
@@ -138,13 +173,14 @@ impl FleetExecutor {
                 }
             };
             tokio::select! {
+                biased;
                 lease = &mut lease => return Ok(lease),
-                // The fleet, which is ours, holds the other end.
-                _ = members.changed() => {}
                 () = too_late => {
                     let missing = unoffered.map(|(missing, _)| missing).unwrap_or_default();
                     return Err(ServiceError::Unoffered { missing, after });
                 }
+                // The fleet, which is ours, holds the other end.
+                _ = members.changed() => {}
             }
         }
     }

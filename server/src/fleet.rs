@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use occy_pipeline::element::WrittenLayer;
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::LayerTask;
+use occy_pipeline::registry::Repository;
 use occy_proto::v1::{FilterCapability, SearchSpec};
 use tokio::sync::{oneshot, watch};
 
+use crate::budget::{Budgets, HERE};
 use crate::error::ServiceError;
 use crate::metrics::Metrics;
 use crate::schedule::{Assignment, Capabilities, Schedule, Tenant, WaitingLayer};
@@ -55,6 +57,7 @@ struct Shared {
     attempts: Attempts,
     patience: Patience,
     metrics: Metrics,
+    budgets: Budgets,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +135,7 @@ impl Fleet {
         filters: &[FilterCapability],
         patience: Patience,
     ) -> Self {
+        let metrics = Metrics::default();
         let fleet = Self(Arc::new(Shared {
             state: Mutex::default(),
             layers: SharedLayers::default(),
@@ -140,7 +144,8 @@ impl Fleet {
             closed: watch::Sender::new(false),
             attempts: Attempts::default(),
             patience,
-            metrics: Metrics::default(),
+            budgets: Budgets::new(metrics.clone()),
+            metrics,
         }));
         for number in 1..=workers {
             let about = About {
@@ -206,6 +211,7 @@ impl Fleet {
         // The senders are this fleet's.
         while self.load().free == 0 {
             tokio::select! {
+                biased;
                 _ = running.changed() => {}
                 _ = members.changed() => {}
             }
@@ -215,6 +221,11 @@ impl Fleet {
     /// Where is counted what happens to its layers.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// What all of it may ask of registries.
+    pub fn budgets(&self) -> &Budgets {
+        &self.0.budgets
     }
 
     /// Whether a worker offers this.
@@ -536,6 +547,17 @@ impl Lease {
     /// The worker's name.
     pub fn worker(&self) -> &str {
         &self.name
+    }
+
+    /// What of a registry's limits the worker waits for, to go on with a layer.
+    pub fn waits(&self, task: &LayerTask) -> Option<String> {
+        let ends = [task.layer.origin.as_ref(), task.output.repository()];
+        let hosts: Vec<_> = ends.into_iter().flatten().map(Repository::host).collect();
+        let who = match &*self.seat {
+            Seat::Here => HERE,
+            Seat::Remote(_) => self.assignment.worker,
+        };
+        self.fleet.budgets().waits(who, &hosts)
     }
 
     /// Runs a layer there. Dropped, it stops.

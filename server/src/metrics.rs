@@ -7,13 +7,15 @@ use std::time::Duration;
 use occy_proto::v1::{Job, JobState};
 use occy_worker::metrics::put;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::budget::Limited;
 use crate::fleet::Fleet;
 
 /// One label with one of a few values.
@@ -30,6 +32,8 @@ struct Counted {
     layers: Family<Label, Counter>,
     wait_seconds: Histogram,
     layer_seconds: Histogram,
+    refusals: Counter,
+    budget_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -42,6 +46,8 @@ impl Default for Metrics {
             layers: Family::default(),
             wait_seconds: Histogram::new(short.collect::<Vec<_>>()),
             layer_seconds: Histogram::new(exponential_buckets(0.005, 4.0, 12)),
+            refusals: Counter::default(),
+            budget_seconds: Histogram::new(exponential_buckets(0.005, 4.0, 10)),
         }))
     }
 }
@@ -60,6 +66,16 @@ impl Metrics {
             let seconds = (to.seconds - from.seconds) as f64 + f64::from(to.nanos - from.nanos) / 1e9;
             self.0.job_seconds.observe(seconds);
         }
+    }
+
+    /// Registries refused so many requests of the fleet.
+    pub fn budget_refused(&self, count: usize) {
+        self.0.refusals.inc_by(count as u64);
+    }
+
+    /// A request has got its turn at a registry after so long.
+    pub fn budget_waited(&self, wait: Duration) {
+        self.0.budget_seconds.observe(wait.as_secs_f64());
     }
 
     /// A layer has got a worker's slot after so long.
@@ -86,6 +102,11 @@ pub fn register(all: &mut Registry, fleet: Fleet) {
     all.register_with_unit("layer_wait", help, Unit::Seconds, counted.wait_seconds.clone());
     let help = "How long workers had a layer";
     all.register_with_unit("layer_duration", help, Unit::Seconds, counted.layer_seconds.clone());
+    let help =
+        "Requests of the coordinator and its workers that registries refused because there were too many";
+    all.register("budget_refusals", help, counted.refusals.clone());
+    let help = "How long requests of the coordinator waited for their turn at a registry";
+    all.register_with_unit("budget_wait", help, Unit::Seconds, counted.budget_seconds.clone());
     all.register_collector(Box::new(Live(fleet)));
 }
 
@@ -108,6 +129,19 @@ impl Collector for Live {
             None,
             &ConstGauge::new(load.slots),
         )?;
-        put(to, "worker_slots_free", "How many more they can take", None, &ConstGauge::new(load.free))
+        put(to, "worker_slots_free", "How many more they can take", None, &ConstGauge::new(load.free))?;
+        let limited = self.0.budgets().limited();
+        let waiting: usize = limited.iter().map(|limited| limited.waiting).sum();
+        let help = "Requests that wait for their turn at a registry";
+        put(to, "budget_waiting", help, None, &ConstGauge::new(waiting as u64))?;
+        let help = "Requests a second that an account may send to a registry, where that is limited";
+        let mut rates = to.encode_descriptor("budget_rate", help, None, MetricType::Gauge)?;
+        for Limited { host, account, rate, .. } in &limited {
+            if let Some(rate) = rate {
+                let labels = [("registry", host.as_str()), ("account", account.as_str())];
+                ConstGauge::new(*rate).encode(rates.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }

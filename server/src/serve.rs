@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use occy_pipeline::registry::Traffic;
+use occy_pipeline::registry::{Options, Traffic};
 use occy_proto::FILE_DESCRIPTOR_SET;
 use occy_proto::v1::blob_service_server::BlobServiceServer;
 use occy_proto::v1::pipeline_service_server::PipelineServiceServer;
@@ -22,6 +22,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::access::Access;
 use crate::admit::{self, Gate};
+use crate::budget::rules::Rules;
 use crate::client::{ClientLimits, Clients};
 use crate::credentials::SecretKeys;
 use crate::engine::embedded::Store;
@@ -50,6 +51,7 @@ pub async fn serve(
     listening: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
     let fleet = Fleet::embedded(workers(settings), &admit::offered(), &filters(), patience(settings));
+    fleet.budgets().configure(Rules(settings.registry_budget.clone()));
     let traffic = Traffic::default();
     let gate = Arc::new(gate(settings, fleet.clone(), &traffic)?);
     let access = Arc::new(Access::new(settings.tokens_file.as_deref()).await?);
@@ -145,6 +147,8 @@ pub async fn serve(
         () = cut => Ok(()),
         never = access.keep_reading() => match never {},
         never = jobs.keep_looking() => match never {},
+        never = fleet.budgets().keep_leasing() => match never {},
+        never = jobs.keep_counting() => match never {},
         result = exposition => result,
     }
 }
@@ -168,7 +172,10 @@ fn gate(settings: &Settings, fleet: Fleet, traffic: &Traffic) -> anyhow::Result<
     });
     Ok(Gate {
         roots: roots.collect::<Result<_, _>>()?,
-        registry: settings.registry.options(traffic),
+        registry: Options {
+            budget: Some(Arc::new(fleet.budgets().clone())),
+            ..settings.registry.options(traffic)
+        },
         clients: Clients::new(
             settings.spool.directory(),
             ClientLimits {

@@ -9,6 +9,8 @@ use occy_pipeline::size;
 use occy_worker::config::{RegistrySettings, SpoolSettings, seconds};
 use occy_worker::telemetry::Telemetry;
 
+use crate::budget::rules::Rule;
+
 /// The coordinator: reads, filters and writes container images for clients over gRPC.
 ///
 /// Every option can be set in the environment, and in a TOML file under its name without dashes in front.
@@ -106,6 +108,12 @@ pub struct Settings {
     /// Let clients name files under this directory as sources and destinations.
     #[arg(long, value_name = "DIR", value_delimiter = ',', env = "OCCYSTRAP_ALLOW_PATH")]
     pub allow_path: Vec<PathBuf>,
+    /// What all workers and this coordinator together may ask of a registry: `[ACCOUNT@]HOST[/manifest|/pull|/push] rate=N
+    /// concurrency=N quota=N/TIME`, requests a second, at once, and in a time such as 6h. `docker.io/manifest quota=100/6h` is Docker
+    /// Hub's for those who are not logged in. Each account has it by itself, unless one is named; reading and writing have a concurrency
+    /// each. What a registry refuses, and what it says of its limits, is heeded besides. Coordinators with one engine share it.
+    #[arg(long, value_name = "RULE", value_delimiter = ',', env = "OCCYSTRAP_REGISTRY_BUDGET")]
+    pub registry_budget: Vec<Rule>,
     /// How registries are reached.
     #[command(flatten)]
     pub registry: RegistrySettings,

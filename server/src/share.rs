@@ -138,6 +138,7 @@ impl SharedLayers {
             let now = stage.borrow_and_update().clone();
             match now {
                 Stage::Open => tokio::select! {
+                    biased;
                     // Losing this branch leaves the line of those who wait for a worker, or gives the slot back.
                     lease = lease() => {
                         let lease = lease?;

@@ -1,6 +1,6 @@
 """What benchmarks share: a registry of their own, one measured run of a command, and who says what.
 
-Not here: what is measured (run, mirror), and how images are made (make-image).
+Not here: what is measured (run, mirror, workers), and how images are made (make-image).
 """
 
 import http.client
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).resolve().parents[2] / "target"))
 MANIFEST_TYPES = ", ".join(
     [
         "application/vnd.oci.image.manifest.v1+json",
@@ -95,6 +96,49 @@ class Registry:
         if answer.status != 200:
             raise RuntimeError(f"no manifest at the destination ({answer.status})")
         return json.loads(body)["layers"]
+
+
+class Fleet:
+    """A coordinator without workers of its own, and some that connect to it."""
+
+    def __init__(self, directory, beside, workers=2, options=()):
+        self.directory = pathlib.Path(directory)
+        self.workers, self.options = workers, options
+        self.programs = [
+            os.environ.get(variable, str(beside / name))
+            for variable, name in (("OCCY_SERVER", "occy-server"), ("OCCY_WORKER", "occy-worker"))
+        ]
+        self.processes = []
+
+    def start(self):
+        self.directory.mkdir()
+        server, worker = self.programs
+        everything = ["--allow-network", "127.0.0.0/8", "--temp-dir", str(self.directory), "--log", "warn"]
+        state = ["--state-dir", str(self.directory / "state"), "--listen", "127.0.0.1:0", "--embedded-workers", "0"]
+        self.url = "http://" + self.begin([server, *state, *everything]).removeprefix("listening on ")
+        for _ in range(self.workers):
+            self.begin([worker, "--coordinator", self.url, *everything, *self.options])
+
+    def begin(self, command):
+        """Starts a process, and gives what it says first."""
+        with open(self.directory / "log", "ab") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True)
+        self.processes.append(process)
+        return process.stdout.readline().strip() or sys.exit(f"bench: {command[0]} does not start, see {self.directory}/log")
+
+    def cpu(self):
+        return sum(cpu_of(process.pid) for process in self.processes)
+
+    def peak(self):
+        """Bytes of the largest process, since it was started."""
+        status = [pathlib.Path(f"/proc/{process.pid}/status").read_text() for process in self.processes]
+        return max(int(re.search(r"VmHWM:\s+(\d+)", text)[1]) for text in status) * 1024
+
+    def stop(self):
+        for process in reversed(self.processes):
+            process.terminate()
+            process.wait()
+        self.processes = []
 
 
 def cpu_of(pid):

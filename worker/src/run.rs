@@ -15,7 +15,7 @@ use futures_util::future::try_join_all;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::registry::{Client, Traffic};
+use occy_pipeline::registry::{Budget, Client, Traffic};
 use occy_proto::v1::blob_service_client::BlobServiceClient;
 use occy_proto::v1::connect_request::Message as Said;
 use occy_proto::v1::connect_response::Message as Told;
@@ -34,6 +34,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tracing::Instrument as _;
 
 use crate::access::Desk;
+use crate::budget::Leases;
 use crate::settings::Settings;
 use crate::task::Bench;
 use crate::{connect, metrics, telemetry};
@@ -70,13 +71,16 @@ pub async fn work(
         let blobs = BlobServiceClient::new(endpoint.connect_lazy())
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
+        let budget = Leases::default();
         workers.push(Worker {
             bench: Bench {
-                registries: registries.clone(),
+                registries: registries.budgeted_by(&leases(&budget), None),
+                budget: leases(&budget),
                 blobs,
                 spools: settings.spool.directory(),
                 slots: Arc::clone(&slots),
             },
+            budget,
             register: register.clone(),
             endpoint,
             token_file: settings.token_file.clone(),
@@ -98,6 +102,10 @@ pub async fn work(
         result = working => result.map(drop),
         result = metrics::serve(listener, metrics::registry(traffic)) => result,
     }
+}
+
+fn leases(budget: &Leases) -> Arc<dyn Budget> {
+    Arc::new(budget.clone())
 }
 
 /// The filters that there are in this program.
@@ -141,6 +149,7 @@ fn host_name() -> String {
 /// The worker of one coordinator. Those of several share their slots.
 struct Worker {
     bench: Bench,
+    budget: Leases,
     register: Register,
     endpoint: Endpoint,
     token_file: Option<PathBuf>,
@@ -266,6 +275,11 @@ impl Worker {
         session.expiry = None;
         session.tasks.keep(&welcome.attempts);
         session.desk.connect(&said.0).await;
+        // Before the first heartbeat: what the coordinator does not hear of by then is not leased any more.
+        self.budget.connect(welcome.leases_budgets);
+        for used in self.budget.uses() {
+            said.send(Said::Budget(used)).await?;
+        }
         for result in session.tasks.results() {
             said.send(Said::Result(result)).await?;
         }
@@ -280,6 +294,7 @@ impl Worker {
                     Some(Told::Access(answer)) => desk.answer(answer),
                     Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt),
                     Some(Told::Taken(taken)) => tasks.forget(&taken.attempt),
+                    Some(Told::Budget(lease)) => self.budget.lease(&lease),
                     Some(Told::Drain(_)) => tracing::info!("the coordinator is being stopped"),
                     Some(Told::Welcome(_)) | None => {}
                 },
@@ -288,6 +303,9 @@ impl Worker {
                         tasks.remember(result.clone());
                     }
                     said.send(Said::Result(result)).await?;
+                },
+                () = self.budget.changed() => for used in self.budget.uses() {
+                    said.send(Said::Budget(used)).await?;
                 },
                 _ = beat.tick() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
                 _ = told_progress.tick(), if !tasks.is_empty() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,

@@ -1,5 +1,6 @@
 //! A task: from its message to the layer, the filters and the output that it names, and from what comes of them to its result.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use occy_pipeline::blob::BlobRef;
@@ -17,7 +18,7 @@ use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::registry::RegistryOutput;
 use occy_pipeline::progress::{LayerState, Progress};
 use occy_pipeline::reference::Reference;
-use occy_pipeline::registry::{Access, Client};
+use occy_pipeline::registry::{Access, Budget, Client};
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
@@ -39,6 +40,8 @@ pub struct Bench {
     /// How registries are spoken to, and who we are there where the client of a task is nobody: the worker's own credentials, as its
     /// operator configured them.
     pub registries: Client,
+    /// Who says when requests may go.
+    pub budget: Arc<dyn Budget>,
     /// The coordinator's bytes.
     pub blobs: BlobServiceClient<Channel>,
     /// Where temporary files go.
@@ -72,11 +75,29 @@ impl Bench {
         TaskResult { attempt, outcome: Some(outcome) }
     }
 
+    /// Clients without credentials, by the accounts for which they get rights at the desk.
+    fn granted(&self, task: &v1::Task, desk: &Desk) -> HashMap<String, Client> {
+        let source = task.source.as_ref().and_then(|source| match &source.content {
+            Some(task_source::Content::Registry(at)) => Some(at),
+            _ => None,
+        });
+        let destination = task.destination.as_ref().and_then(|destination| match &destination.content {
+            Some(task_destination::Content::Registry(at)) => Some(at),
+            _ => None,
+        });
+        let ends = source.into_iter().chain(destination).filter(|at| at.ask_for_access);
+        let granted = |at: &v1::RegistryRepository| {
+            let client = self.registries.granted_by(desk.grantor(&task.attempt));
+            (at.account.clone(), client.budgeted_by(&self.budget, Some(at.account.clone())))
+        };
+        ends.map(granted).collect()
+    }
+
     async fn done(&self, task: v1::Task, progress: &Progress, desk: &Desk) -> Result<TaskDone, Failure> {
         let ends = Ends {
             blobs: Blobs::new(self.blobs.clone(), task.attempt.clone().into()),
             own: &self.registries,
-            granted: self.registries.granted_by(desk.grantor(&task.attempt)),
+            granted: self.granted(&task, desk),
         };
         let layer = ends.layer(&task)?;
         let chain = chain(&task).await?;
@@ -109,7 +130,7 @@ struct Ends<'a> {
     /// Registries where we are who the worker's operator says.
     own: &'a Client,
     /// Those where we are who the task's client says.
-    granted: Client,
+    granted: HashMap<String, Client>,
 }
 
 impl Ends<'_> {
@@ -171,7 +192,12 @@ impl Ends<'_> {
     }
 
     fn registry(&self, at: &v1::RegistryRepository) -> &Client {
-        if at.ask_for_access { &self.granted } else { self.own }
+        if at.ask_for_access {
+            // There is one for each account of the task's.
+            &self.granted[&at.account]
+        } else {
+            self.own
+        }
     }
 }
 

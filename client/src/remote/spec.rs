@@ -3,14 +3,14 @@
 use occy_pipeline::manifest::Family;
 use occy_pipeline::output::LayerForm;
 use occy_pipeline::output::manifest::ManifestFormat;
-use occy_pipeline::platform::{Platform, PlatformChoice};
+use occy_pipeline::platform::Platform;
 use occy_pipeline::uri::Uri;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{self, PipelineSpec};
 
 use super::is_registry;
 use crate::options::{Global, OutputFormat, Work};
-use crate::settings::Misused;
+use crate::settings::{self, Misused};
 
 /// Refuses options that say how this process would speak to a registry, where the coordinator is the one who does.
 pub(crate) fn refuse_registry_options(global: &Global, ends: &[&str]) -> Result<(), Misused> {
@@ -100,18 +100,16 @@ pub(crate) fn findings(global: &Global) -> v1::FindingsFormat {
 /// The platform that is wanted: where nothing is said this machine's, and not the coordinator's. What the source's URI says of
 /// the architecture goes before both, and then its variant is not this machine's either.
 pub(crate) fn platform(global: &Global, source: &str) -> v1::Platform {
-    let choice = PlatformChoice {
-        os: global.os.clone(),
-        architecture: global.architecture.clone(),
-        variant: global.variant.clone(),
-    };
+    let choice = settings::platform(global);
     let names_architecture = Uri::parse(source).is_ok_and(|uri| uri.option("arch").is_some());
-    match names_architecture {
-        false => convert::platform(choice.resolve()),
-        true => convert::platform(Platform {
+    let required = choice.required;
+    let platform = match names_architecture {
+        false => choice.resolve(),
+        true => Platform {
             os: choice.os.unwrap_or_default(),
             architecture: choice.architecture.unwrap_or_default(),
             variant: choice.variant,
-        }),
-    }
+        },
+    };
+    v1::Platform { required, ..convert::platform(platform) }
 }

@@ -81,6 +81,12 @@ impl Gathered {
         &self.blobs
     }
 
+    /// Those of them that move, foreign ones left out.
+    pub fn own_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let own = self.blobs.iter().filter(|blob| !blob.is_foreign());
+        own.filter_map(|blob| blob.descriptor.as_ref())
+    }
+
     /// What names a manifest as its subject: the subject, and which it is.
     pub fn referrers(&self) -> impl Iterator<Item = (&Digest, &Digest)> {
         self.referrers.iter().map(|referrer| (&referrer.subject, &referrer.manifest.digest))

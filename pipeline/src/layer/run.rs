@@ -6,7 +6,7 @@ use super::keep::Spool;
 use super::stream::{SOURCE, State, Stream};
 use super::{LayerError, LayerPass, LayerResult, Mode, PassOutcome, Plan};
 use crate::blob::BlobSummary;
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 use crate::filter::{LayerFilter, Report, Verdict, inspect};
 use crate::tar::{Limits, Member, Walker, path};
 
@@ -167,13 +167,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    pub(super) fn finish<R: BufRead>(mut self, walker: Walker<R>) -> Result<PassOutcome, LayerError> {
+    /// Ends the pass over a tar, whose digest may be `known` and was not computed then.
+    pub(super) fn finish<R: BufRead>(
+        mut self,
+        walker: Walker<R>,
+        known: Option<Digest>,
+    ) -> Result<PassOutcome, LayerError> {
         let mut size = 0;
         for stream in &mut self.streams {
             size = stream.finish(walker.has_end_marker(), size)?;
         }
         let members = walker.members();
-        let input = summary(walker.into_hasher());
+        let input = match known {
+            Some(digest) => BlobSummary { digest, size: walker.offset() },
+            None => summary(walker.into_hasher()),
+        };
         let mut summaries = Vec::new();
         let mut before = input.clone();
         for stream in &mut self.streams {

@@ -170,17 +170,17 @@ impl Blobs {
         known.holders.get(host).cloned().or_else(found).or_else(|| Some(origin?.name().to_owned()))
     }
 
-    /// Fetches a blob, and stores it in repositories of several registries at once; `session` is the first one's. An error is the source's, or this machine's.
+    /// Fetches a blob, and stores it in repositories of several registries at once; `session` is the first one's. An error is the
+    /// source's, or this machine's.
     async fn upload(
         &self,
         layer: &Layer,
         descriptor: &Descriptor,
         to: &[Repository],
-        session: Option<UploadSession>,
+        mut session: Option<UploadSession>,
         progress: &ByteCount,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
-        let mut session = session;
         self.counts.fetched.fetch_add(size, Ordering::Relaxed);
         let spooled: Option<Arc<FileRegion>> = match to {
             [_] => None,

@@ -9,14 +9,12 @@ use futures_util::StreamExt;
 
 use super::Ends;
 use super::blobs::Blobs;
-use super::config::{Config, Mirror};
+use super::config::Config;
 use super::image::MirrorOutput;
-use super::lists::Wanted;
 use super::plan::{Action, Plan, What};
-use super::survey::{self, Difference, Found, Survey, Surveyed, copy_plan};
+use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
 use crate::catalog::{self, delete};
-use crate::copy::{Gathered, write};
-use crate::digest::Digest;
+use crate::copy::write;
 use crate::element::ImageName;
 use crate::error::Error;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
@@ -187,12 +185,15 @@ async fn copy_image(
 ) -> Result<Outcome, Error> {
     let Surveyed { wanted, was, found } = image;
     let Found::Differs(difference) = found else { return Ok(Outcome::Nothing) };
-    let mirror = &config.mirrors[wanted.mirror];
     let gathered = match difference.gathered {
         Some(gathered) => gathered,
-        None => gathered_again(mirror, ends, &wanted, was.clone(), &difference).await?,
+        None => {
+            let source = &difference.source;
+            let candidate = Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source };
+            candidate.gather(&Arc::default()).await?
+        }
     };
-    let plan = copy_plan(mirror, ends.parallel);
+    let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
     let output: Arc<dyn ContentOutput> =
         Arc::new(MirrorOutput::new(&ends.target, &wanted.target, was, Some(blobs)));
     if let Some(backup) = &action.backup {
@@ -203,18 +204,6 @@ async fn copy_image(
     let copied = write(gathered, &name, &output, &plan, &Progress::default()).await?;
     let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
     Ok(Outcome::Copied { blobs, blobs_found, manifests })
-}
-
-/// What the survey has looked into, and not kept.
-async fn gathered_again(
-    mirror: &Mirror,
-    ends: &Ends,
-    wanted: &Wanted,
-    was: Option<Digest>,
-    difference: &Difference,
-) -> Result<Gathered, Error> {
-    let source = difference.source.clone();
-    survey::gathered(mirror, ends, wanted, was, source, &Arc::default()).await
 }
 
 /// Gives the manifest that a tag is about to be taken from another one. If that fails, the tag stays.

@@ -277,8 +277,7 @@ impl Saving {
     /// What it takes to save an image beside all that was priced before it.
     fn price(&self, gathered: &Gathered) -> Price {
         let mut price = Price { manifests: gathered.manifests(), ..Price::default() };
-        for blob in gathered.blobs().iter().filter(|blob| !blob.is_foreign()) {
-            let Some(descriptor) = &blob.descriptor else { continue };
+        for descriptor in gathered.own_blobs() {
             let is_there = self.have.everywhere(&descriptor.digest, &self.hosts) || {
                 let blob = std::fs::metadata(self.directory.join(blob_path(&descriptor.digest)));
                 blob.is_ok_and(|blob| blob.len() == descriptor.size)

@@ -60,7 +60,7 @@ pub(super) enum Found {
     /// The target is as the source.
     Same,
     /// It is not, and this has to be copied.
-    Differs(Difference),
+    Differs(Box<Difference>),
     /// It is not, and stays so.
     Refused { becomes: Option<Digest>, reason: String },
     /// It is not known.
@@ -83,9 +83,7 @@ pub(super) struct Difference {
 
 impl Difference {
     fn of(source: Digest, gathered: Gathered, kept: &AtomicUsize) -> Self {
-        let blobs = gathered.blobs().iter().filter(|blob| !blob.is_foreign());
-        let blobs = blobs.filter_map(|blob| blob.descriptor.as_ref());
-        let blobs: Vec<_> = blobs.map(|blob| (blob.digest.clone(), blob.size)).collect();
+        let blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
         let size = gathered.size() + BLOB_BYTES * gathered.blobs().len();
         let (becomes, manifests) = (gathered.root().digest.clone(), gathered.manifests());
         let fits = kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
@@ -243,8 +241,9 @@ async fn look_at(
             Decision::Failed(error) => Found::Failed(error),
             Decision::Refused(becomes, reason) => Found::Refused { becomes, reason },
             Decision::Look(digest) => {
-                let mirror = &config.mirrors[wanted.mirror];
-                match look(mirror, ends, &wanted, was.clone(), digest, &documents, kept).await {
+                let candidate =
+                    Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
+                match candidate.look(&documents, kept).await {
                     Ok(found) => found,
                     Err(error) => Found::Failed(error.to_string()),
                 }
@@ -266,40 +265,44 @@ pub(super) fn copy_plan(mirror: &Mirror, parallel: usize) -> CopyPlan {
     }
 }
 
-/// What an image consists of, of which the target is asked what it has.
-pub(super) async fn gathered(
-    mirror: &Mirror,
-    ends: &Ends,
-    wanted: &Wanted,
-    was: Option<Digest>,
-    source: Digest,
-    documents: &Arc<Documents>,
-) -> Result<Gathered, Error> {
-    let source = MirrorSource::new(&ends.source, &wanted.source, source, Arc::clone(documents));
-    let output = MirrorOutput::new(&ends.target, &wanted.target, was, None);
-    gather(&source, &output, &copy_plan(mirror, ends.parallel)).await
+/// An image whose tags do not say that its target is as its source.
+pub(super) struct Candidate<'a> {
+    pub(super) config: &'a Config,
+    pub(super) ends: &'a Ends,
+    pub(super) wanted: &'a Wanted,
+    /// What the target's tag names.
+    pub(super) was: Option<&'a Digest>,
+    /// What the source names.
+    pub(super) source: &'a Digest,
 }
 
-async fn look(
-    mirror: &Mirror,
-    ends: &Ends,
-    wanted: &Wanted,
-    was: Option<Digest>,
-    source: Digest,
-    documents: &Arc<Documents>,
-    kept: &AtomicUsize,
-) -> Result<Found, Error> {
-    let gathered = gathered(mirror, ends, wanted, was.clone(), source.clone(), documents).await?;
-    let becomes = gathered.root().digest.clone();
-    if let Some(reason) = refusal(mirror, wanted, was.as_ref(), &becomes) {
-        return Ok(Found::Refused { becomes: Some(becomes), reason });
+impl Candidate<'_> {
+    fn mirror(&self) -> &Mirror {
+        &self.config.mirrors[self.wanted.mirror]
     }
-    let is_same = gathered.is_named() && gathered.missing() == 0;
-    let target = ends.target.repository(&wanted.target, Access::Pull);
-    if is_same && has_belongings(&gathered, &target).await? {
-        return Ok(Found::Same);
+
+    /// What the image consists of, of which the target is asked what it has.
+    pub(super) async fn gather(&self, documents: &Arc<Documents>) -> Result<Gathered, Error> {
+        let Self { ends, wanted, was, source, .. } = self;
+        let source =
+            MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
+        let output = MirrorOutput::new(&ends.target, &wanted.target, was.cloned(), None);
+        gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
     }
-    Ok(Found::Differs(Difference::of(source, gathered, kept)))
+
+    async fn look(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
+        let gathered = self.gather(documents).await?;
+        let becomes = gathered.root().digest.clone();
+        if let Some(reason) = refusal(self.mirror(), self.wanted, self.was, &becomes) {
+            return Ok(Found::Refused { becomes: Some(becomes), reason });
+        }
+        let is_same = gathered.is_named() && gathered.missing() == 0;
+        let target = self.ends.target.repository(&self.wanted.target, Access::Pull);
+        if is_same && has_belongings(&gathered, &target).await? {
+            return Ok(Found::Same);
+        }
+        Ok(Found::Differs(Box::new(Difference::of(self.source.clone(), gathered, kept))))
+    }
 }
 
 /// Whether a target lists all that belongs to the manifests of an image.

@@ -127,6 +127,11 @@ impl Authenticator {
         self.credentials.get().and_then(|found| found.problem.clone())
     }
 
+    /// The credentials, where they were looked up already.
+    pub(super) fn known_credentials(&self) -> Option<&Credentials> {
+        self.credentials.get().and_then(|found| found.credentials.as_ref())
+    }
+
     pub(super) fn scheme(&self) -> Option<Scheme> {
         self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

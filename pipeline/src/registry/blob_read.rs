@@ -11,6 +11,7 @@ use futures_util::stream;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
+use super::budget::Held;
 use super::error::{Operation, RegistryError};
 use super::host::RegistryHost;
 use super::manifest::content_length;
@@ -173,6 +174,7 @@ impl Reader {
                 }
                 Ok(Ok(None)) if self.size.is_none_or(|size| size == self.hasher.size()) => {
                     self.check_digest()?;
+                    self.call.held = None;
                     self.done = true;
                     continue;
                 }
@@ -221,6 +223,7 @@ impl Reader {
                 self.call.headers.insert(RANGE, range);
             }
             let response = self.host.send(&self.call).await?;
+            self.call.held = response.extensions().get::<Held>().cloned();
             let skip = match response.status() {
                 StatusCode::OK => {
                     self.check_length(&response)?;
@@ -282,6 +285,7 @@ impl Reader {
             self.check_digest()?;
             self.check_end(end).await?;
             self.body = None;
+            self.call.held = None;
             self.done = true;
         }
         Ok(piece)

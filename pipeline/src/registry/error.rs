@@ -106,6 +106,14 @@ pub enum RegistryError {
         /// How long was waited.
         after: Duration,
     },
+    /// It may not be asked for now: others who share its patience ask it too.
+    #[error("did not get its turn for {request}: {reason}")]
+    NoTurn {
+        /// What was to be asked.
+        request: Box<Request>,
+        /// What it waited for.
+        reason: String,
+    },
     /// The registry named a host that must not be connected to.
     #[error("refused to connect to {peer} ({address}), which {request} named: not a public address")]
     AddressRefused {
@@ -192,6 +200,7 @@ impl RegistryError {
             Self::Connect { kind: ConnectFailure::Network, .. }
             | Self::Broken { .. }
             | Self::Timeout { .. }
+            | Self::NoTurn { .. }
             | Self::SessionLost { .. } => true,
             Self::Connect {
                 kind:
@@ -225,6 +234,7 @@ impl RegistryError {
             | Self::Connect { request, .. }
             | Self::Broken { request, .. }
             | Self::Timeout { request, .. }
+            | Self::NoTurn { request, .. }
             | Self::AddressRefused { request, .. }
             | Self::PlainHttp { request, .. }
             | Self::Protocol { request, .. }

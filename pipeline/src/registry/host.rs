@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OnceCell;
 use url::Url;
 
@@ -137,6 +137,8 @@ impl RegistryHost {
     async fn ping(&self, url: &Url) -> Result<StatusCode, RegistryError> {
         let request = self.request(None, Operation::Ping);
         let client = self.http.for_url(url, true, &request).await?;
+        // Until the answer is there: nobody reads its body.
+        let _turn = self.turn(&self.purpose(&Method::GET, url), None, &request).await?;
         let answer = tokio::time::timeout(self.options.read_timeout, client.get(url.clone()).send())
             .await
             .map_err(|_| RegistryError::Timeout {

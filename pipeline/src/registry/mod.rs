@@ -14,7 +14,7 @@
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
-//! times it, `pace` says when it may go, and `traffic` counts; `auth`
+//! times it, `pace` says when it may go, or `budget` where it is one of many processes that share one, and `traffic` counts; `auth`
 //! and `token` answer challenges, and `grant` where somebody else has the credentials; `credentials` and `docker_config` find out who
 //! we are; `host` finds out how a registry is spoken
 //! to; `http` owns the connections; `named` says which certificates are trusted on them, and `address` where they may lead. Whoever fuzzes the answers of strangers starts at
@@ -25,6 +25,7 @@
 mod address;
 mod auth;
 mod blob_read;
+mod budget;
 pub mod challenge;
 mod chunks;
 mod credentials;
@@ -61,6 +62,7 @@ use url::Url;
 pub use self::address::{AllowedNetwork, InvalidNetwork, is_public};
 pub use self::auth::Access;
 use self::auth::Scope;
+pub use self::budget::{Action, Answer, Budget, Permit, Purpose, RateLimit};
 pub use self::credentials::{ConfigFile, Credentials, Secret};
 pub use self::error::{ConnectFailure, Operation, RegistryError, Request};
 pub use self::grant::{Denied, Grant, Grantor, Right};
@@ -70,7 +72,7 @@ pub use self::list::Names;
 pub use self::manifest::{FetchedManifest, ManifestHead, PutManifest};
 pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options, RequestHook};
-pub use self::pace::Paces;
+pub use self::pace::{Paces, Rhythm};
 pub use self::referrers::{Referrers, fallback_tag};
 pub use self::session::{UploadSession, uploads_ended};
 pub use self::traffic::Traffic;
@@ -122,6 +124,13 @@ impl Client {
         Names::of_repositories(self.host(host.as_str()))
     }
 
+    /// The same client, whose requests `budget` lets go, and count for `account` if it is said. It shares the connections alone.
+    #[must_use]
+    pub fn budgeted_by(&self, budget: &Arc<dyn Budget>, account: Option<String>) -> Self {
+        let options = Options { budget: Some(Arc::clone(budget)), account, ..Options::clone(&self.options) };
+        Self { options: Arc::new(options), http: Arc::clone(&self.http), hosts: Arc::default() }
+    }
+
     fn host(&self, name: &str) -> Arc<RegistryHost> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let host = hosts.entry(name.to_owned()).or_insert_with(|| {
@@ -140,6 +149,11 @@ impl Repository {
     /// The repository's path on its host.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Who we are at its registry, as far as that is known: what requests there count for. A name, or a digest of what has none.
+    pub fn account(&self) -> String {
+        self.host.known_account()
     }
 
     /// Another repository of the same registry.

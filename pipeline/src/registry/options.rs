@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 
 use super::address::AllowedNetwork;
+use super::budget::Budget;
 use super::credentials::{self, ConfigFile, Credentials};
 use super::grant::Grantor;
 use super::pace::Paces;
@@ -54,6 +55,10 @@ pub struct Options {
     pub traffic: Traffic,
     /// How fast registries are asked that have asked for patience.
     pub paces: Paces,
+    /// Who says when a request may go, in the place of `paces`, where other processes ask the same registries.
+    pub budget: Option<Arc<dyn Budget>>,
+    /// Whose requests they are there, where credentials do not tell.
+    pub account: Option<String>,
 }
 
 /// Adds headers to a request before it is sent: those of a distributed trace, which this crate knows nothing of. It is called in
@@ -122,6 +127,8 @@ impl Default for Options {
             hook: None,
             traffic: Traffic::default(),
             paces: Paces::default(),
+            budget: None,
+            account: None,
         }
     }
 }

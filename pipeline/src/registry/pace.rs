@@ -13,6 +13,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 
+use super::budget::{Answer, RateLimit};
+
 /// Over how long it is counted how many requests a registry takes.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Answers that are remembered for that: more a second are not told from so many.
@@ -36,10 +38,11 @@ pub struct Paces(Arc<Mutex<HashMap<String, Pace>>>);
 
 /// The pace of one registry.
 #[derive(Clone, Debug)]
-pub(super) struct Pace(Arc<Mutex<State>>);
+pub(super) struct Pace(Arc<Mutex<Rhythm>>);
 
+/// How fast a registry is asked by all whose answers it hears of: what a pace is made of, without the waiting.
 #[derive(Debug)]
-struct State {
+pub struct Rhythm {
     host: String,
     /// None: as fast as there is something to ask.
     rate: Option<Rate>,
@@ -74,9 +77,7 @@ impl Paces {
 
 impl Pace {
     fn new(host: &str) -> Self {
-        let now = Instant::now();
-        let (rate, answers) = (None, VecDeque::new());
-        Self(Arc::new(Mutex::new(State { host: host.to_owned(), rate, next: now, resume: now, answers })))
+        Self(Arc::new(Mutex::new(Rhythm::new(host, Instant::now()))))
     }
 
     /// Waits until a request may go, and says when it goes.
@@ -97,41 +98,82 @@ impl Pace {
         }
     }
 
-    /// What the registry said to a request that went at `sent`.
-    pub(super) fn answered(&self, sent: Instant, status: StatusCode, retry_after: Option<Duration>) {
-        let is_refusal = status == StatusCode::TOO_MANY_REQUESTS
-            || status == StatusCode::SERVICE_UNAVAILABLE && retry_after.is_some();
-        let (now, mut state) = (Instant::now(), self.lock());
-        if is_refusal {
-            state.refused(now, sent, retry_after);
-        } else {
-            state.taken(now);
-        }
+    /// What the registry said.
+    pub(super) fn answered(&self, answer: &Answer) {
+        self.lock().answered(Instant::now(), answer);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Rhythm> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// The place of the next request in time.
-    fn place(&mut self, now: Instant) -> Instant {
-        let place = now.max(self.resume);
-        let Some(rate) = &mut self.rate else { return place };
+/// Whether an answer says that there were too many requests.
+pub(super) fn is_refusal(status: StatusCode, retry_after: Option<Duration>) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::SERVICE_UNAVAILABLE && retry_after.is_some()
+}
+
+impl Rhythm {
+    /// That of a registry of which nothing is known.
+    pub fn new(host: &str, now: Instant) -> Self {
+        Self { host: host.to_owned(), rate: None, next: now, resume: now, answers: VecDeque::new() }
+    }
+
+    /// Requests a second that the registry is asked at most. None: as many as there are.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate.as_ref().map(|rate| rate.now)
+    }
+
+    /// Until when nothing is asked, because the registry wants it so.
+    pub fn resume(&self) -> Instant {
+        self.resume
+    }
+
+    /// When the next request may go.
+    pub fn due(&mut self, now: Instant) -> Instant {
+        let due = now.max(self.resume);
+        let Some(rate) = &mut self.rate else { return due };
         rate.grow(now);
         if rate.is_tried && rate.now > rate.refused * FORGOTTEN {
             self.rate = None;
-            return place;
+            return due;
         }
-        let place = place.max(self.next);
-        self.next = place + Duration::from_secs_f64(1.0 / rate.now);
-        place
+        due.max(self.next)
     }
 
-    fn taken(&mut self, now: Instant) {
-        self.answers.push_back(now);
+    /// A request goes at that time, which was found due.
+    pub fn goes(&mut self, at: Instant) {
+        if let Some(rate) = &self.rate {
+            self.next = at + Duration::from_secs_f64(1.0 / rate.now);
+        }
+    }
+
+    /// What the registry said.
+    pub fn answered(&mut self, now: Instant, answer: &Answer) {
+        if let Some(RateLimit { remaining: 0, reset: Some(reset) }) = answer.left
+            && reset <= PAUSE_MAX
+        {
+            self.resume = self.resume.max(now + reset);
+        }
+        if answer.is_refusal {
+            self.refused(now, answer.sent, answer.retry_after);
+        } else {
+            self.taken(now, 1);
+        }
+    }
+
+    /// So many requests were answered, and not refused.
+    pub fn taken(&mut self, now: Instant, count: usize) {
+        self.answers.extend(std::iter::repeat_n(now, count.min(ANSWERS_MAX)));
         self.forget(now);
+    }
+
+    /// The place of the next request in time.
+    fn place(&mut self, now: Instant) -> Instant {
+        let place = self.due(now);
+        self.goes(place);
+        place
     }
 
     fn refused(&mut self, now: Instant, sent: Instant, retry_after: Option<Duration>) {
@@ -187,6 +229,10 @@ mod tests {
 
     use super::*;
 
+    fn answer(sent: Instant, status: StatusCode, retry_after: Option<Duration>) -> Answer {
+        Answer { sent, is_refusal: is_refusal(status, retry_after), retry_after, left: None }
+    }
+
     /// A registry that takes so many requests a second, and so many at once that nobody has used.
     struct Limited {
         rate: f64,
@@ -230,7 +276,7 @@ mod tests {
                     loop {
                         let sent = pace.wait().await;
                         let status = registry.ask().await;
-                        pace.answered(sent, status, None);
+                        pace.answered(&answer(sent, status, None));
                         if status == StatusCode::OK {
                             break;
                         }
@@ -270,7 +316,7 @@ mod tests {
         let (pace, start) = (Paces::default().of("registry"), Instant::now());
         for _ in 0..10_000 {
             let sent = pace.wait().await;
-            pace.answered(sent, StatusCode::OK, None);
+            pace.answered(&answer(sent, StatusCode::OK, None));
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
@@ -280,7 +326,7 @@ mod tests {
         let paces = Paces::default();
         let (pace, other, start) = (paces.of("a"), paces.of("b"), Instant::now());
         let sent = pace.wait().await;
-        pace.answered(sent, StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(7)));
+        pace.answered(&answer(sent, StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(7))));
         // Another client of the process, at the same registry and at another one.
         other.wait().await;
         assert_eq!(start.elapsed(), Duration::ZERO);
@@ -293,11 +339,11 @@ mod tests {
         });
         tokio::task::yield_now().await;
         let sent = Instant::now();
-        pace.answered(sent, StatusCode::SERVICE_UNAVAILABLE, Some(Duration::from_secs(5)));
+        pace.answered(&answer(sent, StatusCode::SERVICE_UNAVAILABLE, Some(Duration::from_secs(5))));
         assert!(waiting.await.unwrap() >= sent + Duration::from_secs(5));
         // One that nobody would wait for is not waited for here.
         let sent = pace.wait().await;
-        pace.answered(sent, StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(6 * 3600)));
+        pace.answered(&answer(sent, StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(6 * 3600))));
         let before = Instant::now();
         pace.wait().await;
         assert!(before.elapsed() < PAUSE_MAX);
@@ -308,14 +354,26 @@ mod tests {
         let pace = Paces::default().of("registry");
         for _ in 0..100 {
             let sent = pace.wait().await;
-            pace.answered(sent, StatusCode::OK, None);
+            pace.answered(&answer(sent, StatusCode::OK, None));
         }
         let sent = pace.wait().await;
         sleep(Duration::from_millis(10)).await;
         for _ in 0..50 {
-            pace.answered(sent, StatusCode::TOO_MANY_REQUESTS, None);
+            pace.answered(&answer(sent, StatusCode::TOO_MANY_REQUESTS, None));
         }
         let rate = pace.lock().rate.as_ref().unwrap().now;
         assert!((rate - 100.0 * CUT).abs() < 1.0, "{rate}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_last_request_of_a_limit_was_taken_its_reset_is_waited_for() {
+        let (pace, start) = (Paces::default().of("registry"), Instant::now());
+        for (reset, waits) in [(None, 0), (Some(4), 4), (Some(21_600), 4)] {
+            let sent = pace.wait().await;
+            let left = Some(RateLimit { remaining: 0, reset: reset.map(Duration::from_secs) });
+            pace.answered(&Answer { left, ..answer(sent, StatusCode::OK, None) });
+            pace.wait().await;
+            assert_eq!(start.elapsed(), Duration::from_secs(waits), "{reset:?}");
+        }
     }
 }

@@ -12,9 +12,11 @@ use futures_util::{Stream, StreamExt as _, stream};
 use reqwest::{Method, Response};
 use tracing::Instrument as _;
 
-use super::error::{RegistryError, Request};
+use super::budget::{Answer, Held, Purpose, RateLimit};
+use super::error::{Operation, RegistryError, Request};
 use super::host::RegistryHost;
 use super::http::{self, describe};
+use super::pace::is_refusal;
 use super::retry::retry_after;
 use super::traffic::Traffic;
 use crate::blob::{BlobError, ByteCount};
@@ -114,6 +116,17 @@ impl RegistryHost {
         request: &Request,
         meter: &Meter,
     ) -> Result<Response, RegistryError> {
+        self.execute_holding(None, built, request, meter).await
+    }
+
+    /// The same, of one that goes on with an answer, whose turn it has.
+    pub(super) async fn execute_holding(
+        &self,
+        held: Option<&Held>,
+        built: reqwest::Request,
+        request: &Request,
+        meter: &Meter,
+    ) -> Result<Response, RegistryError> {
         // OpenTelemetry's names for what a client's span has. Without the query: a storage's holds a signature, an upload's its state.
         let span = tracing::trace_span!(
             "registry request",
@@ -123,12 +136,13 @@ impl RegistryHost {
             url.path = built.url().path(),
             http.response.status_code = tracing::field::Empty,
         );
-        self.execute_in(&span, built, request, meter).instrument(span.clone()).await
+        self.execute_in(&span, held, built, request, meter).instrument(span.clone()).await
     }
 
     async fn execute_in(
         &self,
         span: &tracing::Span,
+        held: Option<&Held>,
         mut built: reqwest::Request,
         request: &Request,
         meter: &Meter,
@@ -139,11 +153,19 @@ impl RegistryHost {
         let (method, url) = (built.method().clone(), built.url().clone());
         let is_own = self.owns(&url);
         let client = self.http.for_url(&url, is_own, request).await?;
-        let went = if is_own { Some(self.pace.wait().await) } else { None };
+        let budget = self.options.budget.as_ref().filter(|budget| budget.is_there());
+        // A token is fetched for a request, which may have its turn already, or wait for that of another one.
+        let is_counted = is_own && (budget.is_none() || request.operation != Operation::FetchToken);
+        let purpose = is_counted.then(|| self.purpose(&method, &url));
+        let held = match &purpose {
+            Some(purpose) => self.turn(purpose, held, request).await?,
+            None => None,
+        };
+        let went = tokio::time::Instant::now();
         let mut answer = std::pin::pin!(client.execute(built));
         let patience = self.options.read_timeout;
         let (mut seen, mut idle) = (0, 0);
-        let response = loop {
+        let mut response = loop {
             // Losing the sleep costs nothing; the answer is polled again in the next round.
             if let Ok(answer) = tokio::time::timeout(patience, &mut answer).await {
                 break answer
@@ -161,12 +183,45 @@ impl RegistryHost {
             }
         };
         self.options.traffic.answered(response.status());
-        if let Some(went) = went {
+        if let Some(purpose) = &purpose {
             let asked = retry_after(response.headers(), SystemTime::now());
-            self.pace.answered(went, response.status(), asked);
+            let answer = Answer {
+                sent: went,
+                is_refusal: is_refusal(response.status(), asked),
+                retry_after: asked,
+                left: RateLimit::of(response.headers()),
+            };
+            match budget {
+                Some(budget) => budget.answered(purpose, answer),
+                None => self.pace.answered(&answer),
+            }
+        }
+        if let Some(held) = held {
+            // Until its body was read, or is not wanted any more.
+            response.extensions_mut().insert(held);
         }
         span.record("http.response.status_code", response.status().as_u16());
         tracing::debug!("{method} {}{}: {}", http::peer(&url), url.path(), response.status());
         Ok(response)
+    }
+
+    /// Waits until a request may go. Gives its turn, where there is a budget.
+    pub(super) async fn turn(
+        &self,
+        purpose: &Purpose,
+        held: Option<&Held>,
+        request: &Request,
+    ) -> Result<Option<Held>, RegistryError> {
+        let Some(budget) = self.options.budget.as_ref().filter(|budget| budget.is_there()) else {
+            self.pace.wait().await;
+            return Ok(None);
+        };
+        if let Some(held) = held {
+            return Ok(Some(Held::clone(held)));
+        }
+        match budget.begin(purpose).await {
+            Ok(permit) => Ok(Some(Held::new(permit))),
+            Err(reason) => Err(RegistryError::NoTurn { request: Box::new(request.clone()), reason }),
+        }
     }
 }

@@ -7,6 +7,7 @@ use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use super::auth::{Authorization, Scope};
+use super::budget::Held;
 use super::challenge::{self, Challenge};
 use super::chunks::Chunks;
 use super::error::{RegistryError, Request, is_transient_status};
@@ -30,6 +31,8 @@ pub(super) struct Call {
     /// What the token must allow.
     pub(super) scopes: Vec<Scope>,
     pub(super) request: Request,
+    /// Held by who goes on with an answer that broke: it keeps its turn.
+    pub(super) held: Option<Held>,
 }
 
 impl Call {
@@ -38,7 +41,7 @@ impl Call {
         if matches!(method, Method::POST | Method::PUT | Method::PATCH) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
-        Self { method, url, headers, body: Chunks::default(), scopes: scopes.to_vec(), request }
+        Self { method, url, headers, body: Chunks::default(), scopes: scopes.to_vec(), request, held: None }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: impl AsRef<str>) -> Self {
@@ -67,7 +70,10 @@ impl RegistryHost {
                     (self.failure(response, &call.request).await, asked)
                 }
                 Ok(response) => return Ok(response),
-                Err(error) if error.is_transient() => (error, None),
+                // Who got no turn has waited long enough.
+                Err(error) if error.is_transient() && !matches!(error, RegistryError::NoTurn { .. }) => {
+                    (error, None)
+                }
                 Err(error) => return Err(error),
             };
             if !backoff.wait(&error, asked).await {
@@ -120,7 +126,7 @@ impl RegistryHost {
             if let Some(authorization) = authorization {
                 built.headers_mut().insert(AUTHORIZATION, authorization.header());
             }
-            let response = self.execute(built, &call.request, &meter).await?;
+            let response = self.execute_holding(call.held.as_ref(), built, &call.request, &meter).await?;
             if !is_redirect(&call.method, response.status()) {
                 return Ok(response);
             }

@@ -16,10 +16,13 @@ pub(crate) struct ForPlatform {
 }
 
 impl ForPlatform {
-    /// `source`, if its image is for `platform`; any, where that says nothing.
-    pub(crate) fn new(source: impl ImageSource + 'static, platform: &PlatformChoice) -> Box<dyn ImageSource> {
+    /// `source`, if its image is for `platform`; as it is, where that is not required.
+    pub(crate) fn hold(
+        source: impl ImageSource + 'static,
+        platform: &PlatformChoice,
+    ) -> Box<dyn ImageSource> {
         let source = Box::new(source);
-        if platform.is_given() { Box::new(Self { source, platform: platform.clone() }) } else { source }
+        if platform.required { Box::new(Self { source, platform: platform.clone() }) } else { source }
     }
 }
 

@@ -184,7 +184,7 @@ pub fn format(compression: v1::Compression) -> Option<Format> {
 /// An operating system and processor.
 pub fn platform(platform: Platform) -> v1::Platform {
     let Platform { os, architecture, variant } = platform;
-    v1::Platform { os, architecture, variant: variant.unwrap_or_default() }
+    v1::Platform { os, architecture, variant: variant.unwrap_or_default(), required: false }
 }
 
 /// Whose media types an image uses.

@@ -43,6 +43,12 @@ pub trait Engine: Debug + Send + Sync {
     /// Whether other coordinators have it too, whose jobs may be left to this one at any time.
     fn is_shared(&self) -> bool;
 
+    /// Says that the coordinator of that name is there, which holds for a lease, and gives how many are.
+    async fn coordinators(&self, name: &str) -> Result<usize, EngineError> {
+        let _ = name;
+        Ok(1)
+    }
+
     /// Accepts a job, once for each key of a tenant.
     async fn submit(&self, submission: Submission) -> Result<Submitted, EngineError>;
 

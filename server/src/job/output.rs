@@ -208,6 +208,11 @@ impl LayerWatcher for JobWatcher {
         self.attempt.apply(vec![change], None).await
     }
 
+    async fn held(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        let change = Change::LayerHeld { index: place(layer.index), reason: reason.to_owned() };
+        self.attempt.apply(vec![change], None).await
+    }
+
     async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
         let record = Written { layer: key(layer, &self.chain), record: Record::of(written) };
         self.attempt.apply(vec![Change::LayerDone(convert::layer_status(layer, written))], Some(record)).await

@@ -3,7 +3,7 @@
 //! A job waits here for its turn, is claimed when it comes, and run as long as the claim holds: whoever else has claimed it meanwhile
 //! has it, and whatever this one still does to it changes nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use occy_pipeline::filter::OutputFormat;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
 use occy_pipeline::progress::Progress;
 use occy_pipeline::reference::Reference;
+use occy_pipeline::source::ImageSource;
+use occy_pipeline::task::LayerPlan;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
 use occy_worker::telemetry;
@@ -27,6 +30,7 @@ use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
 use super::watch::LiveJobs;
 use crate::admit::{Ends, Gate};
+use crate::client::Client;
 use crate::credentials::{Logins, SecretKeys};
 use crate::engine::{Applied, Claim, Engine, Submission, Submitted};
 use crate::error::ServiceError;
@@ -43,6 +47,54 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How often jobs without an owner are looked for, at least.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// What an attempt at a job is made of.
+pub(crate) struct Opened {
+    /// Where its image comes from.
+    pub(crate) source: Box<dyn ImageSource>,
+    /// Where it goes.
+    pub(crate) output: Arc<dyn ImageOutput>,
+    /// Layers at once.
+    pub(crate) at_once: usize,
+    /// What is done with each.
+    pub(crate) plan: Arc<LayerPlan>,
+    /// What a worker must offer for that.
+    pub(crate) needs: Capabilities,
+    /// What workers are told of all of them.
+    pub(crate) origin: Origin,
+    /// How what filters find is printed.
+    pub(crate) findings: OutputFormat,
+    /// Whose limits hold for as long as it is there.
+    pub(crate) client: Option<Arc<Client>>,
+}
+
+/// Who opens the ends of jobs.
+#[async_trait::async_trait]
+pub(crate) trait Opener: std::fmt::Debug + Send + Sync {
+    /// Opens those of a job that was accepted. What is allowed may have changed since.
+    async fn open(&self, job: &Job, logins: &Logins) -> Result<Opened, ServiceError>;
+}
+
+#[async_trait::async_trait]
+impl Opener for Arc<Gate> {
+    async fn open(&self, job: &Job, logins: &Logins) -> Result<Opened, ServiceError> {
+        let spec = job.spec.clone().unwrap_or_default();
+        let work = self.admit_again(&spec, &job.tenant.as_str().into(), logins).await?;
+        let source = open::source(&work.source, &work.settings)?;
+        let opened = open::output(&work.destination, &work.settings)?;
+        let output = opened.end;
+        Ok(Opened {
+            at_once: source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel),
+            source: source.end,
+            needs: work.needs(output.form()),
+            output,
+            origin: work.origin(),
+            findings: work.findings,
+            plan: work.plan,
+            client: Some(work.client),
+        })
+    }
+}
+
 /// The jobs of a coordinator. Clones are handles on the same ones.
 #[derive(Clone, Debug)]
 pub struct Jobs(Arc<Inner>);
@@ -52,12 +104,13 @@ struct Inner {
     engine: Arc<dyn Engine>,
     live: LiveJobs,
     gate: Arc<Gate>,
+    opener: Arc<dyn Opener>,
     /// What credentials of jobs are sealed with. None: there are none.
     keys: Option<SecretKeys>,
     fleet: Fleet,
     /// Places for jobs that run at once, which are given by the rule by which workers are.
     turns: Fleet,
-    tasks: Mutex<HashMap<String, Task>>,
+    tasks: Mutex<BTreeMap<String, Task>>,
     finalizing: Arc<AtomicUsize>,
     is_draining: AtomicBool,
     /// Whether a job was left before its end since jobs without an owner were last looked for.
@@ -81,10 +134,24 @@ impl Jobs {
         fleet: Fleet,
         at_once: usize,
     ) -> Self {
+        let opener = Arc::new(Arc::clone(&gate));
+        Self::opened_by(engine, gate, opener, keys, fleet, at_once)
+    }
+
+    /// The same, where another one opens the ends of those that were accepted.
+    pub(crate) fn opened_by(
+        engine: Arc<dyn Engine>,
+        gate: Arc<Gate>,
+        opener: Arc<dyn Opener>,
+        keys: Option<SecretKeys>,
+        fleet: Fleet,
+        at_once: usize,
+    ) -> Self {
         Self(Arc::new(Inner {
             engine,
             live: LiveJobs::default(),
             gate,
+            opener,
             keys,
             fleet,
             turns: Fleet::embedded(at_once, &Capabilities::default(), &[], Patience::default()),
@@ -136,6 +203,24 @@ impl Jobs {
         }
     }
 
+    /// Says that this coordinator is there, and counts those with which it shares what registries take.
+    pub async fn keep_counting(&self) -> Infallible {
+        let engine = &self.0.engine;
+        if !engine.is_shared() {
+            return std::future::pending().await;
+        }
+        let name = uuid::Uuid::new_v4().to_string();
+        let mut tick = tokio::time::interval(engine.lease() / 3);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            match engine.coordinators(&name).await {
+                Ok(coordinators) => self.0.fleet.budgets().share(coordinators.max(1)),
+                Err(error) => tracing::warn!(%error, "coordinators could not be counted"),
+            }
+        }
+    }
+
     /// Accepts a job, and runs it when its turn comes.
     pub async fn submit(
         &self,
@@ -154,18 +239,17 @@ impl Jobs {
             Some(keys) => Some(keys.seal(&id, logins)?),
             None => return Err(ServiceError::NoSecretKey),
         };
+        let tenant = Arc::clone(tenant);
+        self.accept(Submission { id, tenant, spec, key, sealed, trace: telemetry::traceparent() }).await
+    }
+
+    /// Accepts what was found allowed.
+    pub(crate) async fn accept(&self, submission: Submission) -> Result<Job, ServiceError> {
         let limits = self.0.engine.limits();
-        let submission = Submission {
-            id,
-            tenant: Arc::clone(tenant),
-            spec,
-            key: key.clone(),
-            sealed,
-            trace: telemetry::traceparent(),
-        };
+        let (tenant, key) = (Arc::clone(&submission.tenant), submission.key.clone());
         match self.0.engine.submit(submission).await? {
             Submitted::New(job) => {
-                self.start(&job.id, tenant);
+                self.start(&job.id, &tenant);
                 Ok(job)
             }
             Submitted::Earlier(job) => Ok(job),
@@ -219,7 +303,7 @@ impl Jobs {
                 "layers are still running after {patience:?}; a later coordinator begins them again"
             );
         }
-        let tasks: Vec<_> = self.0.tasks().drain().collect();
+        let tasks = std::mem::take(&mut *self.0.tasks());
         for (id, task) in tasks {
             task.abort.abort();
             if let Some(claim) = task.claim.get()
@@ -286,6 +370,7 @@ impl Jobs {
         let work = self.attempt(&attempt, job, progress).instrument(span);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         let result = tokio::select! {
+            biased;
             result = &mut work => result,
             () = lost(&*self.0.engine, claim) => {
                 tokio::time::timeout(GRACE, work).await.unwrap_or(Ok(Err(ServiceError::JobEnded)))
@@ -327,6 +412,7 @@ impl Jobs {
                 return Ok(false);
             }
             tokio::select! {
+                biased;
                 () = self.0.fleet.room() => return Ok(true),
                 // The sender may be gone; it is subscribed to anew then.
                 result = changed.changed() => if result.is_err() { changed = self.0.engine.subscribe(id); },
@@ -344,29 +430,19 @@ impl Jobs {
     }
 
     async fn attempt(&self, attempt: &Attempt, job: Job, progress: &Progress) -> Result<(), ServiceError> {
-        // Once more: what is allowed may have changed since it was submitted.
-        let spec = job.spec.unwrap_or_default();
         let logins = self.logins(&job.id).await?;
-        let work = self.0.gate.admit_again(&spec, &job.tenant.into(), &logins).await?;
-        let source = open::source(&work.source, &work.settings)?;
-        let opened = open::output(&work.destination, &work.settings)?;
-        let keeps_layers = work.destination.starts_with("registry://");
-        let attempt = &Attempt { place: place(&work.destination), ..attempt.clone() };
-        let output: Arc<dyn ImageOutput> =
-            Arc::new(JobOutput::new(attempt.clone(), opened.end, keeps_layers));
-        let at_once = source.max_workers.max(opened.max_workers).unwrap_or(work.settings.parallel);
-        let watcher = JobWatcher { attempt: attempt.clone(), chain: work.plan.chain.clone() };
-        let queue = self
-            .0
-            .fleet
-            .queue(&work.client.tenant, &work.needs(output.form()), true)
-            .of(Origin { job: job.id, ..work.origin() });
+        let opened = self.0.opener.open(&job, &logins).await?;
+        let Opened { source, output, at_once, plan, needs, origin, findings, client: _client } = opened;
+        let destination = job.spec.unwrap_or_default().destination;
+        let keeps_layers = destination.starts_with("registry://");
+        let attempt = &Attempt { place: place(&destination), ..attempt.clone() };
+        let output: Arc<dyn ImageOutput> = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers));
+        let watcher = JobWatcher { attempt: attempt.clone(), chain: plan.chain.clone() };
+        let queue = self.0.fleet.queue(&job.tenant.into(), &needs, true).of(Origin { job: job.id, ..origin });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
-        let outcome = process(source.end.as_ref(), work.plan.clone(), output, executor, progress).await?;
+        let outcome = process(source.as_ref(), Arc::clone(&plan), output, executor, progress).await?;
         let mut changes: Vec<_> =
-            convert::filter_outputs(&outcome, &work.plan.chain, work.findings, FOUND_MAX)?
-                .map(Change::Found)
-                .collect();
+            convert::filter_outputs(&outcome, &plan.chain, findings, FOUND_MAX)?.map(Change::Found).collect();
         changes.push(Change::Succeed(convert::image_result(&outcome)));
         attempt.apply(changes, None).await
     }
@@ -388,9 +464,10 @@ async fn lost(engine: &dyn Engine, claim: &Claim) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let holds = tokio::select! {
-            // Losing a branch loses nothing: either asks for what is the case.
-            _ = changed.changed() => engine.holds(claim).await,
+            biased;
+            // Losing a branch loses nothing: either asks for what is the case. However often the job changes, the lease is extended.
             _ = tick.tick() => engine.extend(claim).await,
+            _ = changed.changed() => engine.holds(claim).await,
         };
         match holds {
             Ok(true) => {}
@@ -402,7 +479,7 @@ async fn lost(engine: &dyn Engine, claim: &Claim) {
 }
 
 impl Inner {
-    fn tasks(&self) -> MutexGuard<'_, HashMap<String, Task>> {
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<String, Task>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,6 +31,13 @@ pub enum Change {
         /// Why; empty when that is over.
         reason: String,
     },
+    /// The worker that has a layer waits.
+    LayerHeld {
+        /// Its place.
+        index: u32,
+        /// Why; empty when that is over.
+        reason: String,
+    },
     /// A layer is at the destination.
     LayerDone(LayerStatus),
     /// All layers are; the image is about to be made visible.
@@ -89,6 +96,14 @@ pub fn apply(job: &mut Job, change: Change, now: Timestamp) -> Result<Event, Ref
                 return Err(Refused(state));
             }
             layer.set_state(LayerState::Waiting);
+            layer.waiting_reason = reason;
+            Event::LayerChanged(layer.clone())
+        }
+        (Running, Change::LayerHeld { index, reason }) => {
+            let layer = layer(job, index).ok_or(Refused(state))?;
+            if layer.state() != LayerState::Running {
+                return Err(Refused(state));
+            }
             layer.waiting_reason = reason;
             Event::LayerChanged(layer.clone())
         }

@@ -85,11 +85,12 @@ pub async fn follow(
             return Ok(());
         }
         tokio::select! {
-            // Losing this branch loses nothing: the engine is asked again in any case.
-            _ = changed.changed() => {}
+            biased;
             _ = look.tick() => if engine.get(id).await?.is_none() {
                 return Ok(());
             },
+            // Losing this branch loses nothing: the engine is asked again in any case.
+            _ = changed.changed() => {}
             () = tokio::time::sleep(PROGRESS_EVERY) => {
                 let now = live.get(id).map(|progress| JobProgress { layers: convert::running(&progress) });
                 if let Some(now) = now.filter(|now| !now.layers.is_empty() && told.as_ref() != Some(now)) {

@@ -173,6 +173,12 @@ impl Attempts {
         self.lock().get(token).cloned()
     }
 
+    /// Whether a result under that token would be taken.
+    #[cfg(test)]
+    pub(crate) fn counts(&self, token: &str) -> bool {
+        self.find(token).is_some_and(|attempt| attempt.is_going_on())
+    }
+
     /// Where the worker is that has the first of these which has not ended.
     pub(super) fn seat(&self, tokens: &[String]) -> Option<RemoteSeat> {
         tokens.iter().find_map(|token| self.find(token)).map(|attempt| attempt.seat.clone())
@@ -182,7 +188,9 @@ impl Attempts {
     pub(super) fn of(&self, worker: u64) -> Vec<Task> {
         let attempts = self.lock();
         let its = attempts.values().filter(|attempt| attempt.is_of(worker) && attempt.is_going_on());
-        its.map(|attempt| attempt.message.clone()).collect()
+        let mut its: Vec<_> = its.map(|attempt| attempt.message.clone()).collect();
+        its.sort_by(|one, other| (&one.job_id, one.layer_index).cmp(&(&other.job_id, other.layer_index)));
+        its
     }
 
     /// What a worker says came of an attempt. One that is not its own, or not any more, changes nothing.
@@ -196,7 +204,10 @@ impl Attempts {
 
     /// All attempts of a worker are lost.
     pub fn lose(&self, worker: u64, reason: &str) {
-        let lost: Vec<_> = self.lock().values().filter(|attempt| attempt.is_of(worker)).cloned().collect();
+        let mut lost: Vec<_> =
+            self.lock().values().filter(|attempt| attempt.is_of(worker)).cloned().collect();
+        // In an order that is the same for the same fleet.
+        lost.sort_by_key(|attempt| (attempt.message.job_id.clone(), attempt.message.layer_index));
         lost.iter().for_each(|attempt| attempt.end(End::Lost(reason.to_owned())));
     }
 
@@ -301,6 +312,7 @@ impl<'a> Open<'a> {
         let mut last = None;
         let end = loop {
             tokio::select! {
+                biased;
                 // A layer that begins anew has dropped what came before, so that this ends first.
                 stored = async { storing.as_mut().expect("checked").0.as_mut().await }, if storing.is_some() => {
                     let told = storing.take();
@@ -354,6 +366,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
         host: repository.host().to_owned(),
         repository: repository.name().to_owned(),
         ask_for_access: repository.has_credentials(),
+        account: if repository.has_credentials() { repository.account() } else { String::new() },
     };
     let (digest, size) = match &layer.descriptor {
         Some(descriptor) => (descriptor.digest.to_string(), Some(descriptor.size)),

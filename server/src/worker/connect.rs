@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::access;
 use super::attempt::is_handed_back;
-use super::seat::{Line, MESSAGES, MESSAGES_EACH, RemoteSeat};
+use super::seat::{Line, MESSAGES, MESSAGES_EACH, RemoteSeat, Requests};
 use crate::access::{Access, Scope};
 use crate::admit;
 use crate::error::ServiceError;
@@ -57,17 +57,26 @@ impl WorkerService for Workers {
         request: Request<Streaming<ConnectRequest>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         self.access.authorize(&request, Scope::Worker)?;
+        Ok(Response::new(self.accept(request.into_inner().boxed()).await?))
+    }
+}
+
+impl Workers {
+    /// Has a worker, who may be one, register and attends to it.
+    pub(crate) async fn accept(
+        &self,
+        mut requests: Requests,
+    ) -> Result<BoxStream<'static, Result<ConnectResponse, Status>>, Status> {
         let fleet = &self.fleet;
-        let mut requests = request.into_inner();
         let lease = fleet.patience().lease;
-        let first = timeout(lease, requests.message()).await.map_err(|_| silent(lease))??;
+        let first = timeout(lease, requests.next()).await.map_err(|_| silent(lease))?.transpose()?;
         let Some(Said::Register(register)) = first.and_then(|request| request.message) else {
             return Err(bad("message", "the first one is the registration").into());
         };
         let attempts = register.attempts.clone();
         let (about, offers) = look_at(register)?;
         let (messages, told) = mpsc::channel(MESSAGES + MESSAGES_EACH * about.slots);
-        let answers = Response::new(ReceiverStream::new(told).boxed());
+        let answers = ReceiverStream::new(told).boxed();
         let mut line = Line { requests, messages, attempts };
         if let Some(seat) = fleet.attempts().seat(&line.attempts) {
             match seat.come_back(line).await {
@@ -172,6 +181,7 @@ impl Attendant {
             tracing::info!(worker = self.member.name(), "a worker has come back");
         };
         tracing::info!(worker = self.member.name(), reason, "a worker has gone");
+        self.fleet.budgets().leave(self.member.id());
         self.seat.disconnect();
         self.member.leave(&reason);
     }
@@ -187,7 +197,9 @@ impl Attendant {
             heartbeat_interval: prost_types::Duration::try_from(welcome_interval(lease)).ok(),
             attempts: kept.clone(),
             lease: prost_types::Duration::try_from(lease).ok(),
+            leases_budgets: true,
         };
+        self.fleet.budgets().seat(worker, &self.seat);
         self.seat.connect(line.messages.clone(), welcome);
         // What was given or taken away while nobody heard it. From here on it is told like everything else.
         let missed = attempts.of(worker).into_iter().filter(|task| !line.attempts.contains(&task.attempt));
@@ -211,16 +223,17 @@ impl Attendant {
         let mut asked: JoinSet<()> = JoinSet::new();
         let (reason, status) = loop {
             let message = tokio::select! {
-                // Whichever branch is lost is there again in the next round.
+                biased;
+                // Whichever branch is lost is there again in the next round. What is rare comes first.
                 Some(_) = asked.join_next() => continue,
                 Some(line) = self.returns.recv() => return Silence::Returned(Box::new(line)),
-                message = timeout_at(*heard + lease, requests.message()) => message,
                 _ = self.closed.wait_for(|&closed| closed) => break (STOPPED.to_owned(), ServiceError::Draining.status()),
+                message = timeout_at(*heard + lease, requests.next()) => message,
             };
             let message = match message {
-                Ok(Ok(Some(ConnectRequest { message }))) => message,
-                Ok(Ok(None)) => return Silence::Broken("it has left".to_owned()),
-                Ok(Err(status)) => {
+                Ok(Some(Ok(ConnectRequest { message }))) => message,
+                Ok(None) => return Silence::Broken("it has left".to_owned()),
+                Ok(Some(Err(status))) => {
                     return Silence::Broken(format!("its connection broke: {}", status.message()));
                 }
                 Err(_) => break (format!("it was not heard of for {lease:?}"), silent(lease)),
@@ -241,7 +254,14 @@ impl Attendant {
                             messages.send(Ok(ConnectResponse { message: Some(Told::Access(answer)) })).await;
                     });
                 }
+                Some(Said::Budget(told)) => {
+                    if let Err(problem) = self.fleet.budgets().used(worker, &told) {
+                        let error = bad("budget", problem);
+                        break (error.to_string(), error.status());
+                    }
+                }
                 Some(Said::Heartbeat(heartbeat)) => {
+                    self.fleet.budgets().settle(worker);
                     for task in heartbeat.tasks {
                         if let Some(attempt) = attempts.find(&task.attempt).filter(|one| one.is_of(worker)) {
                             attempt.progress(task.bytes);
@@ -284,6 +304,7 @@ impl Attendant {
         tracing::info!(worker = self.member.name(), reason, "a worker is waited for");
         let lease = self.fleet.patience().lease;
         tokio::select! {
+            biased;
             Some(line) = self.returns.recv() => Ok(line),
             () = sleep_until(heard + lease) => Err(format!("{reason}; it was not heard of for {lease:?}")),
             _ = self.closed.wait_for(|&closed| closed) => Err(STOPPED.to_owned()),

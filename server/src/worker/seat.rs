@@ -1,30 +1,42 @@
 //! Where a layer's worker is: in this process, or behind a stream, which may be another one from time to time.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::stream::BoxStream;
 use occy_proto::v1::connect_response::Message;
-use occy_proto::v1::{CancelTask, ConnectRequest, ConnectResponse, Drain, ResultTaken, Task, Welcome};
+use occy_proto::v1::{
+    BudgetLease, CancelTask, ConnectRequest, ConnectResponse, Drain, ResultTaken, Task, Welcome,
+};
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 /// Messages to a worker that it has not read yet, beside [`MESSAGES_EACH`] for each of its slots.
-pub const MESSAGES: usize = 16;
+pub const MESSAGES: usize = 64;
 /// A task, its end, and that its result was taken.
 pub const MESSAGES_EACH: usize = 3;
 
 /// What a worker is told on a stream.
 pub type Messages = mpsc::Sender<Result<ConnectResponse, Status>>;
 
+/// What a worker says on a stream.
+pub type Requests = BoxStream<'static, Result<ConnectRequest, Status>>;
+
 /// A stream of a worker's, behind its registration.
-#[derive(Debug)]
 pub struct Line {
     /// What it says.
-    pub requests: Streaming<ConnectRequest>,
+    pub requests: Requests,
     /// What it is told.
     pub messages: Messages,
     /// The attempts that it says it has.
     pub attempts: Vec<String>,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("attempts", &self.attempts).finish_non_exhaustive()
+    }
 }
 
 /// Where a worker is.
@@ -116,6 +128,23 @@ impl RemoteSeat {
     pub fn taken(&self, attempt: String) {
         // One that does not hear it says the result again when it comes back.
         let _ = self.tell(Message::Taken(ResultTaken { attempt }));
+    }
+
+    /// Leases it requests to registries. One without a stream says again what it has when it comes back.
+    pub fn lease(&self, lease: BudgetLease) -> Result<(), NotTold> {
+        match &*self.line() {
+            // Tasks and their ends go first: the last places are theirs.
+            Some(messages) if messages.capacity() <= messages.max_capacity() / 2 => {
+                // Who is gone takes nothing any more.
+                if messages.is_closed() { Ok(()) } else { Err(NotTold) }
+            }
+            Some(messages) => {
+                // It has room, and who is gone is found out soon.
+                let _ = messages.try_send(Ok(ConnectResponse { message: Some(Message::Budget(lease)) }));
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn tell(&self, message: Message) -> Result<(), NotTold> {

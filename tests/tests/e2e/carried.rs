@@ -5,13 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use occy_tests::image::{Family, Image, Index};
+use occy_tests::image::Image;
 use occy_tests::layer::Layer;
 use occy_tests::occyctl::{Run, occyctl};
 use occy_tests::proxy::FaultProxy;
 use occy_tests::registry::Registry;
 use serde_json::{Value, json};
 
+use crate::mirror::{JSON, about, index, report};
 use crate::scratch;
 
 /// An image of one layer that all have, and one of its own.
@@ -20,17 +21,7 @@ fn image(seed: u64) -> Image {
 }
 
 fn mirror(directory: &Path, text: &str, more: &[&str]) -> Run {
-    let file = directory.join("mirror.yaml");
-    fs::write(&file, text).expect("a file");
-    let file = file.display().to_string();
-    occyctl(["mirror", "-c", &file, "--output-format", "json"].iter().chain(more))
-}
-
-#[track_caller]
-fn report(run: Run, code: i32) -> Value {
-    let ended = run.run();
-    assert_eq!(ended.status.code(), Some(code), "{}\n{}", ended.text(), ended.stderr);
-    ended.json()
+    crate::mirror::mirror(directory, text, &[&JSON[..], more].concat())
 }
 
 /// The names of a tar's members under `blobs/`, as GNU tar lists them.
@@ -50,15 +41,9 @@ fn what_is_carried_in_a_tar_arrives_whole_and_the_next_time_only_what_is_new_is_
     let (from, to) = (Registry::start(), Registry::start());
     from.push(&image(1), "team/app", "1");
     from.push(&image(2), "team/other", "1");
-    let entry = |architecture: &str, seed: u64| {
-        let image = Image::on(Family::Oci, ("linux", architecture, None), vec![Layer::noise(seed, 5000)]);
-        (json!({"os": "linux", "architecture": architecture}), image)
-    };
-    let index = Index::new(Family::Oci, vec![entry("amd64", 10), entry("arm64", 11), entry("s390x", 12)]);
+    let index = index([("amd64", 10), ("arm64", 11), ("s390x", 12)]);
     from.push_index(&index, "team/many", "1");
-    let subject = json!({"mediaType": Family::Oci.manifest(), "digest": index.images[0].digest(),
-        "size": index.images[0].manifest.len()});
-    let sbom = image(20).edit_manifest(|manifest| manifest["subject"] = subject);
+    let sbom = about(image(20), &index.images[0]);
     let signature = index.images[0].digest().replace(':', "-");
     from.push(&sbom, "team/many", &format!("{signature}.sig"));
     let directory = scratch();

@@ -32,6 +32,7 @@ mod schedules;
 mod schema1;
 mod search;
 mod service_access;
+mod service_budgets;
 mod service_calls;
 mod service_credentials;
 mod service_disk;

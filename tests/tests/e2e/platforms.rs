@@ -104,6 +104,24 @@ fn what_there_is_is_listed_when_nothing_fits() {
 }
 
 #[test]
+fn an_image_that_stands_alone_is_refused_only_to_who_asks_for_another_platform() {
+    let registry = Registry::start();
+    let (_, arm) = image(Family::Oci, "linux", "arm64", Some("v8"));
+    let pushed = registry.push(&arm, "alone", "1");
+    let directory = crate::scratch();
+    let saved = format!("tar://{}", directory.path().join("saved.tar").display());
+    occyctl(["process", &pushed, &saved]).ok();
+    for source in [&pushed, &saved] {
+        occyctl(["info", source]).ok();
+        occyctl(["info", source, "--architecture", "arm64"]).ok();
+        let words = ["linux/s390x", "linux/arm64/v8", "hint: "];
+        occyctl(["info", source, "--architecture", "s390x"]).fails(1).says(&words);
+        occyctl(["search", source, "*", "--os", "windows"]).fails(1).says(&["windows/"]);
+    }
+    occyctl(["check", &format!("{pushed}?arch=s390x")]).fails(1).says(&["linux/s390x"]);
+}
+
+#[test]
 fn entries_may_lack_a_platform_and_indexes_may_be_nested() {
     let registry = Registry::start();
     let plain = Image::oci(vec![Layer::of(&[Member::file("a", "")])]);

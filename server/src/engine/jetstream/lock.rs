@@ -5,9 +5,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
-
 use super::connect::bucket;
 use super::{JetStream, JetStreamError, hash, patiently};
 use crate::engine::Claim;
@@ -23,7 +20,7 @@ impl JetStream {
             if !self.holds_now(claim).await? {
                 return Ok(false);
             }
-            let (revision, holder) = match self.value(&self.0.buckets.locks, &subject).await? {
+            let (revision, holder) = match self.value(&subject).await? {
                 Some((_, value)) if value == own.as_bytes() => return Ok(true),
                 Some((revision, value)) => (revision, read(&value)),
                 None => (0, None),
@@ -37,28 +34,18 @@ impl JetStream {
                 }
             }
             // Whether it was this claim's write that came first is seen by reading it.
-            patiently("lock a destination of", || async {
-                let message = PublishMessage::build()
-                    .payload(own.clone().into())
-                    .expected_last_subject_sequence(revision);
-                match self.publish(subject.clone(), message).await {
-                    Ok(_) => Ok(()),
-                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(()),
-                    Err(error) => Err(error.to_string()),
-                }
-            })
-            .await?;
+            patiently("lock a destination of", || self.put_if(&subject, own.clone(), revision)).await?;
         }
     }
 
     /// Gives the lock back, if it still is this claim's.
     pub(super) async fn unlock_place(&self, claim: &Claim, place: &str) -> Result<(), JetStreamError> {
         let subject = subject(place);
-        if let Some((revision, value)) = self.value(&self.0.buckets.locks, &subject).await?
+        if let Some((revision, value)) = self.value(&subject).await?
             && value == written(claim).as_bytes()
         {
             // What was written there since is another's.
-            self.purge(&self.0.buckets.locks, &subject, Some(revision)).await;
+            self.purge(&subject, Some(revision)).await;
         }
         Ok(())
     }

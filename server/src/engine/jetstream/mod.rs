@@ -6,6 +6,7 @@
 //! | what stands there of one job | `record` |
 //! | what every coordinator has in memory of all jobs | `index` |
 //! | whose image becomes visible at a destination | `lock` |
+//! | the values themselves, and how they are asked for | `values` |
 //!
 //! A job is one value, and every change of it is a compare-and-set on the revision that was read: so of two coordinators one is
 //! refused, reads again, and finds its claim stale. An owner is alive while its lease, a value of its own, has not reached the
@@ -18,18 +19,15 @@ pub mod connect;
 mod index;
 mod lock;
 mod record;
+#[cfg(test)]
+pub(crate) mod simulated;
+mod values;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use async_nats::jetstream::{ErrorCode, Message};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use occy_proto::v1::{Job, JobEvent, JobState};
 use prost::Message as _;
@@ -38,9 +36,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
-use self::connect::{Buckets, Place as Where, bucket, connect};
+use self::connect::{Place as Where, bucket, connect};
 use self::index::{Entry, Index};
 use self::record::{Events, Place, Record, since};
+use self::values::{Value, Values, WriteError};
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{Change, is_final};
 use crate::schedule::Tenant;
@@ -130,7 +129,7 @@ pub struct JetStream(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    buckets: Buckets,
+    values: Arc<dyn Values>,
     limits: Limits,
     lease: Duration,
     index: Index,
@@ -159,13 +158,17 @@ enum By<'a> {
 impl JetStream {
     /// Connects, and waits until all jobs are known.
     pub async fn open(place: &Where, limits: Limits) -> Result<Self, JetStreamError> {
-        let buckets = connect(place).await?;
+        Self::over(Arc::new(connect(place).await?), place.lease, limits).await
+    }
+
+    /// The engine whose values are these.
+    async fn over(values: Arc<dyn Values>, lease: Duration, limits: Limits) -> Result<Self, JetStreamError> {
         let index = Index::default();
         let (known, is_known) = oneshot::channel();
-        let (jobs, connections) = (buckets.jobs.clone(), buckets.connections.clone());
-        let following = tokio::spawn(follow(jobs, connections, index.clone(), known)).abort_handle();
+        let (followed, all) = (Arc::clone(&values), index.clone());
+        let following = tokio::spawn(async move { followed.follow(&all, known).await }).abort_handle();
         let lanes = std::iter::repeat_with(Default::default).take(LANES).collect();
-        let engine = Inner { buckets, limits, lease: place.lease, index, lanes, following };
+        let engine = Inner { values, limits, lease, index, lanes, following };
         let gone = |cause: &str| JetStreamError::Unreachable { what: "list", cause: cause.to_owned() };
         match tokio::time::timeout(PATIENCE, is_known).await {
             Ok(Ok(())) => Ok(Self(Arc::new(engine))),
@@ -175,7 +178,7 @@ impl JetStream {
     }
 
     async fn read(&self, id: &str) -> Result<Option<(Record, u64)>, JetStreamError> {
-        let Some(message) = self.value(&self.0.buckets.jobs, &(bucket("jobs") + id)).await? else {
+        let Some(message) = self.value(&(bucket("jobs") + id)).await? else {
             return Ok(None);
         };
         if message.1.is_empty() {
@@ -187,67 +190,54 @@ impl JetStream {
     }
 
     /// The value at a subject and its revision.
-    async fn value(
-        &self,
-        stream: &Stream,
-        subject: &str,
-    ) -> Result<Option<(u64, bytes::Bytes)>, JetStreamError> {
-        patiently("read", || async {
-            match stream.get_last_raw_message_by_subject(subject).await {
-                Ok(message) => Ok(Some((message.sequence, message.payload))),
-                Err(error) => match error.kind() {
-                    LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                    LastRawMessageErrorKind::JetStream(error)
-                        if error.error_code() == ErrorCode::NO_MESSAGE_FOUND =>
-                    {
-                        Ok(None)
-                    }
-                    _ => Err(error.to_string()),
-                },
-            }
-        })
-        .await
-    }
-
-    async fn publish(&self, subject: String, message: PublishMessage) -> Result<u64, PublishError> {
-        Ok(self.0.buckets.context.send_publish(subject, message).await?.await?.sequence)
+    async fn value(&self, subject: &str) -> Result<Option<(u64, bytes::Bytes)>, JetStreamError> {
+        patiently("read", || self.0.values.last(subject)).await
     }
 
     /// Writes a value that nobody else writes.
     async fn put(&self, subject: &str, value: Vec<u8>) -> Result<(), JetStreamError> {
         let value = bytes::Bytes::from(value);
         patiently("write", || async {
-            let message = PublishMessage::build().payload(value.clone());
-            self.publish(subject.to_owned(), message).await.map_err(|error| error.to_string())
+            let written = self.0.values.write(subject, Value::anyway(value.clone())).await;
+            written.map_err(|error| error.to_string())
         })
         .await
         .map(drop)
     }
 
-    /// Writes the record, if it still has the revision. None: it has not.
-    async fn put_record(
+    /// Writes a value, if the subject still has the revision. False: it has not.
+    async fn put_if(
         &self,
-        id: &str,
-        record: &Record,
+        subject: &str,
+        value: impl Into<bytes::Bytes>,
         revision: u64,
-    ) -> Result<Option<u64>, PublishError> {
+    ) -> Result<bool, String> {
+        match self.0.values.write(subject, Value::after(revision, value.into())).await {
+            Ok(_) => Ok(true),
+            Err(WriteError::Conflict) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Writes the record, if it still has the revision. None: it has not.
+    async fn put_record(&self, id: &str, record: &Record, revision: u64) -> Result<Option<u64>, WriteError> {
         let job = record.job();
-        let message = PublishMessage::build()
-            .headers(Entry::of(&job, 0).headers())
-            .payload(record.encode_to_vec().into())
-            .expected_last_subject_sequence(revision);
-        match self.publish(bucket("jobs") + id, message).await {
+        let value = Value {
+            headers: Some(Entry::of(&job, 0).headers()),
+            ..Value::after(revision, record.encode_to_vec().into())
+        };
+        match self.0.values.write(&(bucket("jobs") + id), value).await {
             Ok(revision) => {
                 self.0.index.put(id, Entry::of(&job, revision));
                 Ok(Some(revision))
             }
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
+            Err(WriteError::Conflict) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     async fn is_alive(&self, id: &str, epoch: u64) -> Result<bool, JetStreamError> {
-        let lease = self.value(&self.0.buckets.leases, &lease(id, epoch)).await?;
+        let lease = self.value(&lease(id, epoch)).await?;
         Ok(lease.is_some())
     }
 
@@ -307,13 +297,12 @@ impl JetStream {
             match self.put_record(id, &record, revision).await {
                 Ok(Some(_)) => {
                     if is_final(job.state()) {
-                        self.purge(&self.0.buckets.parts, &format!("{}{id}.layers.>", bucket("parts")), None)
-                            .await;
+                        self.purge(&format!("{}{id}.layers.>", bucket("parts")), None).await;
                     }
                     return Ok(Applied::Done(job));
                 }
                 Ok(None) if conflicts < CONFLICTS => conflicts += 1,
-                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                Err(WriteError::TooLarge) => {
                     return Err(JetStreamError::TooLarge { what: "the record of the job" });
                 }
                 Err(_) if start.elapsed() < PATIENCE => sleep(PAUSE).await,
@@ -370,16 +359,7 @@ impl JetStream {
         }
         if let Some((key, revision)) = key {
             let subject = bucket("keys") + key;
-            let taken = patiently("write", || async {
-                let message = PublishMessage::build()
-                    .payload(job.id.clone().into())
-                    .expected_last_subject_sequence(revision);
-                match self.publish(subject.clone(), message).await {
-                    Ok(_) => Ok(true),
-                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-                    Err(error) => Err(error.to_string()),
-                }
-            });
+            let taken = patiently("write", || self.put_if(&subject, job.id.clone(), revision));
             // Ours it may be all the same: the answer to an earlier attempt was lost.
             if !taken.await? && self.key(key).await?.is_none_or(|(_, id)| id != job.id) {
                 let Some((_, id)) = self.key(key).await? else {
@@ -410,7 +390,7 @@ impl JetStream {
 
     /// What stands under a key, and its revision.
     async fn key(&self, key: &str) -> Result<Option<(u64, String)>, JetStreamError> {
-        let value = self.value(&self.0.buckets.keys, &(bucket("keys") + key)).await?;
+        let value = self.value(&(bucket("keys") + key)).await?;
         Ok(value.map(|(revision, id)| (revision, String::from_utf8_lossy(&id).into_owned())))
     }
 
@@ -422,15 +402,14 @@ impl JetStream {
                 return Ok(Some(record.job()));
             }
             let subject = bucket("jobs") + id;
-            if self.value(&self.0.buckets.jobs, &subject).await?.is_some_and(|(_, value)| value.is_empty()) {
+            if self.value(&subject).await?.is_some_and(|(_, value)| value.is_empty()) {
                 return Ok(None);
             }
             if start.elapsed() > SUBMISSION {
                 // Whoever is still on the way there finds the place taken.
-                let message = PublishMessage::build().expected_last_subject_sequence(0);
-                match self.publish(subject, message).await {
-                    Ok(_) => return Ok(None),
-                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => continue,
+                match self.put_if(&subject, "", 0).await {
+                    Ok(true) => return Ok(None),
+                    Ok(false) => continue,
                     Err(error) => return Err(unreachable("write", &error)),
                 }
             }
@@ -440,7 +419,6 @@ impl JetStream {
 
     /// Forgets the oldest jobs that have ended, beyond the number that is kept.
     async fn forget(&self) -> Result<(), JetStreamError> {
-        let Buckets { jobs, parts, keys, .. } = &self.0.buckets;
         for id in self.0.index.excess(self.0.limits.kept) {
             if let Some((record, _)) = self.read(&id).await?
                 && let Some(key) = record.key
@@ -448,23 +426,19 @@ impl JetStream {
                 && owner == id
             {
                 // What is written there later is another job's.
-                self.purge(keys, &(bucket("keys") + &key), Some(revision)).await;
+                self.purge(&(bucket("keys") + &key), Some(revision)).await;
             }
-            self.purge(parts, &format!("{}{id}.>", bucket("parts")), None).await;
-            self.purge(jobs, &(bucket("jobs") + &id), None).await;
+            self.purge(&format!("{}{id}.>", bucket("parts")), None).await;
+            self.purge(&(bucket("jobs") + &id), None).await;
             self.0.index.remove(&id);
         }
         Ok(())
     }
 
     /// Takes values away that nobody needs: what is left of them by a failure costs nothing but space.
-    async fn purge(&self, stream: &Stream, subject: &str, up_to: Option<u64>) {
-        let purged = match up_to {
-            Some(revision) => stream.purge().sequence(revision + 1).filter(subject).await,
-            None => stream.purge().filter(subject).await,
-        };
-        if let Err(error) = purged {
-            tracing::warn!(subject, %error, "values that nobody needs could not be removed");
+    async fn purge(&self, subject: &str, up_to: Option<u64>) {
+        if let Err(error) = self.0.values.purge(subject, up_to).await {
+            tracing::warn!(subject, error, "values that nobody needs could not be removed");
         }
     }
 
@@ -492,12 +466,8 @@ impl JetStream {
 
     /// The leases that there are.
     async fn alive(&self) -> Result<std::collections::BTreeSet<String>, JetStreamError> {
-        patiently("list the owners of", || async {
-            let subjects = self.0.buckets.leases.info_with_subjects(format!("{}>", bucket("leases"))).await;
-            let subjects = subjects.map_err(|error| error.to_string())?;
-            subjects.map_ok(|(subject, _)| subject).try_collect().await.map_err(|error| error.to_string())
-        })
-        .await
+        let all = bucket("leases") + ">";
+        patiently("list the owners of", || self.0.values.subjects(&all)).await
     }
 
     async fn claim_job(&self, id: &str) -> Result<Option<(Claim, Job)>, JetStreamError> {
@@ -528,7 +498,7 @@ impl JetStream {
             Place::Here(events) => return Ok(events),
             Place::Page(name) => name,
         };
-        match self.value(&self.0.buckets.parts, &(bucket("parts") + &name)).await? {
+        match self.value(&(bucket("parts") + &name)).await? {
             Some((_, page)) => {
                 let page = Events::decode(page).map_err(|_| JetStreamError::Foreign(id.to_owned()))?;
                 Ok(since(&page.events, after))
@@ -551,6 +521,13 @@ impl Engine for JetStream {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    async fn coordinators(&self, name: &str) -> Result<usize, EngineError> {
+        let prefix = format!("{}coordinator.", bucket("leases"));
+        self.put(&format!("{prefix}{name}"), Vec::new()).await?;
+        let alive = self.alive().await?;
+        Ok(alive.range(prefix.clone()..).take_while(|lease| lease.starts_with(&prefix)).count())
     }
 
     async fn submit(&self, submission: Submission) -> Result<Submitted, EngineError> {
@@ -638,7 +615,7 @@ impl Engine for JetStream {
     }
 
     async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, EngineError> {
-        let written = self.value(&self.0.buckets.parts, &part(id, layer)).await?;
+        let written = self.value(&part(id, layer)).await?;
         Ok(written.map(|(_, record)| String::from_utf8_lossy(&record).into_owned()))
     }
 
@@ -648,58 +625,6 @@ impl Engine for JetStream {
 
     async fn trace(&self, id: &str) -> Result<Option<String>, EngineError> {
         Ok(self.read(id).await?.and_then(|(record, _)| record.trace))
-    }
-}
-
-/// Keeps the index as the records are. `known` hears when it has all that there were.
-async fn follow(
-    jobs: Stream,
-    mut connections: watch::Receiver<u64>,
-    index: Index,
-    known: oneshot::Sender<()>,
-) {
-    let mut known = Some(known);
-    loop {
-        connections.mark_unchanged();
-        let cause = tokio::select! {
-            Err(cause) = follow_once(&jobs, &index, &mut known) => cause,
-            // What changed while there was none is not sent again; the consumer itself would find that out after a minute.
-            _ = connections.changed() => continue,
-        };
-        tracing::warn!(cause, "jobs cannot be followed in JetStream; trying again");
-        sleep(Duration::from_secs(1)).await;
-    }
-}
-
-async fn follow_once(
-    jobs: &Stream,
-    index: &Index,
-    known: &mut Option<oneshot::Sender<()>>,
-) -> Result<Infallible, String> {
-    let config = pull::OrderedConfig {
-        filter_subject: format!("{}>", bucket("jobs")),
-        headers_only: true,
-        deliver_policy: DeliverPolicy::LastPerSubject,
-        ..pull::OrderedConfig::default()
-    };
-    let consumer = jobs.create_consumer(config).await.map_err(|error| error.to_string())?;
-    let mut is_known = consumer.cached_info().num_pending == 0;
-    let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
-    loop {
-        if is_known && let Some(known) = known.take() {
-            // Nobody who waits is gone before that.
-            let _ = known.send(());
-        }
-        let Some(message) = messages.next().await else { return Err("the consumer has ended".to_owned()) };
-        let message: Message = message.map_err(|error| error.to_string())?;
-        let info = message.info().map_err(|error| error.to_string())?;
-        is_known |= info.pending == 0;
-        let headers = message.headers.clone().unwrap_or_default();
-        if let (Some(id), Some(entry)) =
-            (message.subject.strip_prefix(&bucket("jobs")), Entry::read(&headers, info.stream_sequence))
-        {
-            index.put(id, entry);
-        }
     }
 }
 
@@ -750,6 +675,8 @@ fn hash(words: &[&str]) -> String {
 mod tests {
     use std::sync::Mutex;
 
+    use async_nats::jetstream::context::PublishErrorKind;
+    use async_nats::jetstream::message::PublishMessage;
     use occy_tests::nats::Nats;
 
     use super::*;

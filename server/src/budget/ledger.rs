@@ -1,0 +1,554 @@
+//! What one account may ask of one registry, and who of those that ask it is next: no lock, no waiting, and time only as it is told.
+//!
+//! A request passes every *line* that its action belongs to: the registry's, and that of reading, of reading manifests, or of writing.
+//! A line has a rate, a number at once, and a quota, each where it is configured; the registry's line has the rate at which it was
+//! found to refuse, too. Of those who wait, the one with the fewest requests under way is next, and of these the one whose last turn was
+//! longer ago: so who asks for much takes turns with who asks for little, and nobody waits for ever.
+//!
+//! Whoever begins and ends, in whatever order: at any time no more is under way than any line allows, and over any time no more has
+//! begun than its rate and its quota allow. The tests try that.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use occy_pipeline::registry::{Action, Answer, RateLimit, Rhythm};
+use tokio::time::Instant;
+
+/// A burst has so many seconds of a rate, and one request at least.
+const BURST: f64 = 0.1;
+/// A pause that is longer is that of one kind of requests, as when a quota is used up, and not of the registry.
+const SHORT: Duration = Duration::from_secs(60);
+/// No pause is believed that is longer.
+const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What is configured for one line.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// Requests a second.
+    pub rate: Option<f64>,
+    /// Requests at once.
+    pub concurrency: Option<usize>,
+    /// Requests in a time that begins with the first of them.
+    pub quota: Option<(u64, Duration)>,
+}
+
+/// The lines of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineName {
+    /// All requests: rate and quota alone.
+    All,
+    /// Those that read a manifest.
+    Manifest,
+    /// Those that read anything.
+    Pull,
+    /// Those that write.
+    Push,
+}
+
+const LINES: usize = 4;
+
+fn lines(action: Action) -> &'static [LineName] {
+    match action {
+        Action::Manifest => &[LineName::All, LineName::Pull, LineName::Manifest],
+        Action::Pull => &[LineName::All, LineName::Pull],
+        Action::Push => &[LineName::All, LineName::Push],
+    }
+}
+
+/// The place of an action in a list of all.
+pub fn place(action: Action) -> usize {
+    match action {
+        Action::Manifest => 0,
+        Action::Pull => 1,
+        Action::Push => 2,
+    }
+}
+
+/// All of them.
+pub const ACTIONS: [Action; 3] = [Action::Manifest, Action::Pull, Action::Push];
+
+/// What one account may ask of one registry.
+#[derive(Debug)]
+pub struct Ledger {
+    rhythm: Rhythm,
+    lines: [Line; LINES],
+    holders: BTreeMap<u64, Holder>,
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Line {
+    limits: Limits,
+    /// Requests that may begin at once.
+    tokens: f64,
+    /// When these were counted.
+    at: Instant,
+    open: usize,
+    /// Of the time that goes on: what is left of its quota, and when it ends.
+    window: Option<(u64, Instant)>,
+    /// Until when the registry wants none.
+    resume: Instant,
+}
+
+/// Somebody who asks.
+#[derive(Debug, Default)]
+struct Holder {
+    waiting: [usize; 3],
+    /// Since when, of those that have waited longest.
+    since: [Option<Instant>; 3],
+    open: [usize; 3],
+    turn: u64,
+}
+
+/// What is in the way of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Obstacle {
+    /// So many are under way.
+    Concurrency(usize),
+    /// So many a second, until then.
+    Rate(f64, Instant),
+    /// So many in a time, until then.
+    Quota(u64, Duration, Instant),
+    /// The registry wants none until then.
+    Pause(Instant),
+}
+
+impl Obstacle {
+    /// When it is away. None: when a request ends.
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Concurrency(_) => None,
+            Self::Rate(_, until) | Self::Quota(_, _, until) | Self::Pause(until) => Some(*until),
+        }
+    }
+
+    /// For people.
+    pub fn describe(&self, now: Instant) -> String {
+        let seconds = |until: &Instant| until.saturating_duration_since(now).as_secs() + 1;
+        match self {
+            Self::Concurrency(limit) => format!("{limit} requests at once are under way"),
+            Self::Rate(rate, _) => format!("it takes {rate:.1} requests a second"),
+            Self::Quota(limit, time, until) => {
+                format!(
+                    "its {limit} requests in {} s are used up, for another {} s",
+                    time.as_secs(),
+                    seconds(until)
+                )
+            }
+            Self::Pause(until) => format!("it asked for a pause of another {} s", seconds(until)),
+        }
+    }
+}
+
+impl Line {
+    fn burst(&self) -> f64 {
+        self.limits.rate.map_or(0.0, |rate| (rate * BURST).max(1.0))
+    }
+
+    fn count(&mut self, now: Instant) {
+        if let Some(rate) = self.limits.rate {
+            let passed = now.saturating_duration_since(self.at).as_secs_f64();
+            self.tokens = (self.tokens + passed * rate).min(self.burst());
+        }
+        self.at = now;
+        if self.window.is_some_and(|(_, ends)| ends <= now) {
+            self.window = None;
+        }
+    }
+
+    fn obstacle(&mut self, now: Instant) -> Option<Obstacle> {
+        self.count(now);
+        if self.resume > now {
+            return Some(Obstacle::Pause(self.resume));
+        }
+        if let (Some((0, ends)), Some((limit, time))) = (self.window, self.limits.quota) {
+            return Some(Obstacle::Quota(limit, time, ends));
+        }
+        if let Some(limit) = self.limits.concurrency.filter(|&limit| self.open >= limit) {
+            return Some(Obstacle::Concurrency(limit));
+        }
+        // What is counted in fractions is never quite whole.
+        let rate = self.limits.rate.filter(|_| self.tokens < 1.0 - 1e-6)?;
+        Some(Obstacle::Rate(rate, now + Duration::from_secs_f64((1.0 - self.tokens) / rate)))
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.open += 1;
+        self.tokens -= 1.0;
+        if let Some((limit, time)) = self.limits.quota {
+            let (left, ends) = self.window.unwrap_or((limit, now + time));
+            self.window = Some((left.saturating_sub(1), ends));
+        }
+    }
+
+    /// One that was begun was never sent.
+    fn refund(&mut self) {
+        self.tokens = (self.tokens + 1.0).min(self.burst());
+        if let (Some((left, _)), Some((limit, _))) = (&mut self.window, self.limits.quota) {
+            *left = (*left + 1).min(limit);
+        }
+    }
+}
+
+impl Ledger {
+    /// Of a registry with these limits, in the order All, Manifest, Pull, Push.
+    pub fn new(host: &str, limits: [Limits; LINES], now: Instant) -> Self {
+        let line = |limits: Limits| {
+            let mut line = Line { limits, tokens: 0.0, at: now, open: 0, window: None, resume: now };
+            line.tokens = line.burst();
+            line
+        };
+        Self { rhythm: Rhythm::new(host, now), lines: limits.map(line), holders: BTreeMap::new(), turn: 0 }
+    }
+
+    /// Its limits are others from now on.
+    pub fn set_limits(&mut self, limits: [Limits; LINES], now: Instant) {
+        for (line, limits) in self.lines.iter_mut().zip(limits) {
+            line.count(now);
+            line.limits = limits;
+            line.tokens = line.tokens.min(line.burst());
+        }
+    }
+
+    /// Whether nothing limits its requests of that kind, as far as is known.
+    pub fn is_free(&self, action: Action, now: Instant) -> bool {
+        self.rhythm.rate().is_none()
+            && self.rhythm.resume() <= now
+            && lines(action).iter().all(|&name| {
+                let line = &self.lines[name as usize];
+                line.limits == Limits::default() && line.resume <= now
+            })
+    }
+
+    /// Whether nothing has to be remembered.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        let is_at_rest = |holder: &Holder| holder.waiting == [0; 3] && holder.open == [0; 3];
+        ACTIONS.iter().all(|&action| self.is_free(action, now)) && self.holders.values().all(is_at_rest)
+    }
+
+    /// Requests a second that may begin in all. None: nothing limits them.
+    pub fn rate(&self) -> Option<f64> {
+        let rates = [self.lines[LineName::All as usize].limits.rate, self.rhythm.rate()];
+        rates.into_iter().flatten().min_by(f64::total_cmp)
+    }
+
+    /// Somebody asks for so many requests.
+    pub fn ask(&mut self, who: u64, action: Action, count: usize, now: Instant) {
+        let holder = self.holders.entry(who).or_default();
+        holder.waiting[place(action)] += count;
+        if count > 0 {
+            holder.since[place(action)].get_or_insert(now);
+        }
+    }
+
+    /// Somebody does not want so many any more.
+    pub fn withdraw(&mut self, who: u64, action: Action, count: usize) {
+        if let Some(holder) = self.holders.get_mut(&who) {
+            let waiting = &mut holder.waiting[place(action)];
+            *waiting = waiting.saturating_sub(count);
+            if *waiting == 0 {
+                holder.since[place(action)] = None;
+            }
+        }
+    }
+
+    /// So many of somebody's requests have ended, of which some were never sent.
+    pub fn end(&mut self, who: u64, action: Action, ended: usize, unused: usize) {
+        let Some(holder) = self.holders.get_mut(&who) else { return };
+        let open = &mut holder.open[place(action)];
+        // Whoever says more than it was given ends nobody else's.
+        let ended = ended.min(*open);
+        *open -= ended;
+        for &name in lines(action) {
+            let line = &mut self.lines[name as usize];
+            line.open -= ended;
+            (0..unused.min(ended)).for_each(|_| line.refund());
+        }
+    }
+
+    /// Somebody has so many under way and asks for nothing else, whatever was known.
+    pub fn reset(&mut self, who: u64, action: Action, open: usize) {
+        let holder = self.holders.entry(who).or_default();
+        let before = std::mem::replace(&mut holder.open[place(action)], open);
+        (holder.waiting[place(action)], holder.since[place(action)]) = (0, None);
+        for &name in lines(action) {
+            let line = &mut self.lines[name as usize];
+            line.open = line.open - before + open;
+        }
+    }
+
+    /// Somebody is gone, and all that it had.
+    pub fn leave(&mut self, who: u64) {
+        for action in ACTIONS {
+            self.reset(who, action, 0);
+        }
+        self.holders.remove(&who);
+    }
+
+    /// So many were answered, and not refused.
+    pub fn taken(&mut self, count: usize, now: Instant) {
+        self.rhythm.taken(now, count);
+    }
+
+    /// A request was refused.
+    pub fn refused(&mut self, action: Action, sent: Instant, retry_after: Option<Duration>, now: Instant) {
+        self.rhythm.answered(now, &Answer { sent, is_refusal: true, retry_after, left: None });
+        if let Some(pause) = retry_after.filter(|pause| *pause > SHORT) {
+            self.pause(action, pause, now);
+        }
+    }
+
+    /// The registry said what is left of a limit.
+    pub fn left(&mut self, action: Action, left: RateLimit, now: Instant) {
+        if let RateLimit { remaining: 0, reset: Some(reset) } = left {
+            self.pause(action, reset, now);
+        }
+    }
+
+    /// The narrowest line waits.
+    fn pause(&mut self, action: Action, pause: Duration, now: Instant) {
+        if let Some(&name) = lines(action).last() {
+            let line = &mut self.lines[name as usize];
+            line.resume = line.resume.max(now + pause.min(PAUSE_MAX));
+        }
+    }
+
+    /// Begins what may begin. Gives whose it is, and when there may be more if nothing happens until then.
+    pub fn begin(&mut self, now: Instant) -> (Vec<(u64, Action)>, Option<Instant>) {
+        let mut begun = Vec::new();
+        loop {
+            let mut next = None;
+            let mut possible = Vec::new();
+            for action in ACTIONS {
+                if !self.holders.values().any(|holder| holder.waiting[place(action)] > 0) {
+                    continue;
+                }
+                match self.obstacle(action, now) {
+                    None => possible.push(action),
+                    Some(obstacle) => next = [next, obstacle.until()].into_iter().flatten().min(),
+                }
+            }
+            let candidates = self.holders.iter().flat_map(|(&who, holder)| {
+                let waiting = possible.iter().filter(|&&action| holder.waiting[place(action)] > 0);
+                waiting.map(move |&action| {
+                    (
+                        (holder.open.iter().sum::<usize>(), holder.turn, holder.since[place(action)]),
+                        who,
+                        action,
+                    )
+                })
+            });
+            let Some((_, who, action)) = candidates.min_by(|one, two| one.0.cmp(&two.0)) else {
+                return (begun, next);
+            };
+            self.turn += 1;
+            let turn = self.turn;
+            let holder = self.holders.entry(who).or_default();
+            holder.turn = turn;
+            holder.open[place(action)] += 1;
+            holder.waiting[place(action)] -= 1;
+            // Those behind it have waited as long, as far as is known.
+            if holder.waiting[place(action)] == 0 {
+                holder.since[place(action)] = None;
+            } else {
+                holder.since[place(action)] = Some(now);
+            }
+            for &name in lines(action) {
+                self.lines[name as usize].begin(now);
+            }
+            self.rhythm.goes(now);
+            begun.push((who, action));
+        }
+    }
+
+    fn obstacle(&mut self, action: Action, now: Instant) -> Option<Obstacle> {
+        if let Some(obstacle) = lines(action).iter().find_map(|&name| self.lines[name as usize].obstacle(now))
+        {
+            return Some(obstacle);
+        }
+        let due = self.rhythm.due(now);
+        (due > now).then(|| match self.rhythm.rate() {
+            Some(rate) if self.rhythm.resume() <= now => Obstacle::Rate(rate, due),
+            _ => Obstacle::Pause(due),
+        })
+    }
+
+    /// What somebody has waited for since then, or longer.
+    pub fn waits(&mut self, who: u64, since: Instant, now: Instant) -> Option<Obstacle> {
+        let holder = self.holders.get(&who)?;
+        let action = ACTIONS
+            .into_iter()
+            .find(|&action| holder.since[place(action)].is_some_and(|began| began <= since))?;
+        self.obstacle(action, now)
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.holders.values().map(|holder| holder.waiting.iter().sum::<usize>()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Something that happens to a ledger, after so many milliseconds.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Ask(u64, usize),
+        Withdraw(u64),
+        End(usize, bool),
+        Leave(u64),
+        Refuse(usize, Option<u64>),
+        Pass,
+    }
+
+    fn any_event() -> impl Strategy<Value = (u64, Event)> {
+        let event = prop_oneof![
+            6 => (0u64..4, 1usize..9).prop_map(|(who, count)| Event::Ask(who, count)),
+            1 => (0u64..4).prop_map(Event::Withdraw),
+            6 => (0usize..9, prop::bool::weighted(0.1)).prop_map(|(at, unused)| Event::End(at, unused)),
+            1 => (0u64..4).prop_map(Event::Leave),
+            1 => (0usize..3, prop::option::of(0u64..90)).prop_map(|(action, pause)| Event::Refuse(action, pause)),
+            4 => Just(Event::Pass),
+        ];
+        (0u64..400, event)
+    }
+
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        let rate = prop::option::of(1.0f64..50.0);
+        let quota = prop::option::of((1u64..20, (1u64..5).prop_map(Duration::from_secs)));
+        (rate, prop::option::of(1usize..5), quota).prop_map(|(rate, concurrency, quota)| Limits {
+            rate,
+            concurrency,
+            quota,
+        })
+    }
+
+    proptest! {
+        /// Whoever asks, ends, leaves and is refused: no line is ever passed by more than it allows.
+        #[test]
+        fn no_limit_is_passed(
+            all in any_limits(), manifest in any_limits(), pull in any_limits(), push in any_limits(),
+            events in prop::collection::vec(any_event(), 1..120),
+        ) {
+            let start = Instant::now();
+            let limits = [all, manifest, pull, push];
+            let mut ledger = Ledger::new("registry", limits, start);
+            let (mut now, mut open): (_, Vec<(u64, Action)>) = (start, Vec::new());
+            // Of each line: when what was sent began.
+            let mut sent: [VecDeque<Instant>; LINES] = Default::default();
+            for (number, (pause, event)) in events.into_iter().enumerate() {
+                now += Duration::from_millis(pause);
+                match event {
+                    Event::Ask(who, count) => ledger.ask(who, ACTIONS[number % 3], count, now),
+                    Event::Withdraw(who) => ledger.withdraw(who, ACTIONS[number % 3], 2),
+                    Event::End(at, unused) if at < open.len() => {
+                        let (who, action) = open.remove(at);
+                        ledger.end(who, action, 1, usize::from(unused));
+                        if unused {
+                            for &name in lines(action) {
+                                sent[name as usize].pop_back();
+                            }
+                        }
+                    }
+                    Event::Leave(who) => {
+                        ledger.leave(who);
+                        open.retain(|(whose, _)| *whose != who);
+                    }
+                    Event::Refuse(action, pause) => {
+                        ledger.refused(ACTIONS[action], now, pause.map(Duration::from_secs), now);
+                    }
+                    Event::End(..) | Event::Pass => {}
+                }
+                let (begun, next) = ledger.begin(now);
+                prop_assert!(next.is_none_or(|next| next > now));
+                for (who, action) in begun {
+                    open.push((who, action));
+                    lines(action).iter().for_each(|&name| sent[name as usize].push_back(now));
+                }
+                for (line, limits) in limits.iter().enumerate() {
+                    let is_its = |action: &Action| lines(*action).iter().any(|&name| name as usize == line);
+                    let at_once = open.iter().filter(|(_, action)| is_its(action)).count();
+                    prop_assert!(limits.concurrency.is_none_or(|limit| at_once <= limit));
+                    if let Some(rate) = limits.rate {
+                        for (place, from) in sent[line].iter().enumerate() {
+                            let count = sent[line].len() - place;
+                            let allowed = now.duration_since(*from).as_secs_f64() * rate + (rate * BURST).max(1.0);
+                            prop_assert!(count as f64 <= allowed + 1.001, "{count} of {allowed}");
+                        }
+                    }
+                }
+            }
+        }
+
+        /// Who waits gets its turn, however much others ask for.
+        #[test]
+        fn nobody_waits_for_ever(concurrency in 1usize..4, others in 1u64..6) {
+            let mut now = Instant::now();
+            let limits = Limits { concurrency: Some(concurrency), ..Limits::default() };
+            let none = Limits::default();
+            let mut ledger = Ledger::new("registry", [none, none, limits, none], now);
+            (1..=others).for_each(|who| ledger.ask(who, Action::Pull, 1000, now));
+            let mut open: VecDeque<_> = ledger.begin(now).0.into();
+            ledger.ask(0, Action::Pull, 1, now);
+            for _ in 0..=others as usize + concurrency {
+                now += Duration::from_millis(1);
+                let (who, action) = open.pop_front().expect("something is under way");
+                ledger.end(who, action, 1, 0);
+                open.extend(ledger.begin(now).0);
+                if open.iter().any(|(who, _)| *who == 0) {
+                    return Ok(());
+                }
+            }
+            prop_assert!(false, "it starves");
+        }
+    }
+
+    #[test]
+    fn a_quota_is_used_up_and_comes_back() {
+        let start = Instant::now();
+        let quota = Limits { quota: Some((3, Duration::from_secs(60))), ..Limits::default() };
+        let none = Limits::default();
+        let mut ledger = Ledger::new("registry", [none, quota, none, none], start);
+        ledger.ask(1, Action::Manifest, 5, start);
+        ledger.ask(1, Action::Push, 1, start);
+        let (begun, next) = ledger.begin(start);
+        assert_eq!((begun.len(), next), (4, Some(start + Duration::from_secs(60))));
+        // Of these, one was never sent.
+        ledger.end(1, Action::Manifest, 2, 1);
+        assert_eq!(ledger.begin(start).0, [(1, Action::Manifest)]);
+        let waits = ledger.waits(1, start, start).unwrap().describe(start);
+        assert!(waits.contains("3 requests in 60 s"), "{waits}");
+        assert_eq!(ledger.begin(start + Duration::from_secs(60)).0.len(), 1);
+    }
+
+    #[test]
+    fn what_the_registry_says_of_itself_holds_for_all() {
+        let now = Instant::now();
+        let mut ledger = Ledger::new("registry", Default::default(), now);
+        assert!(ledger.is_free(Action::Pull, now) && ledger.is_idle(now));
+        // A quota of manifests keeps no blob waiting.
+        ledger.refused(Action::Manifest, now, Some(Duration::from_secs(3600)), now);
+        let later = now + Duration::from_secs(10);
+        (0..2).for_each(|who| ledger.ask(who, Action::Manifest, 1, later));
+        ledger.ask(1, Action::Pull, 1, later);
+        assert_eq!(ledger.begin(later).0, [(1, Action::Pull)]);
+        assert!(matches!(ledger.waits(0, later, later), Some(Obstacle::Pause(_))));
+        // A short pause is everybody's.
+        let mut ledger = Ledger::new("registry", Default::default(), now);
+        ledger.refused(Action::Pull, now, Some(Duration::from_secs(5)), now);
+        ledger.ask(1, Action::Push, 1, now);
+        assert_eq!(ledger.begin(now), (Vec::new(), Some(now + Duration::from_secs(5))));
+        // And so is the end of a limit that was told.
+        let mut ledger = Ledger::new("registry", Default::default(), now);
+        ledger.left(Action::Push, RateLimit { remaining: 0, reset: Some(Duration::from_secs(9)) }, now);
+        ledger.ask(1, Action::Push, 1, now);
+        ledger.ask(1, Action::Pull, 1, now);
+        assert_eq!(ledger.begin(now), (vec![(1, Action::Pull)], Some(now + Duration::from_secs(9))));
+    }
+}
