@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::Ends;
 use super::blobs::Blobs;
 use super::config::Config;
 use super::image::MirrorOutput;
 use super::plan::{Action, Plan, What};
 use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
+use super::{Ends, locked};
 use crate::catalog::{self, delete};
 use crate::copy::write;
 use crate::element::ImageName;
@@ -133,7 +133,8 @@ impl Survey {
             .collect();
         for (index, action) in plan.actions.iter().enumerate() {
             if let (What::Delete, Some(target)) = (&action.what, &action.target) {
-                let outcome = told(action, delete_tag(ends, target, &deletions).await);
+                let deleted = locked(ends.locks.as_ref(), target, delete_tag(ends, target, &deletions));
+                let outcome = told(action, deleted.await);
                 tell(index, &outcome);
                 outcomes.insert(index, outcome);
             }
@@ -194,8 +195,7 @@ async fn copy_image(
         }
     };
     let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
-    let output: Arc<dyn ContentOutput> =
-        Arc::new(MirrorOutput::new(&ends.target, &wanted.target, was, Some(blobs)));
+    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, Some(blobs)));
     if let Some(backup) = &action.backup {
         back_up(ends, action, &wanted.target, backup).await?;
     }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use occy_proto::v1::{self, MirrorAction, MirrorImage, MirrorOutcome, MirrorPrice, MirrorResult};
+use occy_proto::v1::{MirrorAction, MirrorImage, MirrorOutcome, MirrorPrice, MirrorResult};
 
 use super::WireError;
-use super::convert::count;
+use super::convert::{count, split};
 use crate::digest::Digest;
 use crate::mirror::{Action, Outcome, Plan, Price, Report, What};
 use crate::reference::InvalidReference;
 
 /// Bytes of a problem or a hint, which may quote what a stranger said.
-const TEXT_MAX: usize = 2048;
+const TEXT_MAX: usize = 1024;
 
 /// An image of a plan, and what came of it, where that is known.
 pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> MirrorImage {
@@ -117,6 +117,7 @@ pub fn result(plan: &Plan, report: Option<&Report>) -> MirrorResult {
         bytes_uploaded: report.map_or(0, |report| report.bytes_uploaded),
         blobs_mounted: report.map_or(0, |report| report.mounted),
         price: Some(price(&plan.price)),
+        dry_run: report.is_none(),
     }
 }
 
@@ -184,7 +185,7 @@ fn digest(text: &str) -> Result<Option<Digest>, WireError> {
 }
 
 fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+    split(text, TEXT_MAX).0.to_owned()
 }
 
 #[cfg(test)]
@@ -218,12 +219,12 @@ mod tests {
         }
         let refused = Action { what: What::Refuse("no".to_owned()), ..action };
         assert_eq!(of_image(image(0, &refused, None)).unwrap().0.what, refused.what);
-        assert!(of_image(v1::MirrorImage { was: "x".to_owned(), ..v1::MirrorImage::default() }).is_err());
+        assert!(of_image(MirrorImage { was: "x".to_owned(), ..MirrorImage::default() }).is_err());
     }
 
     #[test]
     fn a_problem_is_cut_between_characters() {
         let long = Action { what: What::Fail("ä".repeat(2000)), ..Action::impossible("x", "") };
-        assert_eq!(image(0, &long, None).problem.len(), 2048);
+        assert_eq!(image(0, &long, None).problem.len(), TEXT_MAX);
     }
 }
