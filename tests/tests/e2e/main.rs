@@ -38,6 +38,7 @@ mod service_credentials;
 mod service_disk;
 mod service_faults;
 mod service_jobs;
+mod service_mirror;
 mod service_replicas;
 mod service_ruby;
 mod service_rules;
