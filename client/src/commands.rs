@@ -6,7 +6,7 @@ mod delete;
 mod digest;
 mod info;
 pub(crate) mod job;
-mod mirror;
+pub(crate) mod mirror;
 mod names;
 pub(crate) mod process;
 mod search;

@@ -148,12 +148,16 @@ Nothing is kept between runs.
 Where no way leads from source to target, --to saves what is wanted in a directory or tar, and --from, with the same file, makes a
 mirror of it there. `mirror digests HOST` lists what a target has: what --have FILE names is not saved, and is mounted there.
 
+With --coordinator a mirror is a job: the coordinator asks the registries and moves the bytes, and goes on when this process is gone
+(`job watch`, `job cancel`); its report is printed here, with the same exit status. What is killed begins anew, and moves no blob twice.
+
 One image's failure is none of the others', and nothing is deleted while something cannot be listed. --dry-run prints what would
 be done, and what it takes; nothing is written then.
 
 Examples:
   occyctl mirror -c mirror.yaml --dry-run
   occyctl mirror -c mirror.yaml --output-format json
+  occyctl mirror -c mirror.yaml --coordinator http://localhost:7700 --idempotency-key nightly-2026-11-26
   occyctl mirror schema > mirror.schema.json
   occyctl mirror digests localhost:5000 > have
   occyctl mirror -c mirror.yaml --to oci-layout:///media/usb/images.tar --have have
@@ -432,6 +436,9 @@ pub(crate) struct Mirror {
     /// What the target registries have, as `mirror digests` prints it: with --to it is left out, with --from it is mounted.
     #[arg(long, value_name = "FILE")]
     pub(crate) have: Option<PathBuf>,
+    /// With --coordinator, a name for this submission: another one with the same name, file and options is the same job.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

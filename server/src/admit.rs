@@ -16,6 +16,8 @@ use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
 use occy_pipeline::manifest::Family;
+use occy_pipeline::mirror::config::Config;
+use occy_pipeline::mirror::{self, Have};
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
@@ -25,7 +27,7 @@ use occy_pipeline::registry;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::uri::Uri;
-use occy_proto::v1::{self, PipelineSpec};
+use occy_proto::v1::{self, MirrorSpec, PipelineSpec};
 
 use crate::client::{Client, Clients};
 use crate::credentials::Logins;
@@ -42,7 +44,9 @@ const FILTERS_MAX: usize = 64;
 const FILTERS_TEXT_MAX: usize = 16 * 1024;
 /// Platforms of an index that one copy may name.
 const PLATFORMS_MAX: usize = 64;
-/// Layers of one image at once.
+/// Bytes of the file that says what is mirrored.
+const CONFIG_MAX: usize = 128 * 1024;
+/// Layers of one image, or blobs of one mirror, at once.
 const PARALLEL_MAX: u32 = 256;
 /// On either side of 0.
 const PRIORITY_MAX: i32 = 100;
@@ -109,7 +113,69 @@ pub struct Work {
     search: Option<v1::SearchSpec>,
 }
 
+/// A mirror that was looked at and found allowed.
+#[derive(Debug)]
+pub struct MirrorWork {
+    /// Whose it is, and whose limits hold for as long as it is there.
+    pub client: Arc<Client>,
+    /// What is mirrored where.
+    pub config: Config,
+    /// How its registries are spoken to.
+    pub ends: mirror::Ends,
+}
+
+impl MirrorWork {
+    /// Whether it may delete tags.
+    pub fn deletes(&self) -> bool {
+        self.config.mirrors.iter().any(|mirror| mirror.deletion.is_some())
+    }
+}
+
 impl Gate {
+    /// Looks at a mirror of a tenant's, who may have brought credentials. All its ends are registries: where they may be is seen when
+    /// they are connected to, as with every other spec.
+    pub async fn admit_mirror(
+        &self,
+        spec: &MirrorSpec,
+        tenant: &Tenant,
+        logins: &Logins,
+    ) -> Result<MirrorWork, ServiceError> {
+        let fail = |field, problem| ServiceError::Field { field, problem };
+        if spec.config.len() > CONFIG_MAX {
+            return Err(fail("config", format!("has more than {CONFIG_MAX} bytes")));
+        }
+        let parallel = self.parallel(spec.parallel)?;
+        let text = spec.config.clone();
+        let config = match tokio::task::spawn_blocking(move || Config::parse(&text)).await {
+            Ok(config) => config.map_err(|error| fail("config", error.to_string()))?,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let registries = registry::Client::new(self.registry.clone()).map_err(Error::from)?;
+        let registries = registries.with_logins(logins.by_host());
+        let client = self.clients.get(tenant);
+        let ends = mirror::Ends {
+            source: mirror::Origin::Registries(registries.clone()),
+            target: registries,
+            have: Have::default(),
+            spools: client.spools.clone(),
+            parallel,
+            locks: None,
+        };
+        Ok(MirrorWork { client, config, ends })
+    }
+
+    /// How much a spec has done at once.
+    fn parallel(&self, wanted: u32) -> Result<usize, ServiceError> {
+        match wanted {
+            0 => Ok(self.parallel),
+            wanted if wanted > PARALLEL_MAX => {
+                let problem = format!("expected at most {PARALLEL_MAX}");
+                Err(ServiceError::Field { field: "parallel", problem })
+            }
+            wanted => Ok(wanted as usize),
+        }
+    }
+
     /// Looks at a spec of a tenant's, who may have brought credentials.
     pub async fn admit(
         self: &Arc<Self>,
@@ -187,9 +253,10 @@ impl Gate {
                 ServiceError::Field { field: "compression", problem: error.to_string() }
             })?),
         };
-        if spec.parallel > PARALLEL_MAX {
-            let problem = format!("expected at most {PARALLEL_MAX}");
-            return Err(ServiceError::Field { field: "parallel", problem });
+        let parallel = self.parallel(spec.parallel)?;
+        if spec.mirror.is_some() {
+            let problem = "is what SubmitMirror sets, and nobody else".to_owned();
+            return Err(ServiceError::Field { field: "mirror", problem });
         }
         if spec.priority.unsigned_abs() > PRIORITY_MAX.unsigned_abs() {
             let problem = format!("expected -{PRIORITY_MAX} to {PRIORITY_MAX}");
@@ -218,10 +285,7 @@ impl Gate {
                 variant: named(platform.variant),
                 required: platform.required,
             },
-            parallel: match spec.parallel {
-                0 => self.parallel,
-                parallel => parallel as usize,
-            },
+            parallel,
             compression,
             format,
             source_registry: match ends {

@@ -5,6 +5,7 @@
 //! such a file jobs with credentials are not accepted. Those of a call are in memory alone. Nothing here has a `Debug` that shows
 //! them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,15 @@ impl Logins {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// By registry, as sources and destinations name them.
+    pub fn by_host(&self) -> HashMap<String, Credentials> {
+        let hosts = self.0.iter().map(|one| one.host.clone());
+        hosts
+            .filter_map(|host| Some((self.for_host(&host)?, host)))
+            .map(|(login, host)| (host, login))
+            .collect()
     }
 
     /// For a registry, as a source or destination names it.

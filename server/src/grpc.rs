@@ -324,13 +324,28 @@ impl PipelineService for Api {
         let caller = self.0.access.authorize(&request, Scope::Jobs)?;
         self.refuse_draining()?;
         let v1::SubmitJobRequest { spec, idempotency_key, credentials } = request.into_inner();
-        if idempotency_key.len() > KEY_MAX {
-            let problem = format!("has more than {KEY_MAX} bytes");
-            return Err(ServiceError::Field { field: "idempotency_key", problem }.into());
-        }
+        check_key(&idempotency_key)?;
         let (spec, logins) = (spec.unwrap_or_default(), Logins::of(credentials)?);
         let job = self.0.jobs.submit(&caller.tenant, spec, &logins, idempotency_key).await?;
         Ok(Response::new(v1::SubmitJobResponse { job: Some(job) }))
+    }
+
+    async fn submit_mirror(
+        &self,
+        request: Request<v1::SubmitMirrorRequest>,
+    ) -> Result<Response<v1::SubmitMirrorResponse>, Status> {
+        let caller = self.0.access.authorize(&request, Scope::Jobs)?;
+        self.refuse_draining()?;
+        let v1::SubmitMirrorRequest { spec, idempotency_key, credentials } = request.into_inner();
+        check_key(&idempotency_key)?;
+        let (spec, logins) = (spec.unwrap_or_default(), Logins::of(credentials)?);
+        let work = self.0.gate.admit_mirror(&spec, &caller.tenant, &logins).await?;
+        if work.deletes() {
+            caller.may(Scope::Delete)?;
+        }
+        let spec = v1::PipelineSpec { mirror: Some(spec), ..v1::PipelineSpec::default() };
+        let job = self.0.jobs.submit_admitted(&caller.tenant, spec, &logins, idempotency_key).await?;
+        Ok(Response::new(v1::SubmitMirrorResponse { job: Some(job) }))
     }
 
     async fn get_job(
@@ -502,6 +517,14 @@ fn timeout(text: &str) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(number)),
         _ => None,
     }
+}
+
+fn check_key(key: &str) -> Result<(), ServiceError> {
+    if key.len() > KEY_MAX {
+        let problem = format!("has more than {KEY_MAX} bytes");
+        return Err(ServiceError::Field { field: "idempotency_key", problem });
+    }
+    Ok(())
 }
 
 fn no_spec() -> Status {

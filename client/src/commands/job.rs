@@ -140,9 +140,14 @@ fn lines(jobs: &[v1::Job]) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     for job in jobs {
         let spec = job.spec.clone().unwrap_or_default();
-        let (source, destination) = (shown(&spec.source), shown(&spec.destination));
+        let (source, destination) = match &spec.mirror {
+            None => (shown(&spec.source), shown(&spec.destination)),
+            Some(_) => ("mirror".to_owned(), String::new()),
+        };
         let created = time(job.create_time.as_ref());
-        writeln!(out, "{} {:<10} {created:<30} {source} {destination}", shown(&job.id), word(job.state()))?;
+        let line =
+            format!("{} {:<10} {created:<30} {source} {destination}", shown(&job.id), word(job.state()));
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(out)
 }
@@ -152,15 +157,28 @@ fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
     let spec = job.spec.clone().unwrap_or_default();
     writeln!(out, "Job:         {}", shown(&job.id))?;
     writeln!(out, "State:       {}", word(job.state()))?;
-    writeln!(out, "Source:      {}", shown(&spec.source))?;
-    writeln!(out, "Destination: {}", shown(&spec.destination))?;
+    match &spec.mirror {
+        None => {
+            writeln!(out, "Source:      {}", shown(&spec.source))?;
+            writeln!(out, "Destination: {}", shown(&spec.destination))?;
+        }
+        Some(mirror) => {
+            writeln!(out, "{}", if mirror.dry_run { "Mirror, dry run:" } else { "Mirror:" })?;
+            for line in mirror.config.lines() {
+                writeln!(out, "  {}", shown(line))?;
+            }
+        }
+    }
     for filter in &spec.filters {
         writeln!(out, "Filter:      {}", shown(filter))?;
     }
     writeln!(out, "Created:     {}", time(job.create_time.as_ref()))?;
     writeln!(out, "Updated:     {}", time(job.update_time.as_ref()))?;
     writeln!(out, "Attempts:    {}", job.attempts)?;
-    if let Some(result) = &job.result {
+    let mirrored = job.result.as_ref().and_then(|result| result.mirror.as_ref());
+    if let Some(v1::MirrorResult { done, failed, images, .. }) = mirrored {
+        writeln!(out, "Result:      {done} of {images} images done, {failed} failed or refused")?;
+    } else if let Some(result) = &job.result {
         writeln!(out, "Result:      {} ({})", shown(&result.destination), shown(&result.manifest_digest))?;
     }
     if let Some(error) = &job.error {
@@ -190,6 +208,7 @@ fn document(job: &v1::Job) -> serde_json::Value {
         "destination": spec.destination,
         "filters": spec.filters,
         "priority": spec.priority,
+        "mirror": spec.mirror.map(|mirror| json!({"config": mirror.config, "dry_run": mirror.dry_run})),
         "created": time(job.create_time.as_ref()),
         "updated": time(job.update_time.as_ref()),
         "attempts": job.attempts,
@@ -201,6 +220,16 @@ fn document(job: &v1::Job) -> serde_json::Value {
 }
 
 pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
+    let mirror = result.mirror.as_ref().map(|mirror| {
+        json!({
+            "done": mirror.done,
+            "failed": mirror.failed,
+            "images": mirror.images,
+            "bytes": {"fetched": mirror.bytes_fetched, "uploaded": mirror.bytes_uploaded},
+            "blobs_mounted": mirror.blobs_mounted,
+            "dry_run": mirror.dry_run,
+        })
+    });
     json!({
         "image": result.image,
         "destination": result.destination,
@@ -208,6 +237,7 @@ pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
         "manifest_media_type": result.manifest_media_type,
         "bytes": result.bytes,
         "layers": result.layer_count,
+        "mirror": mirror,
         "seconds": std::time::Duration::from_millis(result.elapsed_millis).as_secs_f64(),
     })
 }

@@ -18,13 +18,9 @@ use serde_json::{Value, json};
 use super::{print_bytes, print_json};
 use crate::options::{Global, Mirror, MirrorCommand, OutputFormat};
 use crate::settings::{Misused, settings};
-use crate::{Exit, Untold, say};
+use crate::{Exit, Untold, remote, say};
 
 pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exit> {
-    if global.coordinator.is_some() {
-        let problem = "`mirror` cannot be had with --coordinator: it is done by this process only";
-        return Err(Misused(problem.to_owned()).into());
-    }
     match (&options.command, &options.config) {
         (Some(MirrorCommand::Schema), _) => print_bytes(SCHEMA.as_bytes()),
         (Some(MirrorCommand::ImportRegsync { file }), _) => converted(file, import::regsync(&read(file)?)),
@@ -41,24 +37,46 @@ pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exi
 async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Result<Exit> {
     let text = read(path)?;
     let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    if global.coordinator.is_some() {
+        check_passwords(&config, global)?;
+        return remote::mirror::mirror(text, &config, options, global).await;
+    }
+    if options.idempotency_key.is_some() {
+        return Err(Misused("--idempotency-key says nothing without --coordinator".to_owned()).into());
+    }
     let ends = ends(&config, options, global)?;
     if let Some(to) = &options.to {
         let destination = Destination::parse(to).map_err(Error::from)?;
         let (plan, report) = save(&config, &ends, &destination, options.dry_run).await?;
-        return if options.dry_run { tell_plan(&plan, global) } else { tell_report(&plan, &report, global) };
+        return tell(&plan, (!options.dry_run).then_some(&report), plan.actions.len() as u64, global);
     }
     let dry_run = options.dry_run;
     let detail = if dry_run { Detail::Price } else { Detail::Need };
     let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
-    if dry_run {
-        return tell_plan(&plan, global);
+    let report = match dry_run {
+        true => None,
+        false => Some(survey.run(&config, &plan, &ends, |_, _| ()).await),
+    };
+    tell(&plan, report.as_ref(), plan.actions.len() as u64, global)
+}
+
+/// Prints what came of a plan of so many images, or, without that, the plan.
+///
+/// Images that are as their source need not be among its actions.
+pub(crate) fn tell(plan: &Plan, report: Option<&Report>, all: u64, global: &Global) -> anyhow::Result<Exit> {
+    match report {
+        None => tell_plan(plan, all, global),
+        Some(report) => tell_report(plan, report, all, global),
     }
-    let report = survey.run(&config, &plan, &ends).await;
-    tell_report(&plan, &report, global)
 }
 
 async fn digests(places: &[String], global: &Global) -> anyhow::Result<Exit> {
+    if global.coordinator.is_some() {
+        let problem =
+            "`mirror digests` cannot be had with --coordinator: images are carried by this process only";
+        return Err(Misused(problem.to_owned()).into());
+    }
     let parse = |place: &String| Source::parse(place).map_err(|error| Misused(error.to_string()));
     let sources = places.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let settings = settings(global, "registry://", None)?;
@@ -69,10 +87,10 @@ async fn digests(places: &[String], global: &Global) -> anyhow::Result<Exit> {
     print_bytes(have.to_string().as_bytes())
 }
 
-fn tell_plan(plan: &Plan, global: &Global) -> anyhow::Result<Exit> {
+fn tell_plan(plan: &Plan, all: u64, global: &Global) -> anyhow::Result<Exit> {
     match global.output_format {
         OutputFormat::Json => print_json(&plan_document(plan))?,
-        OutputFormat::Text => print_bytes(plan_text(plan, global.quiet).as_bytes())?,
+        OutputFormat::Text => print_bytes(plan_text(plan, all, global.quiet).as_bytes())?,
     };
     for action in &plan.actions {
         if let What::Refuse(problem) | What::Fail(problem) = &action.what {
@@ -80,10 +98,10 @@ fn tell_plan(plan: &Plan, global: &Global) -> anyhow::Result<Exit> {
         }
     }
     let bad = |action: &&Action| matches!(action.what, What::Refuse(_) | What::Fail(_));
-    Ok(exit(plan.actions.iter().filter(bad).count(), plan.actions.len()))
+    Ok(exit(plan.actions.iter().filter(bad).count() as u64, all))
 }
 
-fn tell_report(plan: &Plan, report: &Report, global: &Global) -> anyhow::Result<Exit> {
+fn tell_report(plan: &Plan, report: &Report, all: u64, global: &Global) -> anyhow::Result<Exit> {
     for (action, outcome) in plan.actions.iter().zip(&report.outcomes) {
         match outcome {
             Outcome::Refused(problem) => complain(action, problem, None),
@@ -93,14 +111,14 @@ fn tell_report(plan: &Plan, report: &Report, global: &Global) -> anyhow::Result<
     }
     let told = match global.output_format {
         OutputFormat::Json => print_json(&report_document(plan, report)),
-        OutputFormat::Text => print_bytes(report_text(plan, report, global.quiet).as_bytes()),
+        OutputFormat::Text => print_bytes(report_text(plan, report, all, global.quiet).as_bytes()),
     };
     if report.done() > 0 {
         told.map_err(Untold)?;
     } else {
         told?;
     }
-    Ok(exit(report.failed(), plan.actions.len()))
+    Ok(exit(report.failed() as u64, all))
 }
 
 /// Prints the file of another tool as one of ours.
@@ -112,7 +130,8 @@ fn converted(path: &Path, imported: Result<Imported, ConfigError>) -> anyhow::Re
     print_bytes(imported.text.as_bytes())
 }
 
-fn exit(failed: usize, all: usize) -> Exit {
+/// How a mirror of so many images ends.
+pub(crate) fn exit(failed: u64, all: u64) -> Exit {
     match failed {
         0 => Exit::Done,
         failed if failed == all => Exit::Failed,
@@ -125,15 +144,28 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 fn client(options: &registry::Options, hosts: &[String], role: &str) -> anyhow::Result<Client> {
-    // A password is one registry's.
+    check_password(options, hosts, role)?;
+    Ok(Client::new(options.clone()).map_err(Error::from)?)
+}
+
+/// The same for both ends of a mirror that a coordinator makes.
+fn check_passwords(config: &Config, global: &Global) -> anyhow::Result<()> {
+    let settings = settings(global, "registry://", Some("registry://"))?;
+    check_password(&settings.source_registry, &config.source_hosts(), "source")?;
+    check_password(&settings.destination_registry, &config.target_hosts(), "destination")?;
+    Ok(())
+}
+
+/// A password is one registry's.
+fn check_password(options: &registry::Options, hosts: &[String], role: &str) -> Result<(), Misused> {
     if options.credentials.is_some() && hosts.len() > 1 {
         let hosts = hosts.join(", ");
         let problem = format!(
             "a password of the command line would go to several {role} registries ({hosts}): log in to each instead"
         );
-        return Err(Misused(problem).into());
+        return Err(Misused(problem));
     }
-    Ok(Client::new(options.clone()).map_err(Error::from)?)
+    Ok(())
 }
 
 fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<Ends> {
@@ -156,6 +188,7 @@ fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<En
         target: client(&settings.destination_registry, &config.target_hosts(), "destination")?,
         spools: settings.spools.clone(),
         parallel: settings.parallel,
+        locks: None,
     })
 }
 
@@ -199,7 +232,7 @@ fn price_text(price: &Price) -> String {
     )
 }
 
-fn plan_text(plan: &Plan, quiet: bool) -> String {
+fn plan_text(plan: &Plan, all: u64, quiet: bool) -> String {
     if quiet {
         return String::new();
     }
@@ -213,17 +246,23 @@ fn plan_text(plan: &Plan, quiet: bool) -> String {
         }
     }
     let count = |is: fn(&What) -> bool| plan.actions.iter().filter(|action| is(&action.what)).count();
+    let changed = plan.actions.len() - count(|what| *what == What::Nothing);
     text += &format!(
         "{} to create, {} to update, {} to complete, {} to delete; {} unchanged, {} refused, {} failed\n",
         count(|what| *what == What::Create),
         count(|what| *what == What::Update),
         count(|what| *what == What::Complete),
         count(|what| *what == What::Delete),
-        count(|what| *what == What::Nothing),
+        unchanged(all, changed),
         count(|what| matches!(what, What::Refuse(_))),
         count(|what| matches!(what, What::Fail(_))),
     );
     text + &format!("In all: {}\n", price_text(&plan.price))
+}
+
+/// Of so many images those that need nothing, where what was done in an earlier attempt may not be among them any more.
+fn unchanged(all: u64, others: usize) -> u64 {
+    all.saturating_sub(others as u64)
 }
 
 fn price_document(price: &Price) -> Value {
@@ -237,7 +276,7 @@ fn price_document(price: &Price) -> Value {
     })
 }
 
-fn action_document(action: &Action) -> Value {
+pub(crate) fn action_document(action: &Action) -> Value {
     let (what, problem) = match &action.what {
         What::Nothing => ("nothing", None),
         What::Create => ("create", None),
@@ -264,7 +303,7 @@ fn plan_document(plan: &Plan) -> Value {
     json!({"actions": actions, "price": price_document(&plan.price)})
 }
 
-fn report_text(plan: &Plan, report: &Report, quiet: bool) -> String {
+fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
     if quiet {
         return String::new();
     }
@@ -276,7 +315,7 @@ fn report_text(plan: &Plan, report: &Report, quiet: bool) -> String {
     }
     let Report { bytes_fetched, bytes_uploaded, mounted, elapsed, .. } = report;
     let (done, failed) = (report.done(), report.failed());
-    let unchanged = plan.actions.len() - done - failed;
+    let unchanged = unchanged(all, done + failed);
     text + &format!(
         "{done} done, {unchanged} unchanged, {failed} failed or refused; fetched {bytes_fetched} bytes, uploaded \
          {bytes_uploaded}, mounted {mounted} blobs in {:.1} seconds\n",
@@ -284,24 +323,27 @@ fn report_text(plan: &Plan, report: &Report, quiet: bool) -> String {
     )
 }
 
+pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
+    let (end, facts, problem) = match outcome {
+        Outcome::Nothing => ("unchanged", None, None),
+        Outcome::Copied { blobs, blobs_found, manifests } => {
+            let facts = json!({"blobs": {"moved": blobs, "found": blobs_found}, "manifests": manifests});
+            ("copied", Some(facts), None)
+        }
+        Outcome::Deleted => ("deleted", None, None),
+        Outcome::Refused(problem) => ("refused", None, Some(problem)),
+        Outcome::Failed { problem, .. } => ("failed", None, Some(problem)),
+    };
+    let mut document = action_document(action);
+    document["result"] = end.into();
+    document["copied"] = facts.unwrap_or_default();
+    document["problem"] = problem.cloned().into();
+    document
+}
+
 fn report_document(plan: &Plan, report: &Report) -> Value {
-    let images = plan.actions.iter().zip(&report.outcomes).map(|(action, outcome)| {
-        let (end, facts, problem) = match outcome {
-            Outcome::Nothing => ("unchanged", None, None),
-            Outcome::Copied { blobs, blobs_found, manifests } => {
-                let facts = json!({"blobs": {"moved": blobs, "found": blobs_found}, "manifests": manifests});
-                ("copied", Some(facts), None)
-            }
-            Outcome::Deleted => ("deleted", None, None),
-            Outcome::Refused(problem) => ("refused", None, Some(problem)),
-            Outcome::Failed { problem, .. } => ("failed", None, Some(problem)),
-        };
-        let mut document = action_document(action);
-        document["result"] = end.into();
-        document["copied"] = facts.unwrap_or_default();
-        document["problem"] = problem.cloned().into();
-        document
-    });
+    let images = plan.actions.iter().zip(&report.outcomes);
+    let images = images.map(|(action, outcome)| image_document(action, outcome));
     json!({
         "images": images.collect::<Vec<_>>(),
         "done": report.done(),

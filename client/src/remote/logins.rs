@@ -2,6 +2,7 @@
 //!
 //! It goes to the coordinator with the call, over a connection that nobody can read, for the registries that the call names.
 
+use occy_pipeline::mirror::config::Config;
 use occy_pipeline::open;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::registry::{Credentials, Options};
@@ -39,18 +40,44 @@ pub(crate) async fn logins(
         let Ok(reference) = name.parse::<Reference>() else { continue };
         let host = reference.host();
         let Some(credentials) = credentials(options, host, coordinator, which).await? else { continue };
-        let one = RegistryCredentials { host: host.to_owned(), login: Some(convert::login(credentials)) };
-        match logins.iter().find(|earlier| earlier.host == host) {
-            None => logins.push(one),
-            Some(earlier) if *earlier == one => {}
-            Some(_) => {
-                let problem =
-                    format!("a coordinator can log in to {host} as one user only, and two are given");
-                return Err(Misused(problem).into());
+        add(&mut logins, host, credentials)?;
+    }
+    Ok(logins)
+}
+
+/// For the registries of a mirror, as which the command line and its variables say.
+pub(crate) async fn logins_of_mirror(
+    global: &Global,
+    coordinator: &Coordinator,
+    config: &Config,
+) -> anyhow::Result<Vec<RegistryCredentials>> {
+    let settings = settings(global, "registry://", Some("registry://"))?;
+    let ends = [
+        (config.source_hosts(), &settings.source_registry),
+        (config.target_hosts(), &settings.destination_registry),
+    ];
+    let mut logins = Vec::new();
+    for (hosts, options) in ends {
+        for host in hosts {
+            if let Some(credentials) = credentials(options, &host, coordinator, Which::Given).await? {
+                add(&mut logins, &host, credentials)?;
             }
         }
     }
     Ok(logins)
+}
+
+fn add(logins: &mut Vec<RegistryCredentials>, host: &str, credentials: Credentials) -> Result<(), Misused> {
+    let one = RegistryCredentials { host: host.to_owned(), login: Some(convert::login(credentials)) };
+    match logins.iter().find(|earlier| earlier.host == host) {
+        None => logins.push(one),
+        Some(earlier) if *earlier == one => {}
+        Some(_) => {
+            let problem = format!("a coordinator can log in to {host} as one user only, and two are given");
+            return Err(Misused(problem));
+        }
+    }
+    Ok(())
 }
 
 /// For the registry of a place whose names are listed, which may be a registry as a whole.

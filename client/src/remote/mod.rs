@@ -12,6 +12,7 @@ pub(crate) mod error;
 pub(crate) mod findings;
 pub(crate) mod logins;
 pub(crate) mod look;
+pub(crate) mod mirror;
 pub(crate) mod names;
 pub(crate) mod spec;
 pub(crate) mod upload;

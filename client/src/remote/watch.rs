@@ -7,6 +7,7 @@ use occy_pipeline::filter::{FilterChain, Rendering, Target};
 use occy_pipeline::process::Summary;
 use occy_pipeline::progress::{LayerState, Progress};
 use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::wire::mirror::of_image;
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{
     self, FilterOutput, ImageResult, JobError, JobEvent, JobState, JobStateChanged, WatchJobRequest,
@@ -16,9 +17,10 @@ use serde_json::json;
 use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::findings::{self, Findings};
+use super::mirror::Images;
 use crate::commands::job::{error_document, result_document, word};
-use crate::commands::print_bytes;
 use crate::commands::process::deliver;
+use crate::commands::{self, print_bytes};
 use crate::display::Display;
 use crate::options::{Global, OutputFormat};
 use crate::{Exit, Untold, say};
@@ -39,6 +41,10 @@ pub(crate) struct Watch<'a> {
     findings: Findings,
     /// The filters of whoever submitted the job, whose files are written; others only get to read.
     chain: Option<FilterChain>,
+    /// Of a mirror.
+    images: Images,
+    /// Whether events are printed as they come, and not what came of them at the end.
+    prints_events: bool,
 }
 
 /// How a job ended.
@@ -59,6 +65,8 @@ impl<'a> Watch<'a> {
             display: None,
             findings: Findings::default(),
             chain: None,
+            images: Images::default(),
+            prints_events: global.output_format == OutputFormat::Json,
         }
     }
 
@@ -68,10 +76,14 @@ impl<'a> Watch<'a> {
         Ok(self)
     }
 
+    /// For whoever wants to know what came of a mirror, and not how.
+    pub(crate) fn for_report(self) -> Self {
+        Self { prints_events: false, ..self }
+    }
+
     /// Watches the job to its end.
     pub(crate) async fn run(mut self) -> anyhow::Result<Exit> {
-        let is_text = self.global.output_format == OutputFormat::Text;
-        if is_text {
+        if !self.prints_events {
             let what = format!("job {}", self.id);
             // Nothing is kept here before the layers are known.
             let spools = SpoolDir::new("", 0);
@@ -97,8 +109,7 @@ impl<'a> Watch<'a> {
         };
         drop(self.display.take());
         match end {
-            End::Succeeded(result) if is_text => self.tell(&result),
-            End::Succeeded(_) => Ok(Exit::Done),
+            End::Succeeded(result) => self.succeeded(&result),
             End::Failed(error) => Err(RemoteError::of_job(&self.coordinator.url, error).into()),
             End::Cancelled => {
                 say(&format!("error: job {} was cancelled", self.id));
@@ -115,7 +126,7 @@ impl<'a> Watch<'a> {
         while let Some(answer) = events.message().await.map_err(|status| self.coordinator.error(status))? {
             let Some(event) = answer.event else { continue };
             self.after = self.after.max(event.sequence);
-            if self.global.output_format == OutputFormat::Json {
+            if self.prints_events {
                 print_bytes(format!("{}\n", document(&event)).as_bytes())?;
             }
             if let Some(end) = self.take(event.event)? {
@@ -135,6 +146,9 @@ impl<'a> Watch<'a> {
         match event {
             Some(Event::StateChanged(JobStateChanged { state, result, error })) => {
                 let state = JobState::try_from(state).unwrap_or(JobState::Unspecified);
+                if state == JobState::Running {
+                    self.images.begin();
+                }
                 return Ok(end(state, result, error));
             }
             Some(Event::LayersPlanned(planned)) => {
@@ -146,6 +160,7 @@ impl<'a> Watch<'a> {
             }
             Some(Event::LayerChanged(layer)) => self.show(&layer),
             Some(Event::FilterOutput(piece)) => self.findings.take(piece)?,
+            Some(Event::MirrorImages(images)) => self.images.take(images),
             Some(Event::Progress(progress)) => {
                 for running in progress.layers {
                     if let Some(layer) = self.progress.layers().get(running.index as usize) {
@@ -174,6 +189,19 @@ impl<'a> Watch<'a> {
         }
         if !status.worker.is_empty() {
             layer.set_worker(&status.worker);
+        }
+    }
+
+    fn succeeded(self, result: &ImageResult) -> anyhow::Result<Exit> {
+        match &result.mirror {
+            None if self.prints_events => Ok(Exit::Done),
+            None => self.tell(result),
+            Some(mirror) if self.prints_events => Ok(commands::mirror::exit(mirror.failed, mirror.images)),
+            Some(mirror) => {
+                let (plan, report) = self.images.report(result, mirror).map_err(Error::from)?;
+                let report = (!mirror.dry_run).then_some(&report);
+                commands::mirror::tell(&plan, report, mirror.images, self.global)
+            }
         }
     }
 
@@ -227,6 +255,7 @@ fn document(event: &JobEvent) -> serde_json::Value {
         Some(Event::FilterOutput(FilterOutput { filter, append_to, text, last })) => {
             ("found", json!({"filter": filter, "append_to": append_to, "text": text, "last": last}))
         }
+        Some(Event::MirrorImages(told)) => ("images", told.images.iter().map(image_document).collect()),
         Some(Event::Progress(progress)) => {
             let layers = progress.layers.iter();
             ("progress", layers.map(|layer| json!({"index": layer.index, "bytes": layer.bytes})).collect())
@@ -235,6 +264,14 @@ fn document(event: &JobEvent) -> serde_json::Value {
     };
     document[kind] = what;
     document
+}
+
+fn image_document(image: &v1::MirrorImage) -> serde_json::Value {
+    match of_image(image.clone()) {
+        Ok((action, Some(outcome))) => commands::mirror::image_document(&action, &outcome),
+        Ok((action, None)) => commands::mirror::action_document(&action),
+        Err(error) => json!({"source": image.source, "target": image.target, "problem": error.to_string()}),
+    }
 }
 
 /// A layer as it is printed for programs.

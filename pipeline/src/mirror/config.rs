@@ -285,9 +285,21 @@ impl Source {
     }
 }
 
+/// What is named, without the scheme that may be written before it.
+fn in_registry(text: &Spanned<String>) -> Result<&str, ConfigError> {
+    let name = text.value.strip_prefix("registry://").unwrap_or(&text.value);
+    match name.split_once("://") {
+        None => Ok(name),
+        Some((scheme, _)) => Err(fail(
+            text.referenced,
+            format!("{scheme}:// names no registry, and only registries are mirrored, to registries"),
+        )),
+    }
+}
+
 fn source(text: &Spanned<String>) -> Result<Source, ConfigError> {
     let at = text.referenced;
-    let name = text.value.strip_prefix("registry://").unwrap_or(&text.value).trim_end_matches('/');
+    let name = in_registry(text)?.trim_end_matches('/');
     let registry = |host: &str| host.parse::<RegistryName>().map_err(|error| fail(at, error.to_string()));
     if names_registry(name) {
         return Ok(Source::Catalog(registry(name)?, globs(&[Spanned::new("**".to_owned(), at, at)])?));
@@ -311,7 +323,7 @@ fn source(text: &Spanned<String>) -> Result<Source, ConfigError> {
 
 fn target(text: &Spanned<String>, is_one: bool, is_one_tag: bool) -> Result<Target, ConfigError> {
     let at = text.referenced;
-    let name = text.value.strip_prefix("registry://").unwrap_or(&text.value);
+    let name = in_registry(text)?;
     let (repository, tag) = match name.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') && repository.contains('/') => (repository, tag),
         _ => (name, "{tag}"),
@@ -513,6 +525,8 @@ mirrors:
         refused(&of("a.example/x:1", "b.example/x"), 2, 15, &["tags"]);
         refused(&of("'team/*'", "b.example/{name}"), 2, 15, &["HOST/PATTERN"]);
         refused(&of("a.example/X", "b.example/x"), 2, 15, &["lower case"]);
+        refused(&of("'oci-layout:///x'", "b.example/x"), 2, 15, &["oci-layout://", "registries"]);
+        refused(&of("a.example/x", "oci-layout:///x"), 4, 9, &["oci-layout://", "registries"]);
         refused(&of("a.example", "b.example/x"), 4, 9, &["{repository}"]);
         refused(&of("a.example/x", "b.example/x:1"), 4, 9, &["{tag}"]);
         refused(&of("a.example/x", "b.example/{path}"), 4, 9, &["{path}", "{repository}"]);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blobs::Blobs;
 use super::origin::Origin;
+use super::{Ends, TagLocks, locked};
 use crate::blob::{BlobRef, ByteCount};
 use crate::digest::Digest;
 use crate::element::{ImageName, Layer};
@@ -16,7 +17,7 @@ use crate::output::Moved;
 use crate::output::content::ContentOutput;
 use crate::output::registry::RegistryOutput;
 use crate::reference::{Reference, Tag};
-use crate::registry::{Access, Client, FetchedManifest, Repository};
+use crate::registry::{Access, FetchedManifest, Repository};
 use crate::source::stored::Store;
 
 /// Documents of one repository that have been read.
@@ -119,22 +120,26 @@ pub(super) struct MirrorOutput {
     /// What the tag names now.
     named: Option<Digest>,
     blobs: Option<Arc<Blobs>>,
+    target: Reference,
+    locks: Option<Arc<dyn TagLocks>>,
 }
 
 impl MirrorOutput {
     /// `blobs` brings the blobs of the whole mirror; without it nothing is meant to be written.
     pub(super) fn new(
-        client: &Client,
+        ends: &Ends,
         target: &Reference,
         named: Option<Digest>,
         blobs: Option<Arc<Blobs>>,
     ) -> Self {
         let format = crate::output::manifest::ManifestFormat::Keep;
         Self {
-            inner: RegistryOutput::new(client, target.clone(), None, format),
-            repository: client.repository(target, Access::Push),
+            inner: RegistryOutput::new(&ends.target, target.clone(), None, format),
+            repository: ends.target.repository(target, Access::Push),
             named,
             blobs,
+            target: target.clone(),
+            locks: ends.locks.clone(),
         }
     }
 }
@@ -185,6 +190,6 @@ impl ContentOutput for MirrorOutput {
     }
 
     async fn put_named(&self, manifest: &FetchedManifest, name: &ImageName) -> Result<(), Error> {
-        self.inner.put_named(manifest, name).await
+        locked(self.locks.as_ref(), &self.target, self.inner.put_named(manifest, name)).await
     }
 }

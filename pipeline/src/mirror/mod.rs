@@ -25,6 +25,10 @@ mod select;
 mod survey;
 mod template;
 
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::reference::Reference;
 use crate::registry::Client;
 use crate::spool::SpoolDir;
 
@@ -51,4 +55,29 @@ pub struct Ends {
     pub spools: SpoolDir,
     /// Blobs at once, in the whole mirror.
     pub parallel: usize,
+    /// Who is asked before a target's tag is changed. None: nobody.
+    pub locks: Option<Arc<dyn TagLocks>>,
+}
+
+/// Sees to it that one at a time changes a tag, where others may be about to.
+#[async_trait::async_trait]
+pub trait TagLocks: std::fmt::Debug + Send + Sync {
+    /// Waits for the tag's turn, and fails if nothing may be changed any more.
+    async fn lock(&self, tag: &Reference) -> Result<(), Error>;
+
+    /// Lets others have it.
+    async fn unlock(&self, tag: &Reference);
+}
+
+/// Changes a tag of a target, when it may be.
+async fn locked<T>(
+    locks: Option<&Arc<dyn TagLocks>>,
+    tag: &Reference,
+    change: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(locks) = locks else { return change.await };
+    locks.lock(tag).await?;
+    let changed = change.await;
+    locks.unlock(tag).await;
+    changed
 }

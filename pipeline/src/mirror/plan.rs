@@ -18,9 +18,9 @@ pub struct Plan {
     /// Of all of them together.
     pub price: Price,
     /// For each blob that has to be fetched, one target of each registry that needs it.
-    pub(super) uploads: HashMap<Digest, Vec<Reference>>,
+    pub(crate) uploads: HashMap<Digest, Vec<Reference>>,
     /// By host, a repository that has a blob.
-    pub(super) holders: HashMap<(String, Digest), String>,
+    pub(crate) holders: HashMap<(String, Digest), String>,
 }
 
 /// What is done to one tag of one target.
@@ -41,7 +41,7 @@ pub struct Action {
     /// What it takes.
     pub price: Price,
     /// Its number in the survey, of images and of lost tags.
-    pub(super) number: usize,
+    pub(crate) number: usize,
 }
 
 /// What is done.
@@ -88,7 +88,7 @@ pub struct Price {
 
 impl Action {
     /// What cannot be said of any image.
-    pub(super) fn impossible(what: &str, problem: &str) -> Self {
+    pub(crate) fn impossible(what: &str, problem: &str) -> Self {
         Self {
             source: what.to_owned(),
             target: None,

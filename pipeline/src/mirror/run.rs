@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::Ends;
 use super::blobs::Blobs;
 use super::config::Config;
 use super::image::MirrorOutput;
 use super::plan::{Action, Plan, What};
 use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
+use super::{Ends, locked};
 use crate::catalog::{self, delete};
 use crate::copy::write;
 use crate::element::ImageName;
@@ -43,9 +43,10 @@ pub struct Report {
 }
 
 /// What came of an action.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// There was nothing to do.
+    #[default]
     Nothing,
     /// The image is there.
     Copied {
@@ -84,13 +85,20 @@ impl Report {
 }
 
 impl Survey {
-    /// Does what was planned of this survey.
+    /// Does what was planned of this survey, and tells of each of the plan's actions, by its number, what came of it when that is known.
     ///
     /// # Cancel safety
     /// Cancelled, it leaves each tag as it was or with the complete new image, and blobs that nobody names; another run goes on
     /// from there.
-    pub async fn run(self, config: &Config, plan: &Plan, ends: &Ends) -> Report {
+    pub async fn run(
+        self,
+        config: &Config,
+        plan: &Plan,
+        ends: &Ends,
+        tell: impl Fn(usize, &Outcome) + Sync,
+    ) -> Report {
         let start = Instant::now();
+        let tell = &tell;
         let uploads = plan.uploads.iter().map(|(digest, targets)| {
             let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
             (digest.clone(), targets.collect())
@@ -108,8 +116,9 @@ impl Survey {
             let image = is_copy.then(|| images.remove(&action.number)).flatten()?;
             let blobs = Arc::clone(&blobs);
             Some(async move {
-                let outcome = copy_image(config, ends, action, image, blobs).await;
-                (index, told(action, outcome))
+                let outcome = told(action, copy_image(config, ends, action, image, blobs).await);
+                tell(index, &outcome);
+                (index, outcome)
             })
         });
         let copies: Vec<_> = copies.collect();
@@ -124,13 +133,24 @@ impl Survey {
             .collect();
         for (index, action) in plan.actions.iter().enumerate() {
             if let (What::Delete, Some(target)) = (&action.what, &action.target) {
-                outcomes.insert(index, told(action, delete_tag(ends, target, &deletions).await));
+                let deleted = locked(ends.locks.as_ref(), target, delete_tag(ends, target, &deletions));
+                let outcome = told(action, deleted.await);
+                tell(index, &outcome);
+                outcomes.insert(index, outcome);
             }
         }
-        let outcomes = plan.actions.iter().enumerate().map(|(index, action)| match &action.what {
-            What::Refuse(reason) => Outcome::Refused(reason.clone()),
-            What::Fail(problem) => Outcome::Failed { problem: problem.clone(), hint: None },
-            _ => outcomes.remove(&index).unwrap_or(Outcome::Nothing),
+        let outcomes = plan.actions.iter().enumerate().map(|(index, action)| {
+            let known = outcomes.remove(&index);
+            let outcome = match &action.what {
+                What::Refuse(reason) => Outcome::Refused(reason.clone()),
+                What::Fail(problem) => Outcome::Failed { problem: problem.clone(), hint: None },
+                _ => match known {
+                    Some(known) => return known,
+                    None => Outcome::Nothing,
+                },
+            };
+            tell(index, &outcome);
+            outcome
         });
         let counts = blobs.counts();
         Report {
@@ -175,8 +195,7 @@ async fn copy_image(
         }
     };
     let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
-    let output: Arc<dyn ContentOutput> =
-        Arc::new(MirrorOutput::new(&ends.target, &wanted.target, was, Some(blobs)));
+    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, Some(blobs)));
     if let Some(backup) = &action.backup {
         back_up(ends, action, &wanted.target, backup).await?;
     }

@@ -290,7 +290,7 @@ impl Candidate<'_> {
         let Self { ends, wanted, was, source, .. } = self;
         let source =
             MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
-        let output = MirrorOutput::new(&ends.target, &wanted.target, was.cloned(), None);
+        let output = MirrorOutput::new(ends, &wanted.target, was.cloned(), None);
         gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
     }
 

@@ -76,7 +76,12 @@ impl Client {
             docker_config: super::ConfigFile::None,
             ..Options::clone(&self.options)
         };
-        Self { options: Arc::new(options), http: Arc::clone(&self.http), hosts: Arc::default() }
+        Self {
+            options: Arc::new(options),
+            logins: Arc::default(),
+            http: Arc::clone(&self.http),
+            hosts: Arc::default(),
+        }
     }
 }
 

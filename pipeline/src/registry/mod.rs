@@ -83,6 +83,8 @@ use crate::reference::{Reference, RegistryName};
 #[derive(Clone, Debug)]
 pub struct Client {
     options: Arc<Options>,
+    /// By host, what goes before the options' credentials.
+    logins: Arc<HashMap<String, Credentials>>,
     http: Arc<HttpClients>,
     hosts: Arc<Mutex<HashMap<String, Arc<RegistryHost>>>>,
 }
@@ -111,7 +113,13 @@ impl Client {
         }
         let options = Arc::new(options);
         let http = Arc::new(HttpClients::new(Arc::clone(&options)));
-        Ok(Self { options, http, hosts: Arc::default() })
+        Ok(Self { options, logins: Arc::default(), http, hosts: Arc::default() })
+    }
+
+    /// The same client, which logs in to these hosts, as references name them, with these credentials. It shares the connections alone.
+    #[must_use]
+    pub fn with_logins(&self, logins: HashMap<String, Credentials>) -> Self {
+        Self { logins: Arc::new(logins), hosts: Arc::default(), ..self.clone() }
     }
 
     /// The repository that a reference names, for this access.
@@ -128,13 +136,19 @@ impl Client {
     #[must_use]
     pub fn budgeted_by(&self, budget: &Arc<dyn Budget>, account: Option<String>) -> Self {
         let options = Options { budget: Some(Arc::clone(budget)), account, ..Options::clone(&self.options) };
-        Self { options: Arc::new(options), http: Arc::clone(&self.http), hosts: Arc::default() }
+        Self { options: Arc::new(options), hosts: Arc::default(), ..self.clone() }
     }
 
     fn host(&self, name: &str) -> Arc<RegistryHost> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let host = hosts.entry(name.to_owned()).or_insert_with(|| {
-            Arc::new(RegistryHost::new(name, Arc::clone(&self.options), Arc::clone(&self.http)))
+            let options = match self.logins.get(name) {
+                Some(login) => {
+                    Arc::new(Options { credentials: Some(login.clone()), ..Options::clone(&self.options) })
+                }
+                None => Arc::clone(&self.options),
+            };
+            Arc::new(RegistryHost::new(name, options, Arc::clone(&self.http)))
         });
         Arc::clone(host)
     }

@@ -71,6 +71,7 @@ pub fn image_result(outcome: &Outcome) -> ImageResult {
         layer_count: count(outcome.summary.layers),
         elapsed_millis: u64::try_from(outcome.summary.elapsed.as_millis()).unwrap_or(u64::MAX),
         image: outcome.image.name.to_string(),
+        mirror: None,
     }
 }
 

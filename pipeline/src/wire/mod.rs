@@ -7,12 +7,14 @@
 //! | what stands before the layers, out of its elements | [`head`] |
 //! | small documents in pieces | [`document`] |
 //! | values that stand in both | [`convert`] |
+//! | images of a mirror, and what came of them | [`mirror`] |
 //!
 //! Layers that come are no business of this module: a coordinator keeps them until the image is complete, a client hands them on.
 
 pub mod convert;
 pub mod document;
 pub mod head;
+pub mod mirror;
 pub mod output;
 
 /// Bytes of data in one message.

@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::Instrument as _;
 
+use super::mirror;
 use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
 use super::watch::LiveJobs;
@@ -233,6 +234,17 @@ impl Jobs {
         // What is written wrongly is said now, to the one who wrote it.
         open::source(&work.source, &work.settings)?;
         open::output(&work.destination, &work.settings)?;
+        self.submit_admitted(tenant, spec, logins, key).await
+    }
+
+    /// Accepts a job whose spec was found allowed, and runs it when its turn comes.
+    pub async fn submit_admitted(
+        &self,
+        tenant: &Tenant,
+        spec: PipelineSpec,
+        logins: &Logins,
+        key: String,
+    ) -> Result<Job, ServiceError> {
         let id = uuid::Uuid::now_v7().to_string();
         let sealed = match &self.0.keys {
             _ if logins.is_empty() => None,
@@ -404,12 +416,14 @@ impl Jobs {
     }
 
     /// Waits until a worker could begin a layer of the job: until then another coordinator, which has one, may take it. False: one has.
+    /// A mirror needs no worker.
     async fn waits_until_there_is_room(&self, id: &str) -> Result<bool, ServiceError> {
         let mut changed = self.0.engine.subscribe(id);
         loop {
             let job = self.0.engine.get(id).await?;
-            if job.is_none_or(|job| job.state() != JobState::Queued) {
-                return Ok(false);
+            let Some(job) = job.filter(|job| job.state() == JobState::Queued) else { return Ok(false) };
+            if job.spec.is_some_and(|spec| spec.mirror.is_some()) {
+                return Ok(true);
             }
             tokio::select! {
                 biased;
@@ -431,6 +445,10 @@ impl Jobs {
 
     async fn attempt(&self, attempt: &Attempt, job: Job, progress: &Progress) -> Result<(), ServiceError> {
         let logins = self.logins(&job.id).await?;
+        if let Some(spec) = job.spec.as_ref().and_then(|spec| spec.mirror.as_ref()) {
+            let work = self.0.gate.admit_mirror(spec, &job.tenant.into(), &logins).await?;
+            return mirror::run(attempt, spec, work).await;
+        }
         let opened = self.0.opener.open(&job, &logins).await?;
         let Opened { source, output, at_once, plan, needs, origin, findings, client: _client } = opened;
         let standing = Standing::of(&job);
@@ -453,9 +471,14 @@ impl Jobs {
 fn place(destination: &str) -> String {
     let end = destination.split('?').next().unwrap_or_default();
     match end.strip_prefix("registry://").and_then(|name| name.parse::<Reference>().ok()) {
-        Some(reference) => format!("{} {}", reference.name(), reference.manifest()),
+        Some(reference) => place_of(&reference),
         None => end.to_owned(),
     }
+}
+
+/// The same, of an image at a registry.
+pub(super) fn place_of(reference: &Reference) -> String {
+    format!("{} {}", reference.name(), reference.manifest())
 }
 
 /// Says that the owner of a job is there, and returns when it is not its owner any more.

@@ -6,7 +6,7 @@
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{
     FilterOutput, ImageResult, Job, JobError, JobState, JobStateChanged, LayerState, LayerStatus,
-    LayersPlanned,
+    LayersPlanned, MirrorImages,
 };
 use prost_types::Timestamp;
 
@@ -44,6 +44,8 @@ pub enum Change {
     Finalize,
     /// A filter's finding about the whole image.
     Found(FilterOutput),
+    /// Images of a mirror are done.
+    Mirrored(MirrorImages),
     /// The image is at its destination.
     Succeed(ImageResult),
     /// It is not, and will not be.
@@ -117,6 +119,7 @@ pub fn apply(job: &mut Job, change: Change, now: Timestamp) -> Result<Event, Ref
         (Running, Change::Finalize) if job.layers.iter().all(|layer| layer.state() == LayerState::Done) => {
             enter(job, Finalizing)
         }
+        (Running, Change::Mirrored(images)) => Event::MirrorImages(images),
         (Finalizing, Change::Found(output)) => Event::FilterOutput(output),
         (Finalizing, Change::Succeed(result)) => {
             job.result = Some(result.clone());
@@ -167,6 +170,7 @@ mod tests {
             6 => (0u32..3).prop_map(move |index| Change::LayerDone(layer(index))),
             3 => Just(Change::Finalize),
             1 => Just(Change::Found(FilterOutput::default())),
+            1 => Just(Change::Mirrored(MirrorImages::default())),
             1 => Just(Change::Succeed(ImageResult::default())),
             1 => Just(Change::Fail(JobError::default())),
             1 => Just(Change::Cancel),

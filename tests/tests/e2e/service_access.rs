@@ -91,6 +91,12 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
     let both = json!({"source": source, "destination": registry.uri("copy:1")});
     let filter = json!({"filters": ["normalize-timestamps"]});
     let job = json!({"spec": both});
+    let host = registry.host();
+    let mirror = |more: &str| {
+        let text = format!("mirrors: [{{sources: [{host}/none], targets: [{host}/copy]{more}}}]");
+        json!({"spec": {"config": text}})
+    };
+    let (mirror, deleting) = (mirror(""), mirror(", deletion: {max: 1}"));
     let unknown = json!({"job_id": "00000000-0000-7000-8000-000000000000"});
     let search = json!({"source": source, "pattern": "*"});
     let write = json!({"destination": registry.uri("copy:1")});
@@ -113,6 +119,8 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         ("ProcessImage", &write, &["writer"]),
         ("ProcessImage", &both, &["admin"]),
         ("SubmitJob", &job, &["jobs"]),
+        ("SubmitMirror", &mirror, &["jobs"]),
+        ("SubmitMirror", &deleting, &["admin"]),
         ("GetJob", &unknown, &["jobs"]),
         ("WatchJob", &unknown, &["jobs"]),
         ("CancelJob", &unknown, &["jobs"]),
@@ -129,6 +137,8 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         let reason = answers.error.as_ref().map(|error| &error["details"]["ErrorInfo"]["reason"]);
         assert_ne!(reason, Some(&json!("SCOPE_MISSING")), "{method} {request} as {}", scopes[0]);
     }
+    // One that deletes nothing needs no more.
+    ask_as("jobs", &coordinator, "SubmitMirror", &deleting).fails("PERMISSION_DENIED", "SCOPE_MISSING");
     ask_as("stranger", &coordinator, "ListJobs", &none).fails("UNAUTHENTICATED", "UNAUTHENTICATED");
     assert!(!coordinator.log().contains("hunter2"));
 }
