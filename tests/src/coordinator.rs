@@ -1,8 +1,9 @@
 //! `occy-server` as a process: started, killed, started again on the same state.
 
 use std::ffi::OsString;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{ChildStdout, Command, ExitStatus};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub struct Coordinator {
     arguments: Vec<OsString>,
     variables: Vec<(String, OsString)>,
     address: String,
+    /// What it prints, where that is not waited for yet.
+    starting: Option<BufReader<ChildStdout>>,
 }
 
 impl Coordinator {
@@ -74,6 +77,7 @@ impl Coordinator {
             arguments: arguments.iter().map(OsString::from).collect(),
             variables: variables.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect(),
             address: String::new(),
+            starting: None,
         };
         coordinator.restart();
         coordinator
@@ -90,8 +94,26 @@ impl Coordinator {
         self.start_on(&address);
     }
 
+    /// The same, without waiting for it: its engine may not be there.
+    pub fn begin_there(&mut self) {
+        let address = self.address.clone();
+        self.begin_on(&address);
+    }
+
+    /// Waits for what was begun, if anything was.
+    pub fn has_begun(&mut self) {
+        if let Some(mut stdout) = self.starting.take() {
+            self.address = self.process.says(&mut stdout, "listening on ");
+        }
+    }
+
     fn start_on(&mut self, address: &str) {
-        let mut stdout = self.process.start(path(), |command| {
+        self.begin_on(address);
+        self.has_begun();
+    }
+
+    fn begin_on(&mut self, address: &str) {
+        let stdout = self.process.start(path(), |command| {
             command
                 .env("HOME", self.directory.path())
                 .envs(self.variables.iter().map(|(name, value)| (name, value)))
@@ -99,7 +121,7 @@ impl Coordinator {
                 .arg(&self.state)
                 .args(&self.arguments);
         });
-        self.address = self.process.says(&mut stdout, "listening on ");
+        self.starting = Some(stdout);
     }
 
     /// Where clients connect.
@@ -129,6 +151,7 @@ impl Coordinator {
 
     /// SIGKILL.
     pub fn kill(&mut self) {
+        self.starting = None;
         self.process.kill();
     }
 

@@ -55,6 +55,7 @@ struct Stage<'a> {
     to: Side,
     /// Of two coordinators.
     engine: Option<Nats>,
+    is_engine_away: bool,
     coordinators: Vec<Coordinator>,
     workers: Vec<Worker>,
     /// How many workers there have been.
@@ -136,7 +137,18 @@ impl<'a> Stage<'a> {
         };
         let coordinators = (0..plan.coordinators).map(|_| Coordinator::start(&arguments)).collect();
         let workers = Vec::new();
-        let mut stage = Self { plan, expected, from, to, engine, coordinators, workers, names: 0, directory };
+        let mut stage = Self {
+            plan,
+            expected,
+            from,
+            to,
+            engine,
+            is_engine_away: false,
+            coordinators,
+            workers,
+            names: 0,
+            directory,
+        };
         stage.workers = (0..plan.workers).map(|_| stage.another_worker()).collect();
         stage
     }
@@ -228,11 +240,20 @@ impl<'a> Stage<'a> {
             Event::StopWorker(number) => self.workers[number].signal("STOP"),
             Event::ContinueWorker(number) => self.workers[number].signal("CONT"),
             Event::KillCoordinator(number) => self.coordinators[number].kill(),
+            // It waits for the engine, and nobody for it.
+            Event::StartCoordinator(number) if self.is_engine_away => self.coordinators[number].begin_there(),
             Event::StartCoordinator(number) => self.coordinators[number].restart_there(),
             Event::StopCoordinator(number) => self.coordinators[number].pause(),
             Event::ContinueCoordinator(number) => self.coordinators[number].proceed(),
-            Event::KillEngine => self.engine.as_mut().expect("there is one").kill(),
-            Event::StartEngine => self.engine.as_mut().expect("there is one").restart(),
+            Event::KillEngine => {
+                self.engine.as_mut().expect("there is one").kill();
+                self.is_engine_away = true;
+            }
+            Event::StartEngine => {
+                self.engine.as_mut().expect("there is one").restart();
+                self.is_engine_away = false;
+                self.coordinators.iter_mut().for_each(Coordinator::has_begun);
+            }
             Event::KillRegistry(end) => self.side(end).registry.kill(),
             Event::StartRegistry(end) => self.side(end).registry.restart(),
             Event::Strike(end, strike, times) => self.side(end).weather.strike(strike, times),
