@@ -96,7 +96,7 @@ impl FleetExecutor {
                     return Ok(written);
                 }
                 Err(Failure::Task(error)) => return Err(error),
-                // A worker that is being stopped gets no more layers, so that this ends.
+                // It gets no more layers, so that this ends.
                 Err(Failure::HandedBack) => drop(lease),
                 Err(Failure::Worker(reason)) => {
                     tracing::warn!(

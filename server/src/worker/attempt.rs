@@ -38,7 +38,7 @@ pub enum Failure {
     Task(Error),
     /// By the worker's fault, or because the worker was lost.
     Worker(String),
-    /// The worker is being stopped.
+    /// The worker has nothing of it, and gets no more: it is being stopped, or was lost before it could be told.
     HandedBack,
 }
 
@@ -250,7 +250,7 @@ impl Attempts {
         let mut open = Open::new(self, token, Arc::clone(&attempt));
         // Lost since the lease was given: nobody will say so any more.
         if seat.is_lost() {
-            return Err(Failure::Worker("it was lost".to_owned()));
+            return Err(Failure::HandedBack);
         }
         seat.give(attempt.message.clone())
             .map_err(|NotTold| Failure::Worker("it does not read what it is told".to_owned()))?;

@@ -375,8 +375,6 @@ fn what_cannot_be_copied_as_it_is_is_said() {
         let ended = occyctl(["copy", source, destination]).fails(2);
         assert!(ended.stderr.contains(words), "{}", ended.stderr);
     }
-    let run = ["mirror", "-c", "mirror.yaml", "--coordinator", "http://localhost:1"];
-    occyctl(run).fails(2).says(&["this process only"]);
 }
 
 #[test]
