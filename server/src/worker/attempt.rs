@@ -578,7 +578,7 @@ mod tests {
         Seat::Remote(seat.clone()).lose();
         attempts.lose(1, "it is tried");
         let result = timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default())).await;
-        assert!(matches!(result.unwrap(), Err(Failure::Worker(_))));
+        assert!(matches!(result.unwrap(), Err(Failure::HandedBack)));
         assert!(attempts.lock().is_empty());
     }
 
