@@ -4,7 +4,8 @@
 //! [`coordinator`] and [`worker`] run the service's, on a [`disk`] that can be full, [`nats`] what several coordinators share,
 //! [`client`] asks it in Python, and [`collector`] takes their spans;
 //! [`registry`] starts real registries, [`conforming`] is one that follows the specification to the letter, [`fixed`] serves what
-//! none would store, [`relay`] cuts connections, [`proxy`] puts faults before registries, [`limited`] limits, which [`random`] draws from a seed, and [`token`] serves tokens;
+//! none would store, [`relay`] cuts connections, [`mesh`] sends streams to several coordinators, [`proxy`] puts faults before registries, which [`random`] draws from a
+//! seed, [`limited`] limits, and [`token`] serves tokens;
 //! [`engine`] has real engines and false ones; [`layer`], [`image`] and [`saved`] make images of every shape, and
 //! [`conformance`] those of the specification's own suite; [`judge`] asks independent tools what they think of the outcome.
 

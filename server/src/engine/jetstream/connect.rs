@@ -22,13 +22,11 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::JetStreamError;
+use super::{JetStreamError, PATIENCE};
 
 /// How long NATS may take to answer before it is asked again.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long a server that is not there is waited for at the start, as one that is being started too.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// Between two times that it is asked.
+/// Between two times that a server is tried that is not there at the start.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a new connection may take.
 const CONNECT: Duration = Duration::from_secs(10);

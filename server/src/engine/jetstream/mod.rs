@@ -48,7 +48,7 @@ use crate::schedule::{Standing, Tenant};
 const SUBMITTED_MAX: usize = 256 * 1024;
 /// Bytes of what an attempt wrote of a layer. What has more is not kept, and its layer done again.
 const WRITTEN_MAX: usize = 768 * 1024;
-/// How long a request is sent again that NATS does not answer, as while it elects a leader.
+/// How long NATS is tried again that does not answer, as while it elects a leader, or is not there, as while it starts too.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two of these.
 const PAUSE: Duration = Duration::from_millis(200);
