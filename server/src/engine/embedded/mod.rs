@@ -4,13 +4,17 @@
 //! |---|---|---|
 //! | `jobs` | id | the `Job` of the API |
 //! | `active` | id of a job that has not ended | its tenant |
+//! | `active_of` | tenant | how many jobs of its have not ended |
+//! | `ended` | id of a job that has ended | |
 //! | `keys` | tenant, idempotency key | id |
+//! | `keyed` | id | its idempotency key, if it has one |
 //! | `events` | id, sequence | the `JobEvent` of the API |
 //! | `credentials` | id of a job that has not ended | its credentials, sealed |
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
 //! | `traces` | id of a job that has not ended | the `traceparent` of its submission |
 //!
-//! Ids are UUIDs of version 7: their order is that of their time.
+//! Ids are UUIDs of version 7: their order is that of their time. `active_of`, `ended` and `keyed` say nothing new: they are there so
+//! that a submission costs the same however many jobs there are, and are made anew of the others when the file is opened.
 //!
 //! Who owns a job is in memory. The file is one process's, so an owner is gone when the process is, and until then its claim does
 //! not run out: a coordinator that was stopped for a while goes on where it was.
@@ -36,6 +40,9 @@ use crate::schedule::{Standing, Tenant};
 
 const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
 const ACTIVE: TableDefinition<'_, &str, &str> = TableDefinition::new("active");
+const ACTIVE_OF: TableDefinition<'_, &str, u64> = TableDefinition::new("active_of");
+const ENDED: TableDefinition<'_, &str, ()> = TableDefinition::new("ended");
+const KEYED: TableDefinition<'_, &str, &str> = TableDefinition::new("keyed");
 const KEYS: TableDefinition<'_, (&str, &str), &str> = TableDefinition::new("keys");
 const CREDENTIALS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("credentials");
 const EVENTS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("events");
@@ -89,13 +96,11 @@ impl Store {
         let file = StoreFile::open(path)?;
         file.using(|database| {
             let write = database.begin_write().during("open")?;
-            write.open_table(JOBS).during("open")?;
-            write.open_table(ACTIVE).during("open")?;
-            write.open_table(KEYS).during("open")?;
             write.open_table(CREDENTIALS).during("open")?;
             write.open_table(EVENTS).during("open")?;
             write.open_table(LAYERS).during("open")?;
             write.open_table(TRACES).during("open")?;
+            index(&write)?;
             write.commit().during("open")
         })?;
         let (owners, subscribers) = (Arc::default(), Subscribers::default());
@@ -123,22 +128,22 @@ impl Store {
                 }
                 None => {}
             }
-            let mut own = 0;
-            for entry in active.iter().during("read")? {
-                own += usize::from(entry.during("read")?.1.value() == &*tenant);
-            }
-            if own >= self.limits.active_each {
+            let mut active_of = write.open_table(ACTIVE_OF).during("write")?;
+            let own = active_of.get(&*tenant).during("read")?.map_or(0, |own| own.value());
+            if own >= self.limits.active_each as u64 {
                 return Ok(Submitted::FullForTenant);
             }
             let job = accepted(id, &tenant, spec);
             jobs.insert(&*job.id, &*job.encode_to_vec()).during("write")?;
             active.insert(&*job.id, &*tenant).during("write")?;
+            active_of.insert(&*tenant, own + 1).during("write")?;
             if let Some(sealed) = sealed {
                 let mut credentials = write.open_table(CREDENTIALS).during("write")?;
                 credentials.insert(&*job.id, &*sealed).during("write")?;
             }
             if !key.is_empty() {
                 keys.insert((&*tenant, &*key), &*job.id).during("write")?;
+                write.open_table(KEYED).during("write")?.insert(&*job.id, &*key).during("write")?;
             }
             if let Some(trace) = trace {
                 write.open_table(TRACES).during("write")?.insert(&*job.id, &*trace).during("write")?;
@@ -153,28 +158,25 @@ impl Store {
     /// Forgets the oldest jobs that have ended, beyond the number that is kept.
     fn forget(&self, write: &redb::WriteTransaction) -> Result<(), StoreError> {
         let mut jobs = write.open_table(JOBS).during("write")?;
-        let active = write.open_table(ACTIVE).during("write")?;
         let excess = jobs.len().during("read")?.saturating_sub(self.limits.kept as u64);
         if excess == 0 {
             return Ok(());
         }
-        let mut old = Vec::new();
-        for entry in jobs.iter().during("read")? {
-            let (id, _) = entry.during("read")?;
-            if old.len() as u64 == excess {
-                break;
-            }
-            if active.get(id.value()).during("read")?.is_none() {
-                old.push(id.value().to_owned());
-            }
-        }
+        let mut ended = write.open_table(ENDED).during("write")?;
         let mut events = write.open_table(EVENTS).during("write")?;
-        for id in &old {
-            jobs.remove(&**id).during("write")?;
-            events.retain_in((&**id, 0)..=(&**id, u64::MAX), |_, _| false).during("write")?;
-        }
         let mut keys = write.open_table(KEYS).during("write")?;
-        keys.retain(|_, id| !old.iter().any(|old| old == id)).during("write")
+        let mut keyed = write.open_table(KEYED).during("write")?;
+        for _ in 0..excess {
+            let oldest = ended.pop_first().during("write")?.map(|(id, _)| id.value().to_owned());
+            let Some(id) = oldest else { break };
+            let tenant = jobs.remove(&*id).during("write")?.map(|job| decode::<Job>(job.value()).tenant);
+            events.retain_in((&*id, 0)..=(&*id, u64::MAX), |_, _| false).during("write")?;
+            let key = keyed.remove(&*id).during("write")?.map(|key| key.value().to_owned());
+            if let (Some(tenant), Some(key)) = (tenant, key) {
+                keys.remove((&*tenant, &*key)).during("write")?;
+            }
+        }
+        Ok(())
     }
 
     fn apply_now(
@@ -213,7 +215,7 @@ impl Store {
                 layers.insert((id, &**layer), &**record).during("write")?;
             }
             if state::is_final(job.state()) {
-                write.open_table(ACTIVE).during("write")?.remove(id).during("write")?;
+                end(&write, id, &job.tenant)?;
                 write.open_table(CREDENTIALS).during("write")?.remove(id).during("write")?;
                 write.open_table(TRACES).during("write")?.remove(id).during("write")?;
                 // An idle end of the range: no name of a layer sorts behind it.
@@ -499,6 +501,49 @@ impl Engine for Store {
     }
 }
 
+/// Takes a job out of those that have not ended.
+fn end(write: &redb::WriteTransaction, id: &str, tenant: &str) -> Result<(), StoreError> {
+    if write.open_table(ACTIVE).during("write")?.remove(id).during("write")?.is_none() {
+        return Ok(());
+    }
+    write.open_table(ENDED).during("write")?.insert(id, ()).during("write")?;
+    let mut active_of = write.open_table(ACTIVE_OF).during("write")?;
+    let own = active_of.remove(tenant).during("write")?.map_or(0, |own| own.value());
+    if own > 1 {
+        active_of.insert(tenant, own - 1).during("write")?;
+    }
+    Ok(())
+}
+
+/// Makes the tables anew that follow from others, which an earlier version may have written without them.
+fn index(write: &redb::WriteTransaction) -> Result<(), StoreError> {
+    write.delete_table(ACTIVE_OF).during("open")?;
+    write.delete_table(ENDED).during("open")?;
+    write.delete_table(KEYED).during("open")?;
+    let active = write.open_table(ACTIVE).during("open")?;
+    let mut active_of = write.open_table(ACTIVE_OF).during("open")?;
+    let mut own = HashMap::<String, u64>::new();
+    for entry in active.iter().during("open")? {
+        *own.entry(entry.during("open")?.1.value().to_owned()).or_default() += 1;
+    }
+    for (tenant, own) in own {
+        active_of.insert(&*tenant, own).during("open")?;
+    }
+    let mut ended = write.open_table(ENDED).during("open")?;
+    for entry in write.open_table(JOBS).during("open")?.iter().during("open")? {
+        let id = entry.during("open")?.0;
+        if active.get(id.value()).during("open")?.is_none() {
+            ended.insert(id.value(), ()).during("open")?;
+        }
+    }
+    let mut keyed = write.open_table(KEYED).during("open")?;
+    for entry in write.open_table(KEYS).during("open")?.iter().during("open")? {
+        let (key, id) = entry.during("open")?;
+        keyed.insert(id.value(), key.value().1).during("open")?;
+    }
+    Ok(())
+}
+
 /// What we wrote ourselves; redb's checksums say that it is what we wrote.
 fn decode<M: Message + Default>(bytes: &[u8]) -> M {
     M::decode(bytes).expect("the store holds what was encoded for it")
@@ -506,6 +551,7 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> M {
 
 #[cfg(test)]
 mod tests {
+    use occy_proto::v1::PipelineSpec;
     use tempfile::TempDir;
 
     use super::*;
@@ -535,4 +581,50 @@ mod tests {
     }
 
     contract!(File::new());
+
+    #[tokio::test]
+    async fn a_file_of_an_earlier_version_has_all_tables_once_it_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("jobs");
+        let limits = Limits { active: 9, active_each: 2, kept: 3 };
+        let submission = |tenant: &str, key: &str| Submission {
+            id: uuid::Uuid::now_v7().to_string(),
+            tenant: tenant.into(),
+            spec: PipelineSpec::default(),
+            key: key.to_owned(),
+            sealed: None,
+            trace: None,
+        };
+        let store = Store::open(&path, limits).unwrap();
+        for key in ["a", "b"] {
+            let Submitted::New(job) = store.submit(submission("one", key)).await.unwrap() else {
+                panic!("it is new");
+            };
+            store.cancel(&job.id).await.unwrap();
+        }
+        store.submit(submission("one", "c")).await.unwrap();
+        let removed = store.file.using(|database| {
+            let write = database.begin_write().during("write")?;
+            for table in [write.delete_table(ACTIVE_OF), write.delete_table(ENDED), write.delete_table(KEYED)]
+            {
+                assert!(table.during("write")?);
+            }
+            write.commit().during("write")
+        });
+        removed.unwrap();
+        drop(store);
+
+        let store = Store::open(&path, limits).unwrap();
+        assert!(matches!(store.submit(submission("one", "d")).await.unwrap(), Submitted::New(_)));
+        assert!(matches!(store.submit(submission("one", "e")).await.unwrap(), Submitted::FullForTenant));
+        // The first of those that have ended is forgotten, and its key with it; the second's is known.
+        assert!(matches!(store.submit(submission("one", "b")).await.unwrap(), Submitted::Earlier(_)));
+        assert_eq!(store.list(None, None, Vec::new(), 9).await.unwrap().0.len(), limits.kept);
+        let keys = store.file.using(|database| {
+            let read = database.begin_read().during("read")?;
+            let keys = read.open_table(KEYS).during("read")?;
+            Ok((keys.len().during("read")?, keys.get(("one", "a")).during("read")?.is_none()))
+        });
+        assert_eq!(keys.unwrap(), (3, true));
+    }
 }
