@@ -359,6 +359,17 @@ impl Jobs {
         known: &OnceLock<Claim>,
     ) -> Result<(), ServiceError> {
         let _turn = turn.lease(None).await;
+        // An attempt is large, and there may be very many jobs that wait.
+        Box::pin(self.run_in_turn(id, progress, known)).await
+    }
+
+    /// The same, once its turn has come.
+    async fn run_in_turn(
+        &self,
+        id: &str,
+        progress: &Progress,
+        known: &OnceLock<Claim>,
+    ) -> Result<(), ServiceError> {
         if self.0.engine.is_shared() && !self.waits_until_there_is_room(id).await? {
             return Ok(());
         }
