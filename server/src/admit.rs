@@ -160,6 +160,7 @@ impl Gate {
             spools: client.spools.clone(),
             parallel,
             locks: None,
+            counts: Arc::default(),
         };
         Ok(MirrorWork { client, config, ends })
     }

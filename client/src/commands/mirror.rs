@@ -2,20 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use occy_pipeline::error::Error;
 use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA, Source};
 use occy_pipeline::mirror::import::{self, Imported};
 use occy_pipeline::mirror::{
-    Action, Carried, Destination, Detail, Ends, Have, Origin, Outcome, Plan, Price, Report, Survey, What,
-    save,
+    Action, Carried, Counts, Destination, Detail, Ends, Have, Origin, Outcome, Plan, Price, Report, Survey,
+    What, save,
 };
 use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
 use serde_json::{Value, json};
 
 use super::{print_bytes, print_json};
+use crate::display::{Display, Picture};
 use crate::options::{Global, Mirror, MirrorCommand, OutputFormat};
 use crate::settings::{Misused, settings};
 use crate::{Exit, Untold, remote, say};
@@ -52,13 +55,50 @@ async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Resul
     }
     let dry_run = options.dry_run;
     let detail = if dry_run { Detail::Price } else { Detail::Need };
+    let images = Arc::new(Images { counts: Arc::clone(&ends.counts), ..Images::default() });
+    let display = Display::of(global, images.clone());
     let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
     let report = match dry_run {
         true => None,
-        false => Some(survey.run(&config, &plan, &ends, |_, _| ()).await),
+        false => {
+            let _ = images.all.set(plan.actions.len());
+            Some(survey.run(&config, &plan, &ends, |_, outcome| images.take(outcome)).await)
+        }
     };
+    drop(display);
     tell(&plan, report.as_ref(), plan.actions.len() as u64, global)
+}
+
+/// How far a mirror is.
+#[derive(Default)]
+struct Images {
+    /// How many there are, once that is known.
+    all: OnceLock<usize>,
+    done: AtomicUsize,
+    failed: AtomicUsize,
+    counts: Arc<Counts>,
+}
+
+impl Images {
+    fn take(&self, outcome: &Outcome) {
+        let is_failed = matches!(outcome, Outcome::Refused(_) | Outcome::Failed { .. });
+        let count = if is_failed { &self.failed } else { &self.done };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Picture for Images {
+    /// `Progress: 12 of 340 images done, 1 failed, 41943040 bytes fetched, 83886080 uploaded`.
+    fn line(&self) -> String {
+        let Some(all) = self.all.get() else {
+            return "Progress: asking registries what there is".to_owned();
+        };
+        let (done, failed) = (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+        let (fetched, uploaded) = (self.counts.bytes_fetched(), self.counts.bytes_uploaded());
+        format!("Progress: {done} of {all} images done{failed}, {fetched} bytes fetched, {uploaded} uploaded")
+    }
 }
 
 /// Prints what came of a plan of so many images, or, without that, the plan.
@@ -189,6 +229,7 @@ fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<En
         spools: settings.spools.clone(),
         parallel: settings.parallel,
         locks: None,
+        counts: Arc::default(),
     })
 }
 
@@ -352,4 +393,21 @@ fn report_document(plan: &Plan, report: &Report) -> Value {
         "blobs_mounted": report.mounted,
         "seconds": report.elapsed.as_secs_f64(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_says_how_far_it_is() {
+        let images = Images::default();
+        assert_eq!(images.line(), "Progress: asking registries what there is");
+        images.all.set(3).unwrap();
+        images.take(&Outcome::Nothing);
+        assert_eq!(images.line(), "Progress: 1 of 3 images done, 0 bytes fetched, 0 uploaded");
+        images.take(&Outcome::Copied { blobs: 1, blobs_found: 0, manifests: 1 });
+        images.take(&Outcome::Refused("a rule".to_owned()));
+        assert_eq!(images.line(), "Progress: 2 of 3 images done, 1 failed, 0 bytes fetched, 0 uploaded");
+    }
 }

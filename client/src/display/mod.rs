@@ -7,7 +7,7 @@ mod bars;
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -34,18 +34,36 @@ struct Drawing {
     thread: JoinHandle<()>,
 }
 
-/// What is shown.
+/// What can be shown.
+pub(crate) trait Picture: Send + Sync {
+    /// All of it in one line.
+    fn line(&self) -> String;
+
+    /// More of it, where a terminal has room for that; none where the line is all there is.
+    fn lines(&self, _columns: usize, _rows: usize) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// One image on its way.
 struct Shown {
     progress: Progress,
     /// What is being opened, for as long as there are no layers.
     source: String,
     /// Where it may be kept before its layers are known.
     spools: SpoolDir,
+    bars: Mutex<bars::Bars>,
 }
 
 impl Display {
     /// Begins to show the `progress` of what comes from `source`.
     pub(crate) fn start(global: &Global, progress: Progress, source: &str, spools: &SpoolDir) -> Self {
+        let (source, spools) = (source.to_owned(), spools.clone());
+        Self::of(global, Arc::new(Shown { progress, source, spools, bars: Mutex::default() }))
+    }
+
+    /// Begins to show anything.
+    pub(crate) fn of(global: &Global, shown: Arc<dyn Picture>) -> Self {
         let is_terminal =
             || std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let bars = match global.progress {
@@ -54,9 +72,8 @@ impl Display {
             ProgressStyle::Plain => false,
             ProgressStyle::Auto | ProgressStyle::Bars => is_terminal(),
         };
-        let shown = Shown { progress, source: source.to_owned(), spools: spools.clone() };
         let (stop, stopped) = sync_channel(1);
-        let draw = move || if bars { show_bars(&shown, &stopped) } else { print_lines(&shown, &stopped) };
+        let draw = move || if bars { show_bars(&*shown, &stopped) } else { print_lines(&*shown, &stopped) };
         // Without a thread to spare there is work enough without a display.
         let thread = std::thread::Builder::new().name("display".to_owned()).spawn(draw);
         Self(thread.ok().map(|thread| Drawing { stop, thread }))
@@ -78,21 +95,20 @@ fn next(stopped: &Receiver<()>, every: Duration) -> bool {
     matches!(stopped.recv_timeout(every), Err(RecvTimeoutError::Timeout))
 }
 
-fn print_lines(shown: &Shown, stopped: &Receiver<()>) {
+fn print_lines(shown: &dyn Picture, stopped: &Receiver<()>) {
     while next(stopped, LINE_EVERY) {
         let _ = writeln!(Aside, "{}", shown.line());
     }
 }
 
-fn show_bars(shown: &Shown, stopped: &Receiver<()>) {
-    let mut bars = bars::Bars::default();
+fn show_bars(shown: &dyn Picture, stopped: &Receiver<()>) {
     while next(stopped, BARS_EVERY) {
         let (columns, rows) = terminal_size::terminal_size_of(std::io::stderr())
             .map_or((80, 24), |(columns, rows)| (usize::from(columns.0), usize::from(rows.0)));
-        let lines = match shown.progress.layers() {
-            [] => vec![bars::cut(&shown.line(), columns)],
-            layers => bars.lines(layers, columns, rows),
-        };
+        let mut lines = shown.lines(columns, rows);
+        if lines.is_empty() {
+            lines.push(bars::cut(&shown.line(), columns));
+        }
         let mut drawn = DRAWN.lock().unwrap_or_else(PoisonError::into_inner);
         // One write: no other text gets between the lines.
         let text = erased(*drawn) + &lines.iter().map(|line| format!("{line}\n")).collect::<String>();
@@ -129,7 +145,15 @@ impl Write for Aside {
     }
 }
 
-impl Shown {
+impl Picture for Shown {
+    fn lines(&self, columns: usize, rows: usize) -> Vec<String> {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.progress.layers() {
+            [] => Vec::new(),
+            layers => bars.lines(layers, columns, rows),
+        }
+    }
+
     /// `Progress: 2 of 5 layers done, 41943040 of 98765432 bytes read`.
     fn line(&self) -> String {
         let layers = self.progress.layers();

@@ -40,7 +40,7 @@ pub(super) struct Blobs {
     known: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Known>>>>,
     slots: Semaphore,
     spools: SpoolDir,
-    counts: Counts,
+    counts: Arc<Counts>,
 }
 
 /// What the run has found out of one blob.
@@ -54,12 +54,29 @@ struct Known {
     failed: HashMap<String, (u32, String)>,
 }
 
-/// What was moved so far.
+/// What a mirror has moved so far: a blob counts when the whole of it has passed. A display may ask meanwhile.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) fetched: AtomicU64,
-    pub(super) uploaded: AtomicU64,
-    pub(super) mounted: AtomicU64,
+pub struct Counts {
+    fetched: AtomicU64,
+    uploaded: AtomicU64,
+    mounted: AtomicU64,
+}
+
+impl Counts {
+    /// Bytes that came from sources.
+    pub fn bytes_fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that went to targets.
+    pub fn bytes_uploaded(&self) -> u64 {
+        self.uploaded.load(Ordering::Relaxed)
+    }
+
+    /// Blobs that were mounted.
+    pub fn mounted(&self) -> u64 {
+        self.mounted.load(Ordering::Relaxed)
+    }
 }
 
 impl Blobs {
@@ -69,13 +86,10 @@ impl Blobs {
         uploads: HashMap<Digest, Vec<Repository>>,
         spools: SpoolDir,
         parallel: usize,
+        counts: Arc<Counts>,
     ) -> Self {
-        let (known, counts) = (Mutex::default(), Counts::default());
-        Self { present, holders, uploads, known, slots: Semaphore::new(parallel.max(1)), spools, counts }
-    }
-
-    pub(super) fn counts(&self) -> &Counts {
-        &self.counts
+        let (known, slots) = (Mutex::default(), Semaphore::new(parallel.max(1)));
+        Self { present, holders, uploads, known, slots, spools, counts }
     }
 
     /// Has a repository have a blob.

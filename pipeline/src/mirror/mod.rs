@@ -32,6 +32,7 @@ use crate::reference::Reference;
 use crate::registry::Client;
 use crate::spool::SpoolDir;
 
+pub use self::blobs::Counts;
 pub use self::have::{Have, HaveError};
 pub use self::origin::{Carried, Origin};
 pub use self::plan::{Action, Plan, Price, What};
@@ -57,6 +58,8 @@ pub struct Ends {
     pub parallel: usize,
     /// Who is asked before a target's tag is changed. None: nobody.
     pub locks: Option<Arc<dyn TagLocks>>,
+    /// What has been moved between them.
+    pub counts: Arc<Counts>,
 }
 
 /// Sees to it that one at a time changes a tag, where others may be about to.

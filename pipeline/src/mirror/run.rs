@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -109,6 +108,7 @@ impl Survey {
             uploads.collect(),
             ends.spools.clone(),
             ends.parallel,
+            Arc::clone(&ends.counts),
         ));
         let mut images: HashMap<usize, Surveyed> = self.images.into_iter().enumerate().collect();
         let copies = plan.actions.iter().enumerate().filter_map(|(index, action)| {
@@ -152,12 +152,11 @@ impl Survey {
             tell(index, &outcome);
             outcome
         });
-        let counts = blobs.counts();
         Report {
             outcomes: outcomes.collect(),
-            bytes_fetched: counts.fetched.load(Ordering::Relaxed),
-            bytes_uploaded: counts.uploaded.load(Ordering::Relaxed),
-            mounted: counts.mounted.load(Ordering::Relaxed),
+            bytes_fetched: ends.counts.bytes_fetched(),
+            bytes_uploaded: ends.counts.bytes_uploaded(),
+            mounted: ends.counts.mounted(),
             elapsed: start.elapsed(),
         }
     }
