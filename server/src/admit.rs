@@ -17,7 +17,7 @@ use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
 use occy_pipeline::manifest::Family;
 use occy_pipeline::mirror::config::Config;
-use occy_pipeline::mirror::{self, Have};
+use occy_pipeline::mirror::{self, Have, MirrorProgress};
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
@@ -160,7 +160,7 @@ impl Gate {
             spools: client.spools.clone(),
             parallel,
             locks: None,
-            counts: Arc::default(),
+            progress: MirrorProgress::default(),
         };
         Ok(MirrorWork { client, config, ends })
     }

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use anyhow::Context;
 use occy_pipeline::error::Error;
 use occy_pipeline::mirror::config::{Config, ConfigError, SCHEMA, Source};
 use occy_pipeline::mirror::import::{self, Imported};
 use occy_pipeline::mirror::{
-    Action, Carried, Counts, Destination, Detail, Ends, Have, Origin, Outcome, Plan, Price, Report, Survey,
-    What, save,
+    Action, Carried, Counts, Destination, Detail, Ends, Have, MirrorProgress, Origin, Outcome, Plan, Price,
+    Report, Survey, What, save,
 };
 use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
@@ -55,49 +54,28 @@ async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Resul
     }
     let dry_run = options.dry_run;
     let detail = if dry_run { Detail::Price } else { Detail::Need };
-    let images = Arc::new(Images { counts: Arc::clone(&ends.counts), ..Images::default() });
-    let display = Display::of(global, images.clone());
+    let display = Display::of(global, Arc::new(ends.progress.clone()));
     let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
     let report = match dry_run {
         true => None,
-        false => {
-            let _ = images.all.set(plan.actions.len());
-            Some(survey.run(&config, &plan, &ends, |_, outcome| images.take(outcome)).await)
-        }
+        false => Some(survey.run(&config, &plan, &ends, |_, _| ()).await),
     };
     drop(display);
     tell(&plan, report.as_ref(), plan.actions.len() as u64, global)
 }
 
-/// How far a mirror is.
-#[derive(Default)]
-struct Images {
-    /// How many there are, once that is known.
-    all: OnceLock<usize>,
-    done: AtomicUsize,
-    failed: AtomicUsize,
-    counts: Arc<Counts>,
-}
-
-impl Images {
-    fn take(&self, outcome: &Outcome) {
-        let is_failed = matches!(outcome, Outcome::Refused(_) | Outcome::Failed { .. });
-        let count = if is_failed { &self.failed } else { &self.done };
-        count.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Picture for Images {
+impl Picture for MirrorProgress {
     /// `Progress: 12 of 340 images done, 1 failed, 41943040 bytes fetched, 83886080 uploaded`.
     fn line(&self) -> String {
-        let Some(all) = self.all.get() else {
+        let Counts { images, done, failed, bytes_fetched, bytes_uploaded, .. } = self.get();
+        if images == 0 {
             return "Progress: asking registries what there is".to_owned();
-        };
-        let (done, failed) = (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        }
         let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
-        let (fetched, uploaded) = (self.counts.bytes_fetched(), self.counts.bytes_uploaded());
-        format!("Progress: {done} of {all} images done{failed}, {fetched} bytes fetched, {uploaded} uploaded")
+        format!(
+            "Progress: {done} of {images} images done{failed}, {bytes_fetched} bytes fetched, {bytes_uploaded} uploaded"
+        )
     }
 }
 
@@ -229,7 +207,7 @@ fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<En
         spools: settings.spools.clone(),
         parallel: settings.parallel,
         locks: None,
-        counts: Arc::default(),
+        progress: MirrorProgress::default(),
     })
 }
 
@@ -401,13 +379,12 @@ mod tests {
 
     #[test]
     fn a_mirror_says_how_far_it_is() {
-        let images = Images::default();
-        assert_eq!(images.line(), "Progress: asking registries what there is");
-        images.all.set(3).unwrap();
-        images.take(&Outcome::Nothing);
-        assert_eq!(images.line(), "Progress: 1 of 3 images done, 0 bytes fetched, 0 uploaded");
-        images.take(&Outcome::Copied { blobs: 1, blobs_found: 0, manifests: 1 });
-        images.take(&Outcome::Refused("a rule".to_owned()));
-        assert_eq!(images.line(), "Progress: 2 of 3 images done, 1 failed, 0 bytes fetched, 0 uploaded");
+        let progress = MirrorProgress::default();
+        assert_eq!(progress.line(), "Progress: asking registries what there is");
+        let counts = Counts { images: 3, done: 1, bytes_fetched: 7, ..Counts::default() };
+        progress.set(counts);
+        assert_eq!(progress.line(), "Progress: 1 of 3 images done, 7 bytes fetched, 0 uploaded");
+        progress.set(Counts { failed: 2, bytes_uploaded: 9, ..counts });
+        assert_eq!(progress.line(), "Progress: 1 of 3 images done, 2 failed, 7 bytes fetched, 9 uploaded");
     }
 }

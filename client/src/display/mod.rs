@@ -46,7 +46,7 @@ pub(crate) trait Picture: Send + Sync {
 }
 
 /// One image on its way.
-struct Shown {
+pub(crate) struct ImagePicture {
     progress: Progress,
     /// What is being opened, for as long as there are no layers.
     source: String,
@@ -58,8 +58,7 @@ struct Shown {
 impl Display {
     /// Begins to show the `progress` of what comes from `source`.
     pub(crate) fn start(global: &Global, progress: Progress, source: &str, spools: &SpoolDir) -> Self {
-        let (source, spools) = (source.to_owned(), spools.clone());
-        Self::of(global, Arc::new(Shown { progress, source, spools, bars: Mutex::default() }))
+        Self::of(global, Arc::new(ImagePicture::new(progress, source, spools)))
     }
 
     /// Begins to show anything.
@@ -145,7 +144,14 @@ impl Write for Aside {
     }
 }
 
-impl Picture for Shown {
+impl ImagePicture {
+    /// The `progress` of what comes from `source`.
+    pub(crate) fn new(progress: Progress, source: &str, spools: &SpoolDir) -> Self {
+        Self { progress, source: source.to_owned(), spools: spools.clone(), bars: Mutex::default() }
+    }
+}
+
+impl Picture for ImagePicture {
     fn lines(&self, columns: usize, rows: usize) -> Vec<String> {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         match self.progress.layers() {

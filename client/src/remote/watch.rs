@@ -1,13 +1,15 @@
 //! A job's events, followed to its end: also over the end of the coordinator that began it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Rendering, Target};
+use occy_pipeline::mirror::{Counts, MirrorProgress};
 use occy_pipeline::process::Summary;
 use occy_pipeline::progress::{LayerState, Progress};
 use occy_pipeline::spool::SpoolDir;
-use occy_pipeline::wire::mirror::of_image;
+use occy_pipeline::wire::mirror::{of_image, of_progress};
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{
     self, FilterOutput, ImageResult, JobError, JobEvent, JobState, JobStateChanged, WatchJobRequest,
@@ -21,7 +23,7 @@ use super::mirror::Images;
 use crate::commands::job::{error_document, result_document, word};
 use crate::commands::process::deliver;
 use crate::commands::{self, print_bytes};
-use crate::display::Display;
+use crate::display::{Display, ImagePicture, Picture};
 use crate::options::{Global, OutputFormat};
 use crate::{Exit, Untold, say};
 
@@ -43,8 +45,31 @@ pub(crate) struct Watch<'a> {
     chain: Option<FilterChain>,
     /// Of a mirror.
     images: Images,
+    mirror: MirrorProgress,
     /// Whether events are printed as they come, and not what came of them at the end.
     prints_events: bool,
+}
+
+/// A job, which is an image's or a mirror: that is known once its coordinator tells how far it is.
+struct JobPicture {
+    image: ImagePicture,
+    mirror: MirrorProgress,
+}
+
+impl JobPicture {
+    fn is_mirror(&self) -> bool {
+        self.mirror.get().images > 0
+    }
+}
+
+impl Picture for JobPicture {
+    fn line(&self) -> String {
+        if self.is_mirror() { self.mirror.line() } else { self.image.line() }
+    }
+
+    fn lines(&self, columns: usize, rows: usize) -> Vec<String> {
+        if self.is_mirror() { Vec::new() } else { self.image.lines(columns, rows) }
+    }
 }
 
 /// How a job ended.
@@ -66,6 +91,7 @@ impl<'a> Watch<'a> {
             findings: Findings::default(),
             chain: None,
             images: Images::default(),
+            mirror: MirrorProgress::default(),
             prints_events: global.output_format == OutputFormat::Json,
         }
     }
@@ -87,7 +113,9 @@ impl<'a> Watch<'a> {
             let what = format!("job {}", self.id);
             // Nothing is kept here before the layers are known.
             let spools = SpoolDir::new("", 0);
-            self.display = Some(Display::start(self.global, self.progress.clone(), &what, &spools));
+            let image = ImagePicture::new(self.progress.clone(), &what, &spools);
+            let picture = JobPicture { image, mirror: self.mirror.clone() };
+            self.display = Some(Display::of(self.global, Arc::new(picture)));
         }
         let mut lost = 0;
         let end = loop {
@@ -162,6 +190,9 @@ impl<'a> Watch<'a> {
             Some(Event::FilterOutput(piece)) => self.findings.take(piece)?,
             Some(Event::MirrorImages(images)) => self.images.take(images),
             Some(Event::Progress(progress)) => {
+                if let Some(mirror) = &progress.mirror {
+                    self.mirror.set(of_progress(mirror));
+                }
                 for running in progress.layers {
                     if let Some(layer) = self.progress.layers().get(running.index as usize) {
                         layer.bytes.set(running.bytes);
@@ -257,6 +288,7 @@ fn document(event: &JobEvent) -> serde_json::Value {
         }
         Some(Event::MirrorImages(told)) => ("images", told.images.iter().map(image_document).collect()),
         Some(Event::Progress(progress)) => {
+            document["mirror"] = progress.mirror.map(|told| counts_document(&of_progress(&told))).into();
             let layers = progress.layers.iter();
             ("progress", layers.map(|layer| json!({"index": layer.index, "bytes": layer.bytes})).collect())
         }
@@ -272,6 +304,18 @@ fn image_document(image: &v1::MirrorImage) -> serde_json::Value {
         Ok((action, None)) => commands::mirror::action_document(&action),
         Err(error) => json!({"source": image.source, "target": image.target, "problem": error.to_string()}),
     }
+}
+
+fn counts_document(counts: &Counts) -> serde_json::Value {
+    let Counts { images, done, failed, bytes_fetched, bytes_uploaded, mounted } = counts;
+    json!({
+        "images": images,
+        "done": done,
+        "failed": failed,
+        "bytes_fetched": bytes_fetched,
+        "bytes_uploaded": bytes_uploaded,
+        "mounted": mounted,
+    })
 }
 
 /// A layer as it is printed for programs.

@@ -5,12 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
+use super::progress::MirrorProgress;
 use crate::blob::{Blob, BlobError, ByteCount};
 use crate::digest::Digest;
 use crate::element::Layer;
@@ -40,7 +40,7 @@ pub(super) struct Blobs {
     known: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Known>>>>,
     slots: Semaphore,
     spools: SpoolDir,
-    counts: Arc<Counts>,
+    progress: MirrorProgress,
 }
 
 /// What the run has found out of one blob.
@@ -54,31 +54,6 @@ struct Known {
     failed: HashMap<String, (u32, String)>,
 }
 
-/// What a mirror has moved so far: a blob counts when the whole of it has passed. A display may ask meanwhile.
-#[derive(Debug, Default)]
-pub struct Counts {
-    fetched: AtomicU64,
-    uploaded: AtomicU64,
-    mounted: AtomicU64,
-}
-
-impl Counts {
-    /// Bytes that came from sources.
-    pub fn bytes_fetched(&self) -> u64 {
-        self.fetched.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that went to targets.
-    pub fn bytes_uploaded(&self) -> u64 {
-        self.uploaded.load(Ordering::Relaxed)
-    }
-
-    /// Blobs that were mounted.
-    pub fn mounted(&self) -> u64 {
-        self.mounted.load(Ordering::Relaxed)
-    }
-}
-
 impl Blobs {
     pub(super) fn new(
         present: HashSet<Place>,
@@ -86,10 +61,10 @@ impl Blobs {
         uploads: HashMap<Digest, Vec<Repository>>,
         spools: SpoolDir,
         parallel: usize,
-        counts: Arc<Counts>,
+        progress: MirrorProgress,
     ) -> Self {
         let (known, slots) = (Mutex::default(), Semaphore::new(parallel.max(1)));
-        Self { present, holders, uploads, known, slots, spools, counts }
+        Self { present, holders, uploads, known, slots, spools, progress }
     }
 
     /// Has a repository have a blob.
@@ -134,7 +109,7 @@ impl Blobs {
             match repository.mount(digest, holder.as_deref().unwrap_or(&name)).await {
                 Mount::Mounted => {
                     known.brought.insert(path);
-                    self.counts.mounted.fetch_add(u64::from(holder.is_some()), Ordering::Relaxed);
+                    self.progress.change(|counts| counts.mounted += u64::from(holder.is_some()));
                     known.holders.entry(host).or_insert(name);
                     return Ok(Moved::Nothing);
                 }
@@ -145,9 +120,11 @@ impl Blobs {
         let _slot = self.slots.acquire().await.expect("it is never closed");
         if holder.is_some() {
             let size = descriptor.size;
-            self.counts.fetched.fetch_add(size, Ordering::Relaxed);
             repository.upload_blob(layer.blob.as_ref(), digest, size, session, progress).await?;
-            self.counts.uploaded.fetch_add(size, Ordering::Relaxed);
+            self.progress.change(|counts| {
+                counts.bytes_fetched += size;
+                counts.bytes_uploaded += size;
+            });
             known.brought.insert(path);
             return Ok(Moved::Bytes);
         }
@@ -195,11 +172,15 @@ impl Blobs {
         progress: &ByteCount,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
-        self.counts.fetched.fetch_add(size, Ordering::Relaxed);
         let spooled: Option<Arc<FileRegion>> = match to {
             [_] => None,
-            _ => Some(Arc::new(self.spool(layer.blob.as_ref(), digest).await?)),
+            _ => {
+                let region = self.spool(layer.blob.as_ref(), digest).await?;
+                self.progress.change(|counts| counts.bytes_fetched += size);
+                Some(Arc::new(region))
+            }
         };
+        let passes_on = spooled.is_none();
         let uploads = to.iter().enumerate().map(|(index, repository)| {
             let blob: &dyn Blob = match &spooled {
                 Some(region) => region.as_ref(),
@@ -210,7 +191,10 @@ impl Blobs {
             let session = session.take();
             async move {
                 repository.upload_blob(blob, digest, size, session, &progress).await?;
-                self.counts.uploaded.fetch_add(size, Ordering::Relaxed);
+                self.progress.change(|counts| {
+                    counts.bytes_fetched += if passes_on { size } else { 0 };
+                    counts.bytes_uploaded += size;
+                });
                 Ok(())
             }
         });

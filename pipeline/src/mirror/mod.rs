@@ -18,6 +18,7 @@ pub mod import;
 mod lists;
 mod origin;
 mod plan;
+mod progress;
 mod range;
 mod run;
 mod save;
@@ -32,10 +33,10 @@ use crate::reference::Reference;
 use crate::registry::Client;
 use crate::spool::SpoolDir;
 
-pub use self::blobs::Counts;
 pub use self::have::{Have, HaveError};
 pub use self::origin::{Carried, Origin};
 pub use self::plan::{Action, Plan, Price, What};
+pub use self::progress::{Counts, MirrorProgress};
 pub use self::run::{Outcome, Report};
 pub use self::save::{Destination, save};
 pub use self::survey::{Detail, Survey};
@@ -58,8 +59,8 @@ pub struct Ends {
     pub parallel: usize,
     /// Who is asked before a target's tag is changed. None: nobody.
     pub locks: Option<Arc<dyn TagLocks>>,
-    /// What has been moved between them.
-    pub counts: Arc<Counts>,
+    /// How far the mirror is, of which there is one for these ends.
+    pub progress: MirrorProgress,
 }
 
 /// Sees to it that one at a time changes a tag, where others may be about to.

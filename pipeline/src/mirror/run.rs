@@ -31,7 +31,7 @@ pub(super) const IMAGES_AT_ONCE: usize = 8;
 pub struct Report {
     /// Of each of the plan's actions.
     pub outcomes: Vec<Outcome>,
-    /// Bytes of blobs that came from sources.
+    /// Bytes of blobs that came whole from sources.
     pub bytes_fetched: u64,
     /// Bytes of blobs that went to targets.
     pub bytes_uploaded: u64,
@@ -69,6 +69,13 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Whether the target is left otherwise than its source.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Failed { .. })
+    }
+}
+
 impl Report {
     /// How many of the actions changed something.
     pub fn done(&self) -> usize {
@@ -78,8 +85,7 @@ impl Report {
 
     /// How many left a target otherwise than its source.
     pub fn failed(&self) -> usize {
-        let is_failed = |outcome: &&Outcome| matches!(outcome, Outcome::Refused(_) | Outcome::Failed { .. });
-        self.outcomes.iter().filter(is_failed).count()
+        self.outcomes.iter().filter(|outcome| outcome.is_failure()).count()
     }
 }
 
@@ -97,7 +103,11 @@ impl Survey {
         tell: impl Fn(usize, &Outcome) + Sync,
     ) -> Report {
         let start = Instant::now();
-        let tell = &tell;
+        ends.progress.change(|counts| counts.images = plan.actions.len() as u64);
+        let tell = &|index, outcome: &Outcome| {
+            ends.progress.take(outcome);
+            tell(index, outcome);
+        };
         let uploads = plan.uploads.iter().map(|(digest, targets)| {
             let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
             (digest.clone(), targets.collect())
@@ -108,7 +118,7 @@ impl Survey {
             uploads.collect(),
             ends.spools.clone(),
             ends.parallel,
-            Arc::clone(&ends.counts),
+            ends.progress.clone(),
         ));
         let mut images: HashMap<usize, Surveyed> = self.images.into_iter().enumerate().collect();
         let copies = plan.actions.iter().enumerate().filter_map(|(index, action)| {
@@ -152,11 +162,13 @@ impl Survey {
             tell(index, &outcome);
             outcome
         });
+        let outcomes = outcomes.collect();
+        let counts = ends.progress.get();
         Report {
-            outcomes: outcomes.collect(),
-            bytes_fetched: ends.counts.bytes_fetched(),
-            bytes_uploaded: ends.counts.bytes_uploaded(),
-            mounted: ends.counts.mounted(),
+            outcomes,
+            bytes_fetched: counts.bytes_fetched,
+            bytes_uploaded: counts.bytes_uploaded,
+            mounted: counts.mounted,
             elapsed: start.elapsed(),
         }
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use occy_proto::v1::{MirrorAction, MirrorImage, MirrorOutcome, MirrorPrice, MirrorResult};
+use occy_proto::v1::{MirrorAction, MirrorImage, MirrorOutcome, MirrorPrice, MirrorProgress, MirrorResult};
 
 use super::WireError;
 use super::convert::{count, split};
 use crate::digest::Digest;
-use crate::mirror::{Action, Outcome, Plan, Price, Report, What};
+use crate::mirror::{Action, Counts, Outcome, Plan, Price, Report, What};
 use crate::reference::InvalidReference;
 
 /// Bytes of a problem or a hint, which may quote what a stranger said.
@@ -118,6 +118,30 @@ pub fn result(plan: &Plan, report: Option<&Report>) -> MirrorResult {
         blobs_mounted: report.map_or(0, |report| report.mounted),
         price: Some(price(&plan.price)),
         dry_run: report.is_none(),
+    }
+}
+
+/// How far a mirror is, where anything can be told of it.
+pub fn progress(counts: Counts) -> Option<MirrorProgress> {
+    (counts.images > 0).then_some(MirrorProgress {
+        images: counts.images,
+        images_done: counts.done,
+        images_failed: counts.failed,
+        bytes_fetched: counts.bytes_fetched,
+        bytes_uploaded: counts.bytes_uploaded,
+        blobs_mounted: counts.mounted,
+    })
+}
+
+/// How far a mirror is.
+pub fn of_progress(told: &MirrorProgress) -> Counts {
+    Counts {
+        images: told.images,
+        done: told.images_done,
+        failed: told.images_failed,
+        bytes_fetched: told.bytes_fetched,
+        bytes_uploaded: told.bytes_uploaded,
+        mounted: told.blobs_mounted,
     }
 }
 

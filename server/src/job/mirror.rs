@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use occy_pipeline::error::Error;
-use occy_pipeline::mirror::{Detail, Outcome, Plan, Report, Survey, TagLocks, What};
+use occy_pipeline::mirror::{Detail, MirrorProgress, Outcome, Plan, Report, Survey, TagLocks, What};
 use occy_pipeline::reference::Reference;
 use occy_pipeline::wire;
 use occy_proto::v1::{ImageResult, MirrorImage, MirrorImages, MirrorSpec};
@@ -30,9 +30,15 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const EVENT_BYTES: usize = 48 * 1024;
 
 /// Does what a mirror comes to now, or tells what that would be.
-pub async fn run(attempt: &Attempt, spec: &MirrorSpec, work: MirrorWork) -> Result<(), ServiceError> {
+pub async fn run(
+    attempt: &Attempt,
+    spec: &MirrorSpec,
+    work: MirrorWork,
+    progress: &MirrorProgress,
+) -> Result<(), ServiceError> {
     let MirrorWork { client: _client, config, mut ends } = work;
     let owner = Arc::new(Owner { attempt: attempt.clone(), lost: Mutex::default() });
+    ends.progress = progress.clone();
     ends.locks = Some(Arc::clone(&owner) as Arc<dyn TagLocks>);
     let start = Instant::now();
     let detail = if spec.dry_run { Detail::Price } else { Detail::Need };

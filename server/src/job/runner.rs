@@ -15,7 +15,6 @@ use occy_pipeline::filter::OutputFormat;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::process::process;
-use occy_pipeline::progress::Progress;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::task::LayerPlan;
@@ -29,7 +28,7 @@ use tracing::Instrument as _;
 use super::mirror;
 use super::output::{Attempt, JobOutput, JobWatcher};
 use super::state::Change;
-use super::watch::LiveJobs;
+use super::watch::{Live, LiveJobs};
 use crate::admit::{Ends, Gate};
 use crate::client::Client;
 use crate::credentials::{Logins, SecretKeys};
@@ -332,13 +331,13 @@ impl Jobs {
         if tasks.contains_key(id) {
             return;
         }
-        let progress = self.0.live.insert(id);
+        let live = self.0.live.insert(id);
         // Here, and not in the task: jobs stand in the order in which they came.
         let turn = self.0.turns.queue(standing, &Capabilities::default(), false);
         let (jobs, owned, claim) = (self.clone(), id.to_owned(), Arc::default());
         let known = Arc::clone(&claim);
         let task = tokio::spawn(async move {
-            let left = jobs.run(&owned, &progress, &turn, &known).await;
+            let left = jobs.run(&owned, &live, &turn, &known).await;
             jobs.0.tasks().remove(&owned);
             jobs.0.live.remove(&owned);
             // Not the job's fault: whoever can write it down first goes on with it.
@@ -354,22 +353,17 @@ impl Jobs {
     async fn run(
         &self,
         id: &str,
-        progress: &Progress,
+        live: &Live,
         turn: &FleetQueue,
         known: &OnceLock<Claim>,
     ) -> Result<(), ServiceError> {
         let _turn = turn.lease(None).await;
         // An attempt is large, and there may be very many jobs that wait.
-        Box::pin(self.run_in_turn(id, progress, known)).await
+        Box::pin(self.run_in_turn(id, live, known)).await
     }
 
     /// The same, once its turn has come.
-    async fn run_in_turn(
-        &self,
-        id: &str,
-        progress: &Progress,
-        known: &OnceLock<Claim>,
-    ) -> Result<(), ServiceError> {
+    async fn run_in_turn(&self, id: &str, live: &Live, known: &OnceLock<Claim>) -> Result<(), ServiceError> {
         if self.0.engine.is_shared() && !self.waits_until_there_is_room(id).await? {
             return Ok(());
         }
@@ -390,7 +384,7 @@ impl Jobs {
             telemetry::go_on(&span, &trace);
         }
         tracing::info!(job = id, attempt = job.attempts, "job begins");
-        let work = self.attempt(&attempt, job, progress).instrument(span);
+        let work = self.attempt(&attempt, job, live).instrument(span);
         let mut work = std::pin::pin!(AssertUnwindSafe(work).catch_unwind());
         let result = tokio::select! {
             biased;
@@ -454,11 +448,11 @@ impl Jobs {
         }
     }
 
-    async fn attempt(&self, attempt: &Attempt, job: Job, progress: &Progress) -> Result<(), ServiceError> {
+    async fn attempt(&self, attempt: &Attempt, job: Job, live: &Live) -> Result<(), ServiceError> {
         let logins = self.logins(&job.id).await?;
         if let Some(spec) = job.spec.as_ref().and_then(|spec| spec.mirror.as_ref()) {
             let work = self.0.gate.admit_mirror(spec, &job.tenant.into(), &logins).await?;
-            return mirror::run(attempt, spec, work).await;
+            return mirror::run(attempt, spec, work, &live.mirror).await;
         }
         let opened = self.0.opener.open(&job, &logins).await?;
         let Opened { source, output, at_once, plan, needs, origin, findings, client: _client } = opened;
@@ -470,7 +464,7 @@ impl Jobs {
         let watcher = JobWatcher { attempt: attempt.clone(), chain: plan.chain.clone() };
         let queue = self.0.fleet.queue(&standing, &needs, true).of(Origin { job: job.id, ..origin });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
-        let outcome = process(source.as_ref(), Arc::clone(&plan), output, executor, progress).await?;
+        let outcome = process(source.as_ref(), Arc::clone(&plan), output, executor, &live.layers).await?;
         let mut changes: Vec<_> =
             convert::filter_outputs(&outcome, &plan.chain, findings, FOUND_MAX)?.map(Change::Found).collect();
         changes.push(Change::Succeed(convert::image_result(&outcome)));

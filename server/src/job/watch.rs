@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use occy_pipeline::mirror::MirrorProgress;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::wire::convert;
+use occy_pipeline::wire::{self, convert};
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{JobEvent, JobProgress};
 use tokio::sync::mpsc;
@@ -17,21 +18,30 @@ use super::state::is_final;
 use crate::engine::Engine;
 use crate::error::ServiceError;
 
-/// How often a watcher hears how far layers are.
+/// How often a watcher hears how far a job is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a watcher of a silent job looks whether it has been forgotten.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// How far the layers are of the jobs that this coordinator runs or is about to. Of others nobody knows it here.
+/// How far the jobs are that this coordinator runs or is about to. Of others nobody knows it here.
 #[derive(Clone, Debug, Default)]
-pub struct LiveJobs(Arc<Mutex<HashMap<String, Progress>>>);
+pub struct LiveJobs(Arc<Mutex<HashMap<String, Live>>>);
+
+/// How far a job is. Clones are handles on the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// Of its image.
+    pub layers: Progress,
+    /// If it is a mirror.
+    pub mirror: MirrorProgress,
+}
 
 impl LiveJobs {
     /// The job is there from now on.
-    pub fn insert(&self, id: &str) -> Progress {
-        let progress = Progress::default();
-        self.lock().insert(id.to_owned(), progress.clone());
-        progress
+    pub fn insert(&self, id: &str) -> Live {
+        let live = Live::default();
+        self.lock().insert(id.to_owned(), live.clone());
+        live
     }
 
     /// It is not run here any more.
@@ -39,11 +49,15 @@ impl LiveJobs {
         self.lock().remove(id);
     }
 
-    fn get(&self, id: &str) -> Option<Progress> {
-        self.lock().get(id).cloned()
+    /// What is to be told of the job now, if anything is.
+    fn progress(&self, id: &str) -> Option<JobProgress> {
+        let Live { layers, mirror } = self.lock().get(id).cloned()?;
+        let now =
+            JobProgress { layers: convert::running(&layers), mirror: wire::mirror::progress(mirror.get()) };
+        (now != JobProgress::default()).then_some(now)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Progress>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Live>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -92,8 +106,7 @@ pub async fn follow(
             // Losing this branch loses nothing: the engine is asked again in any case.
             _ = changed.changed() => {}
             () = tokio::time::sleep(PROGRESS_EVERY) => {
-                let now = live.get(id).map(|progress| JobProgress { layers: convert::running(&progress) });
-                if let Some(now) = now.filter(|now| !now.layers.is_empty() && told.as_ref() != Some(now)) {
+                if let Some(now) = live.progress(id).filter(|now| told.as_ref() != Some(now)) {
                     let event = JobEvent { sequence: 0, time: None, event: Some(Event::Progress(now.clone())) };
                     events.send(event).await.map_err(|_| ServiceError::CallerGone)?;
                     told = Some(now);

@@ -344,6 +344,18 @@ impl Halfway {
     }
 }
 
+/// What a watcher is told next of how far a mirror is.
+fn how_far(coordinator: &Coordinator, id: &Value) -> Value {
+    let mut watcher = coordinator.call("WatchJob", id).start();
+    loop {
+        let message = watcher.next_message().expect("an event");
+        let told = &message["event"]["progress"]["mirror"];
+        if told.is_object() {
+            return told.clone();
+        }
+    }
+}
+
 fn only_job(coordinator: &Coordinator) -> Value {
     loop {
         let jobs = coordinator.ask("ListJobs", &json!({})).one()["jobs"].clone();
@@ -363,6 +375,9 @@ fn a_cancelled_mirror_stops_between_whole_images() {
         let run = scope.spawn(|| mirror(directory.path(), &case.text, &["--coordinator", &url]).fails(1));
         let id = only_job(&coordinator);
         Halfway::wait_for_three(&coordinator, &id);
+        let told = how_far(&coordinator, &id);
+        assert_eq!((&told["images"], &told["images_done"]), (&json!("4"), &json!("3")), "{told}");
+        assert_eq!(told["bytes_fetched"], told["bytes_uploaded"], "{told}");
         assert_eq!(coordinator.ask("CancelJob", &id).one()["job"]["state"], "JOB_STATE_CANCELLED");
         run.join().expect("a run").says(&["was cancelled"]);
         case.barrier.open();
