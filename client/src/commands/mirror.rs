@@ -47,14 +47,15 @@ async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Resul
         return Err(Misused("--idempotency-key says nothing without --coordinator".to_owned()).into());
     }
     let ends = ends(&config, options, global)?;
+    let display = Display::of(global, Arc::new(ends.progress.clone()));
     if let Some(to) = &options.to {
         let destination = Destination::parse(to).map_err(Error::from)?;
         let (plan, report) = save(&config, &ends, &destination, options.dry_run).await?;
+        drop(display);
         return tell(&plan, (!options.dry_run).then_some(&report), plan.actions.len() as u64, global);
     }
     let dry_run = options.dry_run;
     let detail = if dry_run { Detail::Price } else { Detail::Need };
-    let display = Display::of(global, Arc::new(ends.progress.clone()));
     let survey = Survey::make(&config, &ends, detail).await;
     let plan = Plan::of(&config, &survey);
     let report = match dry_run {

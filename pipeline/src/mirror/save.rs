@@ -18,6 +18,7 @@ use super::have::Have;
 use super::image::{Documents, MirrorSource};
 use super::lists::{Lists, Unlisted};
 use super::plan::{Action, Plan, Price, What};
+use super::progress::MirrorProgress;
 use super::run::{IMAGES_AT_ONCE, Outcome, Report};
 use super::survey::copy_plan;
 use crate::blob::ByteCount;
@@ -97,6 +98,7 @@ struct Saving {
     hosts: Vec<String>,
     slots: Semaphore,
     state: Mutex<State>,
+    progress: MirrorProgress,
 }
 
 #[derive(Default)]
@@ -107,7 +109,6 @@ struct State {
     priced: HashSet<Digest>,
     /// One at a time brings a blob.
     bringing: HashMap<Digest, Arc<tokio::sync::Mutex<()>>>,
-    fetched: u64,
 }
 
 /// Saves all that a configuration wants, each image whole or not at all, one's failure none of the others'. With `dry_run` nothing is
@@ -133,6 +134,7 @@ pub async fn save(
         hosts: config.target_hosts(),
         slots: Semaphore::new(ends.parallel.max(1)),
         state: Mutex::default(),
+        progress: ends.progress.clone(),
         directory: directory.clone(),
     });
     if !dry_run {
@@ -144,6 +146,9 @@ pub async fn save(
     }
     let mut lists = Lists::ask(config, &ends.source).await;
     let wanted = wanted(config, &mut lists, ends.parallel);
+    if !dry_run {
+        ends.progress.change(|counts| counts.images = (wanted.len() + lists.unlisted.len()) as u64);
+    }
     let mut documents: HashMap<String, Arc<Documents>> = HashMap::new();
     let saved = wanted.into_iter().map(|wanted| {
         let documents = Arc::clone(documents.entry(wanted.source.name()).or_default());
@@ -161,14 +166,16 @@ pub async fn save(
     }
     for Unlisted { what, problem } in &lists.unlisted {
         plan.actions.push(Action::impossible(what, problem));
-        outcomes.push(Outcome::Failed { problem: problem.clone(), hint: None });
+        let failed = Outcome::Failed { problem: problem.clone(), hint: None };
+        ends.progress.take(&failed);
+        outcomes.push(failed);
     }
-    let bytes = saving.state().fetched;
+    let counts = ends.progress.get();
     let mut report = Report {
         outcomes,
-        bytes_fetched: bytes,
-        bytes_uploaded: bytes,
-        mounted: 0,
+        bytes_fetched: counts.bytes_fetched,
+        bytes_uploaded: counts.bytes_uploaded,
+        mounted: counts.mounted,
         elapsed: start.elapsed(),
     };
     if destination.is_tar && !dry_run && report.done() > 0 {
@@ -244,6 +251,7 @@ async fn save_image(
             Outcome::Failed { problem: error.to_string(), hint: error.hint() }
         }
     };
+    ends.progress.take(&outcome);
     (action, outcome)
 }
 
@@ -344,10 +352,12 @@ impl ContentOutput for Output {
         let _one = one.lock().await;
         let _slot = saving.slots.acquire().await.expect("it is never closed");
         let moved = saving.layout.put_blob(blob, progress).await?;
-        let mut state = saving.state();
-        state.named.insert(digest.clone());
+        saving.state().named.insert(digest.clone());
         if let Moved::Bytes = moved {
-            state.fetched = state.fetched.saturating_add(descriptor.size);
+            saving.progress.change(|counts| {
+                counts.bytes_fetched += descriptor.size;
+                counts.bytes_uploaded += descriptor.size;
+            });
         }
         Ok(moved)
     }
