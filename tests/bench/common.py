@@ -32,6 +32,13 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def free_port():
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Registry:
     """One docker-registry process on a free loopback port, its storage in a directory of its own."""
 
@@ -39,9 +46,7 @@ class Registry:
         self.directory = pathlib.Path(directory)
         self.log_access = log_access
         self.process = None
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
+        self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
 
     def start(self):
