@@ -12,6 +12,7 @@ pub mod compression;
 pub mod config;
 pub mod copy;
 pub mod digest;
+pub mod duration;
 pub mod element;
 pub mod engine;
 pub mod error;

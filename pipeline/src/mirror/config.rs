@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::range::Range;
+use super::schedule::{self, Schedule};
 use super::template::{self, Template};
 use crate::copy::SignaturePolicy;
 use crate::open::names_registry;
@@ -26,6 +27,8 @@ pub const SCHEMA: &str = include_str!("schema.json");
 pub struct Config {
     /// In the file's order, at least one.
     pub mirrors: Vec<Mirror>,
+    /// When they are made by themselves, which a coordinator sees to.
+    pub schedule: Option<Schedule>,
 }
 
 /// Some repositories, the tags of them that are wanted, and where they go.
@@ -125,6 +128,7 @@ impl fmt::Display for Place {
 #[serde(deny_unknown_fields)]
 struct File {
     mirrors: Vec<Spanned<Entry>>,
+    schedule: Option<Spanned<schedule::Entry>>,
 }
 
 #[derive(Deserialize)]
@@ -189,7 +193,7 @@ impl Config {
             return Err(ConfigError { line: 1, column: 1, problem: "there is nothing to mirror".to_owned() });
         }
         let mirrors = file.mirrors.into_iter().map(Mirror::of).collect::<Result<_, _>>()?;
-        Ok(Self { mirrors })
+        Ok(Self { mirrors, schedule: file.schedule.map(Schedule::of).transpose()? })
     }
 
     /// The registries that images come from, each once, sorted.
@@ -218,7 +222,7 @@ pub(super) fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T
     })
 }
 
-fn fail(at: Location, problem: impl Into<String>) -> ConfigError {
+pub(super) fn fail(at: Location, problem: impl Into<String>) -> ConfigError {
     ConfigError { line: at.line(), column: at.column(), problem: problem.into() }
 }
 
@@ -471,6 +475,10 @@ mirrors:
     backup: before-{tag}-{digest}
     immutable: ["v*"]
     deletion: {max: 5}
+schedule:
+  cron: "0 3 * * 1-5"
+  timezone: Europe/Berlin
+  jitter: 10m
 "#;
 
     #[test]
@@ -486,6 +494,8 @@ mirrors:
         assert_eq!(names, ["latest", "1.10", "3"]);
         assert_eq!(mirror.tags[1].newest, Some(3));
         assert_eq!((mirror.sparse, mirror.referrers, mirror.deletion), (true, true, Some(5)));
+        let schedule = config.schedule.unwrap().to_string();
+        assert_eq!(schedule, "0 3 * * 1-5 Europe/Berlin, up to 10m later");
     }
 
     #[test]
@@ -517,6 +527,18 @@ mirrors:
         refused(&with("backup: '{tag}-{date}'"), 4, 13, &["{date}", "{digest}"]);
         refused(&with("deletion: {max: 0}"), 4, 21, &["from 1"]);
         refused(&with("deletion: {}"), 4, 15, &["max"]);
+        let when = |line: &str| with(&format!("referrers: true\nschedule:\n  {line}"));
+        refused(&when("cron: 0 3 * *"), 6, 9, &["0 3 * *", "5 fields"]);
+        refused(&when("cron: 0 0 3 * * *"), 6, 9, &["5 fields"]);
+        refused(&when("cron: 61 3 * * *"), 6, 9, &["61"]);
+        refused(&when("cron: 0 0 30 2 *"), 6, 9, &["never comes"]);
+        refused(&when("{cron: 0 3 * * *, timezone: Europe/Nowhere}"), 6, 31, &["Europe/Nowhere"]);
+        refused(&when("interval: 6"), 6, 13, &["6h"]);
+        refused(&when("{interval: 6h, jitter: 7h}"), 6, 26, &["6h"]);
+        refused(&when("{cron: 0 3 * * *, jitter: 2d}"), 6, 29, &["1d"]);
+        refused(&when("{interval: 6h, timezone: UTC}"), 6, 28, &["cron"]);
+        refused(&when("{cron: 0 3 * * *, interval: 6h}"), 6, 31, &["exclude"]);
+        refused(&when("jitter: 1m"), 6, 3, &["cron or interval"]);
         refused("mirrors: [\n", 1, 10, &["unclosed"]);
         refused("mirrors: []\n", 1, 1, &["nothing"]);
         let of = |source: &str, target: &str| {
@@ -555,11 +577,12 @@ mirrors:
     #[test]
     fn the_schema_and_the_parser_know_the_same_keys_and_types() {
         let schema: Value = serde_json::from_str(SCHEMA).unwrap();
-        let objects: [(&[&str], &str); 4] = [
+        let objects: [(&[&str], &str); 5] = [
             (&[], ""),
             (&["mirrors", "0"], "/properties/mirrors/items"),
             (&["mirrors", "0", "tags", "1"], "/properties/mirrors/items/properties/tags/items"),
             (&["mirrors", "0", "deletion"], "/properties/mirrors/items/properties/deletion"),
+            (&["schedule"], "/properties/schedule"),
         ];
         for (path, pointer) in objects {
             let object = schema.pointer(pointer).unwrap();

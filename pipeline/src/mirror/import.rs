@@ -2,9 +2,12 @@
 //!
 //! What cannot be carried over is named, and an entry that would then mirror something else is left out.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{Config, ConfigError, parse_yaml};
+use crate::duration;
 use crate::reference::Reference;
 
 /// A file of ours.
@@ -22,18 +25,40 @@ type Entry = Result<Map<String, Value>, String>;
 #[derive(Default)]
 struct Import {
     entries: Vec<Map<String, Value>>,
+    /// When they are all made.
+    schedule: Option<Value>,
     lost: Vec<String>,
 }
 
 impl Import {
-    /// Takes an entry that our own parser takes.
-    fn add(&mut self, at: &str, entry: Entry) {
+    /// Takes an entry that our own parser takes; and says whether it did.
+    fn add(&mut self, at: &str, entry: Entry) -> bool {
         let refused = |entry: &Map<String, Value>| {
             Config::parse(&json!({"mirrors": [entry]}).to_string()).err().map(|error| error.problem)
         };
         match entry.and_then(|entry| refused(&entry).map_or(Ok(entry), Err)) {
             Ok(entry) => self.entries.push(entry),
-            Err(problem) => self.lost.push(format!("{at} is left out: {problem}")),
+            Err(problem) => {
+                self.lost.push(format!("{at} is left out: {problem}"));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes the schedule of an entry that was taken: a file of ours has one, for all of its entries.
+    fn add_schedule(&mut self, at: &str, schedule: Result<Value, String>) {
+        let refused = |schedule: &Value| {
+            let file = json!({"mirrors": self.entries, "schedule": schedule});
+            Config::parse(&file.to_string()).err().map(|error| error.problem)
+        };
+        match (schedule.and_then(|schedule| refused(&schedule).map_or(Ok(schedule), Err)), &self.schedule) {
+            (Ok(schedule), None) => self.schedule = Some(schedule),
+            (Ok(schedule), Some(taken)) if schedule == *taken => {}
+            (Ok(schedule), Some(taken)) => self.lost.push(format!(
+                "{at} is not carried over: a file has one schedule, which is {taken} here, and not {schedule}"
+            )),
+            (Err(problem), _) => self.lost.push(format!("{at} is not carried over: {problem}")),
         }
     }
 
@@ -54,6 +79,9 @@ impl Import {
                 text += &format!("  {} {key}: {value}\n", if number == 0 { "-" } else { " " });
             }
         }
+        if let Some(schedule) = self.schedule {
+            text += &format!("schedule: {schedule}\n");
+        }
         Imported { text, lost: self.lost }
     }
 }
@@ -71,7 +99,7 @@ pub fn regsync(file: &str) -> Result<Imported, ConfigError> {
     let file: Value = parse_yaml(file)?;
     let mut import = Import::default();
     import.only("the file", &file, &["version", "defaults", "sync"]);
-    const DEFAULTS: [&str; 3] = ["backup", "referrers", "digestTags"];
+    const DEFAULTS: [&str; 5] = ["backup", "referrers", "digestTags", "schedule", "interval"];
     import.only("defaults", &file["defaults"], &DEFAULTS);
     for (number, sync) in list(&file["sync"]).iter().enumerate() {
         let at = format!("sync[{number}]");
@@ -99,9 +127,50 @@ pub fn regsync(file: &str) -> Result<Imported, ConfigError> {
                     .push(format!("{at}.platform becomes an index of one platform, and not its image"));
             }
         }
-        import.add(&at, entry);
+        if import.add(&at, entry) {
+            // A schedule wins, wherever it is said.
+            let times = ["schedule", "interval"].map(|key| (key, text(value(key))));
+            if let Some((key, time)) = times.into_iter().find(|(_, time)| !time.is_empty()) {
+                import.add_schedule(&format!("{at}.{key}"), regsync_schedule(key, &time));
+            }
+        }
     }
     Ok(import.finish())
+}
+
+/// `schedule` is cron's five fields, behind the name of a time zone or not, or `@every` and what `interval` is: Go's length of time.
+fn regsync_schedule(key: &str, time: &str) -> Result<Value, String> {
+    let time = time.trim();
+    let every = if key == "interval" { Some(time) } else { time.strip_prefix("@every ") };
+    if let Some(every) = every {
+        let interval = go_duration(every.trim()).and_then(duration::text);
+        let problem = || format!("{every:?} is no length of time of whole seconds that can be written here");
+        return Ok(json!({"interval": interval.ok_or_else(problem)?}));
+    }
+    let zoned = ["CRON_TZ=", "TZ="].iter().find_map(|prefix| time.strip_prefix(prefix)?.split_once(' '));
+    Ok(match zoned {
+        Some((zone, cron)) => json!({"cron": cron.trim(), "timezone": zone}),
+        None => json!({"cron": time}),
+    })
+}
+
+/// `1h30m`, in Go's `time.ParseDuration`, of whole seconds.
+fn go_duration(mut text: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    while !text.is_empty() {
+        let digits = text.find(|c: char| !c.is_ascii_digit())?;
+        let unit = text[digits..].find(|c: char| c.is_ascii_digit()).map_or(text.len(), |at| digits + at);
+        let seconds = match &text[digits..unit] {
+            "h" => 3600,
+            "m" => 60,
+            "s" => 1,
+            _ => return None,
+        };
+        let count: u32 = text[..digits].parse().ok()?;
+        sum = sum.checked_add(Duration::from_secs(u64::from(count) * seconds))?;
+        text = &text[unit..];
+    }
+    Some(sum)
 }
 
 fn regsync_entry(sync: &Value) -> Entry {
@@ -178,8 +247,12 @@ pub fn skopeo(file: &str, destination: &str) -> Result<Imported, ConfigError> {
             import.lost.extend(digests.iter().map(digest));
             match (tags.is_empty(), digests.is_empty()) {
                 (true, false) => {}
-                (true, true) => import.add(&at, Ok(entry(&name, None))),
-                (false, _) => import.add(&at, Ok(entry(&name, Some(json!({"names": tags}))))),
+                (true, true) => {
+                    import.add(&at, Ok(entry(&name, None)));
+                }
+                (false, _) => {
+                    import.add(&at, Ok(entry(&name, Some(json!({"names": tags})))));
+                }
             }
         }
         for (name, pattern) in of("images-by-tag-regex") {
@@ -221,6 +294,47 @@ mod tests {
             assert!(imported.lost.iter().any(|said| said.starts_with(lost)), "{lost}: {:?}", imported.lost);
         }
         assert_eq!(imported.lost.len(), 4, "{:?}", imported.lost);
+    }
+
+    #[test]
+    fn when_regsync_copies_becomes_a_schedule() {
+        let sync = |more: &str| {
+            format!("  - {{source: a.example/x, target: b.example/x, type: repository{more}}}\n")
+        };
+        let imported = |defaults: &str, more: &[&str]| {
+            let entries: String = more.iter().map(|more| sync(more)).collect();
+            let imported =
+                regsync(&format!("version: 1\ndefaults: {{{defaults}}}\nsync:\n{entries}")).unwrap();
+            let schedule = Config::parse(&imported.text).unwrap().schedule;
+            (schedule.map(|schedule| schedule.to_string()), imported.lost)
+        };
+        for (defaults, own, expected) in [
+            ("", "", None),
+            ("interval: 60m", "", Some("every 1h")),
+            ("interval: 60m", ", interval: 1h30m", Some("every 90m")),
+            ("interval: 60m", ", schedule: '0 3 * * *'", Some("0 3 * * * UTC")),
+            ("schedule: '0 3 * * *'", ", interval: 5m", Some("0 3 * * * UTC")),
+            ("", ", schedule: '@every 90s'", Some("every 90s")),
+            ("", ", schedule: '@daily'", Some("@daily UTC")),
+            ("", ", schedule: 'TZ=Europe/Berlin 30 2 * * 1-5'", Some("30 2 * * 1-5 Europe/Berlin")),
+        ] {
+            let (schedule, lost) = imported(defaults, &[own]);
+            assert_eq!((schedule.as_deref(), &*lost), (expected, &[][..]), "{defaults}{own}");
+        }
+        let (schedule, lost) = imported("interval: 60m", &["", ", schedule: '0 3 * * *'", ", interval: 1h"]);
+        assert_eq!(schedule.as_deref(), Some("every 1h"));
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        assert!(
+            lost[0].starts_with("sync[1].schedule is not carried over: a file has one schedule"),
+            "{lost:?}"
+        );
+        for bad in
+            ["schedule: '0 3 * *'", "interval: 500ms", "interval: 1d", "interval: -1h", "interval: 3h4"]
+        {
+            let (schedule, lost) = imported("", &[&format!(", {bad}")]);
+            assert_eq!(schedule, None, "{bad}");
+            assert_eq!(lost.len(), 1, "{bad}: {lost:?}");
+        }
     }
 
     #[test]

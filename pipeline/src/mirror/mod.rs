@@ -22,6 +22,7 @@ mod progress;
 mod range;
 mod run;
 mod save;
+pub mod schedule;
 mod select;
 mod survey;
 mod template;

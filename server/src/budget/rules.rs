@@ -1,6 +1,6 @@
 //! What is configured of registries' limits: `docker.io/manifest quota=100/6h`, `ci@ghcr.io rate=20 concurrency=8`.
 
-use std::time::Duration;
+use occy_pipeline::duration;
 
 use super::ledger::{Limits, LineName};
 
@@ -91,7 +91,7 @@ impl std::str::FromStr for Rule {
                 "quota" => {
                     let (count, time) = value.split_once('/').ok_or_else(bad)?;
                     let count = count.parse().ok().filter(|&count| count > 0).ok_or_else(bad)?;
-                    limits.quota = Some((count, duration(time).ok_or_else(bad)?));
+                    limits.quota = Some((count, duration::parse(time).ok_or_else(bad)?));
                 }
                 _ => return Err(bad()),
             }
@@ -103,22 +103,10 @@ impl std::str::FromStr for Rule {
     }
 }
 
-/// `90s`, `15m`, `6h`, `1d`.
-fn duration(text: &str) -> Option<Duration> {
-    let unit = text.chars().next_back()?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 24 * 3600,
-        _ => return None,
-    };
-    let count: u64 = text[..text.len() - 1].parse().ok().filter(|count| (1..=10_000).contains(count))?;
-    Some(Duration::from_secs(count * seconds))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn rules(texts: &[&str]) -> Rules {
