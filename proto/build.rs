@@ -5,8 +5,13 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 4] =
-    ["occy/v1/image.proto", "occy/v1/pipeline.proto", "occy/v1/blob.proto", "occy/v1/worker.proto"];
+const FILES: [&str; 5] = [
+    "occy/v1/image.proto",
+    "occy/v1/pipeline.proto",
+    "occy/v1/schedule.proto",
+    "occy/v1/blob.proto",
+    "occy/v1/worker.proto",
+];
 const SECRET: [&str; 3] = [".occy.v1.RegistryCredentials", ".occy.v1.PasswordLogin", ".occy.v1.AccessAnswer"];
 
 fn main() -> Result<(), Box<dyn Error>> {

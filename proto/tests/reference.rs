@@ -37,7 +37,7 @@ fn page() -> String {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mut page = "# The API\n\nGenerated from the .proto files.\n".to_owned();
     // What is asked for stands before what it is asked for with, and what clients need before what only workers do.
-    let order = ["pipeline", "image", "worker", "blob"];
+    let order = ["pipeline", "schedule", "image", "worker", "blob"];
     let file = |name: &str| set.file.iter().find(|file| file.name() == format!("occy/v1/{name}.proto"));
     for name in order {
         File::new(file(name).unwrap()).write(&mut page).unwrap();

@@ -43,9 +43,9 @@ pub enum Scope {
     Write,
     /// Delete images: DeleteImage.
     Delete,
-    /// Submit jobs, and see and cancel its own.
+    /// Submit jobs, and see and cancel its own; and have schedules.
     Jobs,
-    /// All of these, with everybody's jobs.
+    /// All of these, with everybody's jobs and schedules.
     Admin,
     /// Be a worker.
     Worker,

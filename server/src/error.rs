@@ -88,6 +88,15 @@ pub enum ServiceError {
     /// No such job.
     #[error("there is no job {0:?}")]
     NoSuchJob(String),
+    /// No such schedule.
+    #[error("there is no schedule {0:?}")]
+    NoSuchSchedule(String),
+    /// Others have changed something, whenever it was to be changed.
+    #[error("{what} is being changed by too many others")]
+    Contended {
+        /// What.
+        what: &'static str,
+    },
     /// An idempotency key was used before, for something else.
     #[error("the idempotency key {0:?} was used for another job")]
     KeyReused(String),
@@ -242,6 +251,8 @@ impl ServiceError {
             Self::Elements(_) => verdict(Code::InvalidArgument, "INVALID_ELEMENTS"),
             Self::Truncated => verdict(Code::Aborted, "STREAM_TRUNCATED"),
             Self::NoSuchJob(_) => verdict(Code::NotFound, "NO_SUCH_JOB"),
+            Self::NoSuchSchedule(_) => verdict(Code::NotFound, "NO_SUCH_SCHEDULE"),
+            Self::Contended { .. } => verdict(Code::Unavailable, "CONTENDED"),
             Self::KeyReused(_) => verdict(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED"),
             Self::BeyondEvents { .. } => verdict(Code::OutOfRange, "BEYOND_EVENTS"),
             Self::TooMany { .. } => {

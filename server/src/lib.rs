@@ -3,7 +3,7 @@
 //! A request comes in at [`grpc`]; [`access`] says whose it is and [`admit`] whether it may be. It runs `occy_pipeline::process` with one end or both at the
 //! caller ([`call`]), or as a job that outlives the call ([`job`], kept by an [`engine`]). Either way each layer waits in the [`fleet`] for a worker,
 //! as [`schedule`] decides, and runs through the [`executor`]: here, or on a [`worker`] that has connected; unless another one brings
-//! it there ([`share`]). What all of them ask of registries is in one [`budget`]. [`error`] says what a client is told when something fails, and
+//! it there ([`share`]). Mirrors that are made at certain times are the [`timetable`]'s, which submits jobs. What all of them ask of registries is in one [`budget`]. [`error`] says what a client is told when something fails, and
 //! [`serve`] starts and stops it all.
 //!
 //! Not here: anything of how images are read, filtered and written, which is `occy-pipeline`'s; and the API itself, whose words
@@ -29,4 +29,5 @@ pub mod settings;
 pub mod share;
 #[cfg(test)]
 mod simulation;
+pub mod timetable;
 pub mod worker;

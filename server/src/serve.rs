@@ -12,6 +12,7 @@ use occy_pipeline::registry::{Options, Traffic};
 use occy_proto::FILE_DESCRIPTOR_SET;
 use occy_proto::v1::blob_service_server::BlobServiceServer;
 use occy_proto::v1::pipeline_service_server::PipelineServiceServer;
+use occy_proto::v1::schedule_service_server::ScheduleServiceServer;
 use occy_proto::v1::worker_service_server::WorkerServiceServer;
 use occy_worker::run::filters;
 use occy_worker::telemetry;
@@ -34,6 +35,8 @@ use crate::grpc::{Api, Coordinator, MESSAGE_MAX};
 use crate::job::runner::Jobs;
 use crate::metrics;
 use crate::settings::Settings;
+use crate::timetable::api::ScheduleApi;
+use crate::timetable::{self, ScheduleLimits, Timetable};
 use crate::worker::blobs::Blobs;
 use crate::worker::connect::Workers;
 
@@ -73,6 +76,7 @@ pub async fn serve(
         tracing::info!(jobs = resumed, "going on with jobs of an earlier coordinator");
     }
     let (draining, is_draining) = watch::channel(false);
+    let timetable = Timetable::new(jobs.clone(), schedule_limits(settings));
     let coordinator = Coordinator {
         gate,
         access: Arc::clone(&access),
@@ -82,14 +86,20 @@ pub async fn serve(
         max_calls: settings.max_calls,
         draining: is_draining,
     };
+    let coordinator = Arc::new(coordinator);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<PipelineServiceServer<Api>>().await;
+    health.set_serving::<ScheduleServiceServer<ScheduleApi>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let api = PipelineServiceServer::new(Api(Arc::new(coordinator)))
+    let schedules = ScheduleApi { coordinator: Arc::clone(&coordinator), timetable: timetable.clone() };
+    let schedules = ScheduleServiceServer::new(schedules)
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let api = PipelineServiceServer::new(Api(coordinator))
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let workers = WorkerServiceServer::new(Workers { fleet: fleet.clone(), access: Arc::clone(&access) })
@@ -112,10 +122,12 @@ pub async fn serve(
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(api)
+        .add_service(schedules)
         .add_service(workers)
         .add_service(blobs);
     let mut all = occy_worker::metrics::registry(traffic);
     metrics::register(&mut all, fleet.clone());
+    timetable::metrics::register(&mut all, timetable.counted());
     let exposition = occy_worker::metrics::listen(settings.telemetry.metrics_listen).await?;
     let exposition = occy_worker::metrics::serve(exposition, all);
     listening(address);
@@ -131,6 +143,7 @@ pub async fn serve(
         stop.await;
         tracing::info!("stopping: layers that are running come to their end");
         health.set_not_serving::<PipelineServiceServer<Api>>().await;
+        health.set_not_serving::<ScheduleServiceServer<ScheduleApi>>().await;
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         draining.send_replace(true);
         jobs.drain(patience).await;
@@ -149,8 +162,14 @@ pub async fn serve(
         never = jobs.keep_looking() => match never {},
         never = fleet.budgets().keep_leasing() => match never {},
         never = jobs.keep_counting() => match never {},
+        never = timetable.keep_running(draining.subscribe()) => match never {},
         result = exposition => result,
     }
+}
+
+fn schedule_limits(settings: &Settings) -> ScheduleLimits {
+    let all = settings.max_schedules;
+    ScheduleLimits { all, each: settings.client_schedules.unwrap_or(all) }
 }
 
 fn workers(settings: &Settings) -> usize {

@@ -93,6 +93,12 @@ pub struct Settings {
     /// Jobs of one client that have not ended [default: as --max-jobs].
     #[arg(long, value_name = "N", env = "OCCYSTRAP_CLIENT_JOBS")]
     pub client_jobs: Option<usize>,
+    /// Schedules. More are refused.
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "OCCYSTRAP_MAX_SCHEDULES")]
+    pub max_schedules: usize,
+    /// Schedules of one client [default: as --max-schedules].
+    #[arg(long, value_name = "N", env = "OCCYSTRAP_CLIENT_SCHEDULES")]
+    pub client_schedules: Option<usize>,
     /// Bytes of temporary files at once for one client [default: as --spool-limit].
     #[arg(long, value_name = "SIZE", value_parser = size::parse, env = "OCCYSTRAP_CLIENT_SPOOL")]
     pub client_spool: Option<u64>,

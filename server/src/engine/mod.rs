@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a file, for one coordinator | `embedded` |
 //! | NATS JetStream, for several | `jetstream` |
+//! | schedules, which every coordinator may change | `schedules` |
 //! | who waits for a job's next event | `subscribers` |
 //! | what every engine must do, as tests | `contract` |
 //!
@@ -17,6 +18,7 @@
 mod contract;
 pub mod embedded;
 pub mod jetstream;
+pub mod schedules;
 mod subscribers;
 
 use std::fmt::Debug;
@@ -28,12 +30,13 @@ use tokio::sync::watch;
 
 use self::embedded::StoreError;
 use self::jetstream::JetStreamError;
+use self::schedules::Schedules;
 use crate::job::state::{self, Change, Refused};
 use crate::schedule::{Standing, Tenant};
 
-/// What is known of jobs, durable: what a call has returned survives the process.
+/// What is known of jobs, durable: what a call has returned survives the process. So it is with schedules.
 #[async_trait::async_trait]
-pub trait Engine: Debug + Send + Sync {
+pub trait Engine: Schedules + Debug + Send + Sync {
     /// How much is kept.
     fn limits(&self) -> Limits;
 

@@ -244,14 +244,39 @@ impl Jobs {
         logins: &Logins,
         key: String,
     ) -> Result<Job, ServiceError> {
-        let id = uuid::Uuid::now_v7().to_string();
-        let sealed = match &self.0.keys {
-            _ if logins.is_empty() => None,
-            Some(keys) => Some(keys.seal(&id, logins)?),
-            None => return Err(ServiceError::NoSecretKey),
-        };
+        self.submit_as(uuid::Uuid::now_v7().to_string(), tenant, spec, logins, key).await
+    }
+
+    /// The same, with an id that was chosen for it.
+    pub(crate) async fn submit_as(
+        &self,
+        id: String,
+        tenant: &Tenant,
+        spec: PipelineSpec,
+        logins: &Logins,
+        key: String,
+    ) -> Result<Job, ServiceError> {
+        let sealed = self.seal(&id, logins)?;
         let tenant = Arc::clone(tenant);
         self.accept(Submission { id, tenant, spec, key, sealed, trace: telemetry::traceparent() }).await
+    }
+
+    /// Seals credentials as those of what has that name, where there are any.
+    pub(crate) fn seal(&self, name: &str, logins: &Logins) -> Result<Option<Vec<u8>>, ServiceError> {
+        match &self.0.keys {
+            _ if logins.is_empty() => Ok(None),
+            Some(keys) => Ok(Some(keys.seal(name, logins)?)),
+            None => Err(ServiceError::NoSecretKey),
+        }
+    }
+
+    /// Opens what was sealed, if anything was.
+    pub(crate) fn open_sealed(&self, name: &str, sealed: Option<&[u8]>) -> Result<Logins, ServiceError> {
+        match (sealed, &self.0.keys) {
+            (None, _) => Ok(Logins::default()),
+            (Some(sealed), Some(keys)) => Ok(keys.open(name, sealed)?),
+            (Some(_), None) => Err(ServiceError::NoSecretKey),
+        }
     }
 
     /// Accepts what was found allowed.
@@ -441,11 +466,7 @@ impl Jobs {
 
     /// The credentials that a job has brought.
     async fn logins(&self, id: &str) -> Result<Logins, ServiceError> {
-        match (self.0.engine.sealed(id).await?, &self.0.keys) {
-            (None, _) => Ok(Logins::default()),
-            (Some(sealed), Some(keys)) => Ok(keys.open(id, &sealed)?),
-            (Some(_), None) => Err(ServiceError::NoSecretKey),
-        }
+        self.open_sealed(id, self.0.engine.sealed(id).await?.as_deref())
     }
 
     async fn attempt(&self, attempt: &Attempt, job: Job, live: &Live) -> Result<(), ServiceError> {

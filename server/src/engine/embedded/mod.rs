@@ -13,6 +13,8 @@
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
 //! | `traces` | id of a job that has not ended | the `traceparent` of its submission |
 //!
+//! Those of schedules are in `schedules`.
+//!
 //! Ids are UUIDs of version 7: their order is that of their time. `active_of`, `ended` and `keyed` say nothing new: they are there so
 //! that a submission costs the same however many jobs there are, and are made anew of the others when the file is opened.
 //!
@@ -20,6 +22,7 @@
 //! not run out: a coordinator that was stopped for a while goes on where it was.
 
 mod file;
+mod schedules;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -100,6 +103,7 @@ impl Store {
             write.open_table(EVENTS).during("open")?;
             write.open_table(LAYERS).during("open")?;
             write.open_table(TRACES).during("open")?;
+            schedules::open(&write)?;
             index(&write)?;
             write.commit().during("open")
         })?;
@@ -556,6 +560,7 @@ mod tests {
 
     use super::*;
     use crate::engine::contract::{Place, contract};
+    use crate::engine::schedules::contract::schedules_contract;
 
     /// A file in a directory of its own.
     struct File(TempDir, Mutex<Option<Limits>>);
@@ -581,6 +586,7 @@ mod tests {
     }
 
     contract!(File::new());
+    schedules_contract!(File::new());
 
     #[tokio::test]
     async fn a_file_of_an_earlier_version_has_all_tables_once_it_is_open() {

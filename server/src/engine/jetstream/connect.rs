@@ -7,6 +7,7 @@
 //! | `occystrap_keys` | hash of tenant and idempotency key | id |
 //! | `occystrap_leases` | id, epoch | nothing; it is there for a lease after the owner was heard of |
 //! | `occystrap_locks` | a destination, as a hash | the claim of the job that makes its image visible there |
+//! | `occystrap_schedules` | hash of tenant and id | the schedule's record, in whose headers is when it has to be looked at |
 //!
 //! They are key-value buckets as NATS knows them, so that its tools show them. Reads go to the leader of a bucket, never to another
 //! replica: what was written is what is read.
@@ -64,6 +65,7 @@ pub(super) struct Buckets {
     pub(super) keys: Stream,
     pub(super) leases: Stream,
     pub(super) locks: Stream,
+    pub(super) schedules: Stream,
     pub(super) context: Context,
     /// Counts how often there was a connection.
     pub(super) connections: watch::Receiver<u64>,
@@ -104,6 +106,7 @@ pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
         keys: forever("keys").await?,
         leases: open(&context, "leases", place.replicas, place.lease).await?,
         locks: open(&context, "locks", place.replicas, LOCK).await?,
+        schedules: forever("schedules").await?,
         context: context.clone(),
         connections,
     })

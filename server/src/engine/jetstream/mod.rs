@@ -6,6 +6,7 @@
 //! | what stands there of one job | `record` |
 //! | what every coordinator has in memory of all jobs | `index` |
 //! | whose image becomes visible at a destination | `lock` |
+//! | schedules | `schedules` |
 //! | the values themselves, and how they are asked for | `values` |
 //!
 //! A job is one value, and every change of it is a compare-and-set on the revision that was read: so of two coordinators one is
@@ -19,6 +20,7 @@ pub mod connect;
 mod index;
 mod lock;
 mod record;
+mod schedules;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod values;
@@ -681,6 +683,7 @@ mod tests {
 
     use super::*;
     use crate::engine::contract::{Place as Contract, contract};
+    use crate::engine::schedules::contract::schedules_contract;
 
     const LEASE: Duration = Duration::from_secs(2);
 
@@ -726,6 +729,7 @@ mod tests {
     }
 
     contract!(Server::new());
+    schedules_contract!(Server::new());
 
     #[tokio::test]
     async fn what_one_coordinator_does_all_hear_of() {

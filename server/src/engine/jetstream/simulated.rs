@@ -217,6 +217,16 @@ impl Values for Behind {
         .await
     }
 
+    async fn heads(&self, pattern: &str) -> Result<Vec<async_nats::HeaderMap>, String> {
+        let prefix = pattern.trim_end_matches('>');
+        self.ask(|nats| {
+            let state = nats.lock();
+            let values = state.values.iter().filter(|(name, _)| name.starts_with(prefix));
+            values.filter_map(|(_, stored)| stored.headers.clone()).collect()
+        })
+        .await
+    }
+
     async fn follow(&self, index: &Index, known: oneshot::Sender<()>) {
         let (mut known, mut seen) = (Some(known), 0);
         let mut changed = self.nats.revision.subscribe();

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
@@ -19,6 +19,11 @@ use tokio::time::sleep;
 
 use super::connect::{Buckets, bucket};
 use super::index::{Entry, Index};
+
+/// How long what is left of a list of values stays that failed.
+const HEADS: Duration = Duration::from_secs(10);
+/// Values that are listed at once.
+const HEADS_AT_ONCE: usize = 500;
 
 /// The values, by subject. What fails may have been done all the same: its answer was lost.
 #[async_trait::async_trait]
@@ -34,6 +39,9 @@ pub(super) trait Values: Debug + Send + Sync {
 
     /// The subjects of that pattern which have a value.
     async fn subjects(&self, pattern: &str) -> Result<BTreeSet<String>, String>;
+
+    /// The headers of the values that subjects of that pattern have.
+    async fn heads(&self, pattern: &str) -> Result<Vec<HeaderMap>, String>;
 
     /// Keeps the index as the records of jobs are, for ever. `known` hears when it has all that there were.
     async fn follow(&self, index: &Index, known: oneshot::Sender<()>);
@@ -74,8 +82,15 @@ pub(super) enum WriteError {
 
 impl Buckets {
     fn stream(&self, subject: &str) -> &Stream {
-        let Self { jobs, parts, keys, leases, locks, .. } = self;
-        let all = [("jobs", jobs), ("parts", parts), ("keys", keys), ("leases", leases), ("locks", locks)];
+        let Self { jobs, parts, keys, leases, locks, schedules, .. } = self;
+        let all = [
+            ("jobs", jobs),
+            ("parts", parts),
+            ("keys", keys),
+            ("leases", leases),
+            ("locks", locks),
+            ("schedules", schedules),
+        ];
         let its = all.into_iter().find(|(name, _)| subject.starts_with(&bucket(name)));
         its.expect("every subject is in a bucket").1
     }
@@ -133,9 +148,49 @@ impl Values for Buckets {
         subjects.map_ok(|(subject, _)| subject).try_collect().await.map_err(|error| error.to_string())
     }
 
+    async fn heads(&self, pattern: &str) -> Result<Vec<HeaderMap>, String> {
+        let stream = self.stream(pattern);
+        let config = pull::Config {
+            filter_subject: pattern.to_owned(),
+            headers_only: true,
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            ack_policy: AckPolicy::None,
+            // It is removed below, and goes by itself where that fails.
+            inactive_threshold: HEADS,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(|error| error.to_string())?;
+        let wanted = usize::try_from(consumer.cached_info().num_pending).unwrap_or(usize::MAX);
+        let heads = heads(&consumer, wanted).await;
+        if let Err(error) = stream.delete_consumer(&consumer.cached_info().name).await {
+            tracing::debug!(%error, "a consumer could not be removed");
+        }
+        heads
+    }
+
     async fn follow(&self, index: &Index, known: oneshot::Sender<()>) {
         follow(&self.jobs, self.connections.clone(), index, known).await;
     }
+}
+
+/// The headers of so many messages at most, as many as there are.
+async fn heads(consumer: &PullConsumer, wanted: usize) -> Result<Vec<HeaderMap>, String> {
+    let mut heads = Vec::new();
+    while heads.len() < wanted {
+        let batch = consumer.fetch().max_messages((wanted - heads.len()).min(HEADS_AT_ONCE));
+        let mut messages = batch.messages().await.map_err(|error| error.to_string())?;
+        let before = heads.len();
+        while let Some(message) = messages.next().await {
+            heads.push(message.map_err(|error| error.to_string())?.headers.clone().unwrap_or_default());
+        }
+        if heads.len() == before {
+            // Some have gone meanwhile.
+            break;
+        }
+    }
+    Ok(heads)
 }
 
 /// Keeps the index as the records are. `known` hears when it has all that there were.
