@@ -9,6 +9,7 @@ pub(crate) mod job;
 pub(crate) mod mirror;
 mod names;
 pub(crate) mod process;
+mod schedule;
 mod search;
 mod verify;
 mod workers;

@@ -139,6 +139,7 @@ const MIRROR: &str = r#"What is mirrored where is a file in YAML:
       backup: "before-{tag}-{digest}"                 # the tag of what a tag named before it was given to another manifest
       immutable: ["v*"]                               # tags that stay what they are
       deletion: {max: 5}                              # delete what the source lost, if that is no more
+  schedule: {cron: "0 3 * * *", jitter: 10m}          # or {interval: 6h}: when a coordinator makes it, see `mirror schedule put`
 
 `occyctl mirror schema` prints its JSON schema. Each blob is fetched once, however many images and targets need it, goes up once to
 each registry that lacks it, and is mounted in its other repositories. What is the same is not looked into: a tag costs one HEAD at
@@ -151,6 +152,8 @@ mirror of it there. `mirror digests HOST` lists what a target has: what --have F
 With --coordinator a mirror is a job: the coordinator asks the registries and moves the bytes, and goes on when this process is gone
 (`job watch`, `job cancel`); its report is printed here, with the same exit status. What is killed begins anew, and moves no blob twice.
 
+A file's `schedule` is for `mirror schedule put`, which gives the file to a coordinator; here the mirror is made once, now.
+
 One image's failure is none of the others', and nothing is deleted while something cannot be listed. --dry-run prints what would
 be done, and what it takes; nothing is written then.
 
@@ -158,6 +161,7 @@ Examples:
   occyctl mirror -c mirror.yaml --dry-run
   occyctl mirror -c mirror.yaml --output-format json
   occyctl mirror -c mirror.yaml --coordinator http://localhost:7700 --idempotency-key nightly-2026-11-26
+  occyctl mirror schedule put nightly -c mirror.yaml --coordinator http://localhost:7700
   occyctl mirror schema > mirror.schema.json
   occyctl mirror digests localhost:5000 > have
   occyctl mirror -c mirror.yaml --to oci-layout:///media/usb/images.tar --have have
@@ -166,6 +170,24 @@ Examples:
   occyctl mirror import-skopeo sync.yml --to localhost:5000/repo > mirror.yaml
 
 Exit status is 0 when all targets are as their sources, 5 when some are not, 1 when none is, and 2 when the file is wrong."#;
+
+const SCHEDULE: &str = r#"In the file, beside `mirrors`, stands one of
+
+  schedule: {cron: "0 3 * * *"}                           # minute, hour, day of the month, month, day of the week, by UTC
+  schedule: {cron: "30 2 * * MON-FRI", timezone: Europe/Berlin, jitter: 10m}
+  schedule: {interval: 6h}                                # counted from when the coordinator got the file
+
+Each time makes one job, as `mirror --coordinator` does, however many coordinators there are; `job list`, `job watch` and `job cancel` know
+it. A time that is due while the run before goes on is skipped, and told of here. What was due while no coordinator was there is made up
+for once. With `jitter` each time begins up to so much later. Passwords of the options and their variables go along, are kept sealed as long
+as the schedule is there, and are replaced by every `put`.
+
+Examples:
+  occyctl mirror schedule put nightly -c mirror.yaml --coordinator http://localhost:7700
+  occyctl mirror schedule list
+  occyctl mirror schedule get nightly --output-format json
+  occyctl mirror schedule run nightly --watch
+  occyctl mirror schedule delete nightly"#;
 
 /// Copies, filters, searches and checks container images.
 ///
@@ -464,6 +486,55 @@ pub(crate) enum MirrorCommand {
     },
     /// Print the JSON schema of the file.
     Schema,
+    /// Have a coordinator make mirrors by itself, at the times that their files say.
+    #[command(subcommand, after_long_help = SCHEDULE)]
+    Schedule(Schedule),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schedule {
+    /// Give a coordinator a file whose `schedule` says when its mirror is made; or another file for the schedule of that name.
+    #[command(after_long_help = SCHEDULE)]
+    Put(PutSchedule),
+    /// Show a schedule: what is due next, what came of its last run, and its file.
+    Get(ScheduleName),
+    /// List schedules: when each is due, the job of its last run and where that is, and how often a time was skipped.
+    List,
+    /// Delete a schedule and its credentials. A run that goes on is a job, and goes on.
+    Delete(ScheduleName),
+    /// Let nothing be due any more, until it is resumed.
+    Pause(ScheduleName),
+    /// Let be due again what is to come.
+    Resume(ScheduleName),
+    /// Make the mirror once now, unless a run goes on, and print the job.
+    Run(RunSchedule),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PutSchedule {
+    /// Its name: letters, digits, `-`, `_` and `.`.
+    pub(crate) name: String,
+    /// What is mirrored where, and when.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleName {
+    /// Its name.
+    pub(crate) name: String,
+    /// Whose it is, as an administrator sees it in `list` [default: your own].
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunSchedule {
+    #[command(flatten)]
+    pub(crate) schedule: ScheduleName,
+    /// Follow the job to its end, and print its report.
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]

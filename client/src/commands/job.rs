@@ -127,11 +127,11 @@ pub(crate) fn word(state: JobState) -> String {
     state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
 }
 
-fn time(time: Option<&prost_types::Timestamp>) -> String {
+pub(super) fn time(time: Option<&prost_types::Timestamp>) -> String {
     time.map(ToString::to_string).unwrap_or_default()
 }
 
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     printable(text.as_bytes())
 }
 
@@ -176,8 +176,8 @@ fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
     writeln!(out, "Updated:     {}", time(job.update_time.as_ref()))?;
     writeln!(out, "Attempts:    {}", job.attempts)?;
     let mirrored = job.result.as_ref().and_then(|result| result.mirror.as_ref());
-    if let Some(v1::MirrorResult { done, failed, images, .. }) = mirrored {
-        writeln!(out, "Result:      {done} of {images} images done, {failed} failed or refused")?;
+    if let Some(mirrored) = mirrored {
+        writeln!(out, "Result:      {}", mirror_text(mirrored))?;
     } else if let Some(result) = &job.result {
         writeln!(out, "Result:      {} ({})", shown(&result.destination), shown(&result.manifest_digest))?;
     }
@@ -199,7 +199,7 @@ fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
     Ok(out)
 }
 
-fn document(job: &v1::Job) -> serde_json::Value {
+pub(super) fn document(job: &v1::Job) -> serde_json::Value {
     let spec = job.spec.clone().unwrap_or_default();
     json!({
         "id": job.id,
@@ -220,16 +220,6 @@ fn document(job: &v1::Job) -> serde_json::Value {
 }
 
 pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
-    let mirror = result.mirror.as_ref().map(|mirror| {
-        json!({
-            "done": mirror.done,
-            "failed": mirror.failed,
-            "images": mirror.images,
-            "bytes": {"fetched": mirror.bytes_fetched, "uploaded": mirror.bytes_uploaded},
-            "blobs_mounted": mirror.blobs_mounted,
-            "dry_run": mirror.dry_run,
-        })
-    });
     json!({
         "image": result.image,
         "destination": result.destination,
@@ -237,8 +227,24 @@ pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
         "manifest_media_type": result.manifest_media_type,
         "bytes": result.bytes,
         "layers": result.layer_count,
-        "mirror": mirror,
+        "mirror": result.mirror.as_ref().map(mirror_document),
         "seconds": std::time::Duration::from_millis(result.elapsed_millis).as_secs_f64(),
+    })
+}
+
+pub(super) fn mirror_text(mirror: &v1::MirrorResult) -> String {
+    let v1::MirrorResult { done, failed, images, .. } = mirror;
+    format!("{done} of {images} images done, {failed} failed or refused")
+}
+
+pub(super) fn mirror_document(mirror: &v1::MirrorResult) -> serde_json::Value {
+    json!({
+        "done": mirror.done,
+        "failed": mirror.failed,
+        "images": mirror.images,
+        "bytes": {"fetched": mirror.bytes_fetched, "uploaded": mirror.bytes_uploaded},
+        "blobs_mounted": mirror.blobs_mounted,
+        "dry_run": mirror.dry_run,
     })
 }
 

@@ -16,7 +16,7 @@ use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
 use serde_json::{Value, json};
 
-use super::{print_bytes, print_json};
+use super::{print_bytes, print_json, schedule};
 use crate::display::{Display, Picture};
 use crate::options::{Global, Mirror, MirrorCommand, OutputFormat};
 use crate::settings::{Misused, settings};
@@ -30,6 +30,7 @@ pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exi
             converted(file, import::skopeo(&read(file)?, to))
         }
         (Some(MirrorCommand::Digests { places }), _) => digests(places, global).await,
+        (Some(MirrorCommand::Schedule(command)), _) => schedule::run(command, global).await,
         (None, Some(path)) => mirror(path, options, global).await,
         // clap asks for the one or the other.
         (None, None) => Err(Misused("mirror needs --config FILE".to_owned()).into()),
@@ -37,8 +38,13 @@ pub(crate) async fn run(options: &Mirror, global: &Global) -> anyhow::Result<Exi
 }
 
 async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Result<Exit> {
-    let text = read(path)?;
-    let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    let (text, config) = read_config(path)?;
+    if let Some(schedule) = config.schedule.as_ref().filter(|_| !global.quiet) {
+        say(&format!(
+            "The mirror is made once, now: its schedule ({}) is for coordinators, see `occyctl mirror schedule put`",
+            printable(schedule.to_string().as_bytes())
+        ));
+    }
     if global.coordinator.is_some() {
         check_passwords(&config, global)?;
         return remote::mirror::mirror(text, &config, options, global).await;
@@ -158,6 +164,13 @@ pub(crate) fn exit(failed: u64, all: u64) -> Exit {
     }
 }
 
+/// The file of a mirror, and what it says.
+pub(super) fn read_config(path: &Path) -> anyhow::Result<(String, Config)> {
+    let text = read(path)?;
+    let config = Config::parse(&text).map_err(|error| Misused(format!("{}: {error}", path.display())))?;
+    Ok((text, config))
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
 }
@@ -168,7 +181,7 @@ fn client(options: &registry::Options, hosts: &[String], role: &str) -> anyhow::
 }
 
 /// The same for both ends of a mirror that a coordinator makes.
-fn check_passwords(config: &Config, global: &Global) -> anyhow::Result<()> {
+pub(super) fn check_passwords(config: &Config, global: &Global) -> anyhow::Result<()> {
     let settings = settings(global, "registry://", Some("registry://"))?;
     check_password(&settings.source_registry, &config.source_hosts(), "source")?;
     check_password(&settings.destination_registry, &config.target_hosts(), "destination")?;

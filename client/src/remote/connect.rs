@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use occy_proto::v1::pipeline_service_client::PipelineServiceClient;
+use occy_proto::v1::schedule_service_client::ScheduleServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -26,10 +27,15 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Calls to a coordinator.
 pub(crate) type Client = PipelineServiceClient<InterceptedService<Channel, Bearer>>;
 
+/// Calls about schedules.
+pub(crate) type Schedules = ScheduleServiceClient<InterceptedService<Channel, Bearer>>;
+
 /// A coordinator that answers.
 #[derive(Clone)]
 pub(crate) struct Coordinator {
     pub(crate) client: Client,
+    /// Of few commands, which need not make all others larger.
+    pub(crate) schedules: Box<Schedules>,
     pub(crate) url: String,
     /// Whether nobody on the way can read what is sent.
     pub(crate) is_private: bool,
@@ -87,8 +93,9 @@ impl Coordinator {
         }
         let channel = endpoint.connect().await;
         let channel = channel.with_context(|| format!("failed to reach the coordinator at {url}"))?;
+        let schedules = ScheduleServiceClient::with_interceptor(channel.clone(), bearer.clone());
         let client = PipelineServiceClient::with_interceptor(channel, bearer);
-        Ok(Self { client, url: url.to_owned(), is_private })
+        Ok(Self { client, schedules: Box::new(schedules), url: url.to_owned(), is_private })
     }
 
     /// What a call failed with.
