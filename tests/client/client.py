@@ -2,7 +2,7 @@
 
     client.py ADDRESS METHOD REQUEST [OPTION]...
 
-METHOD is an rpc of PipelineService, or `Health`, or `Services`. REQUEST is its request in JSON; for WriteImage and ProcessImage
+METHOD is an rpc of PipelineService or ScheduleService, or `Health`, or `Services`. REQUEST is its request in JSON; for WriteImage and ProcessImage
 the spec, which elements follow if --elements names some. What comes back is printed as JSON, a line a message, and an error as a
 last line. The elements of an image are checked for all that the .proto promises of them, and printed as one line.
 """
@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from occy.v1 import image_pb2, pipeline_pb2, pipeline_pb2_grpc
+from occy.v1 import image_pb2, pipeline_pb2, pipeline_pb2_grpc, schedule_pb2, schedule_pb2_grpc
 
 MESSAGE_MAX = 1024 * 1024
 
@@ -197,13 +197,16 @@ def main(connection):
             "described": len(described.file_descriptor_response.file_descriptor_proto) > 0,
         })
         return
-    call = getattr(pipeline_pb2_grpc.PipelineServiceStub(connection), options.method)
+    pipeline = (pipeline_pb2, pipeline_pb2_grpc.PipelineServiceStub)
+    schedules = (schedule_pb2, schedule_pb2_grpc.ScheduleServiceStub)
+    messages, service = pipeline if hasattr(pipeline_pb2, options.method + "Request") else schedules
+    call = getattr(service(connection), options.method)
     if options.method in ("WriteImage", "ProcessImage"):
         kind = getattr(pipeline_pb2, options.method + "Request")
         sent = list(requests(kind)) if options.wait_first else requests(kind)
         answers = call(iter(sent), **settings)
     else:
-        kind = getattr(pipeline_pb2, options.method + "Request")
+        kind = getattr(messages, options.method + "Request")
         answers = call(json_format.ParseDict(options.request, kind()), **settings)
     if not hasattr(answers, "cancel"):
         show(message(answers))

@@ -9,6 +9,7 @@ require "json"
 require "grpc"
 require "grpc/health/v1/health_services_pb"
 require "occy/v1/pipeline_services_pb"
+require "occy/v1/schedule_services_pb"
 require "occy/v1/worker_services_pb"
 require "occy/v1/blob_services_pb"
 
@@ -17,6 +18,7 @@ include Occy::V1
 address, source, destination = ARGV
 plain = :this_channel_is_insecure
 pipeline = PipelineService::Stub.new(address, plain)
+schedules = ScheduleService::Stub.new(address, plain)
 blobs = BlobService::Stub.new(address, plain)
 said = {}
 
@@ -82,6 +84,24 @@ said[:without_gaps] = sequences == (1..sequences.size).to_a
 said[:state] = pipeline.get_job(GetJobRequest.new(job_id: id)).job.state
 said[:listed] = pipeline.list_jobs(ListJobsRequest.new).jobs.map(&:id) == [id]
 said[:cancelled] = pipeline.cancel_job(CancelJobRequest.new(job_id: id)).job.state
+
+# A mirror of the image, which is due in a year and made at once.
+names = [source, destination].map { |uri| uri.delete_prefix("registry://") }
+file = { mirrors: [{ sources: [names[0].rpartition(":").first], targets: [names[1]] }], schedule: { interval: "365d" } }
+spec = MirrorSpec.new(config: JSON.generate(file))
+put = schedules.put_schedule(PutScheduleRequest.new(schedule_id: "yearly", spec: spec)).schedule
+said[:scheduled] = put.timing
+said[:due] = put.due_time.seconds - put.create_time.seconds
+said[:paused] = schedules.pause_schedule(PauseScheduleRequest.new(schedule_id: "yearly")).schedule.due_time
+resumed = schedules.resume_schedule(ResumeScheduleRequest.new(schedule_id: "yearly")).schedule
+said[:resumed] = resumed.due_time == put.due_time
+run = schedules.run_schedule(RunScheduleRequest.new(schedule_id: "yearly"))
+said[:run] = pipeline.watch_job(WatchJobRequest.new(job_id: run.job.id)).to_a.last.event.state_changed.state
+got = schedules.get_schedule(GetScheduleRequest.new(schedule_id: "yearly")).schedule
+said[:last_run] = got.last_run.job_id == run.job.id && run.started && got.runs == 1
+said[:schedules] = schedules.list_schedules(ListSchedulesRequest.new).schedules.map(&:id)
+schedules.delete_schedule(DeleteScheduleRequest.new(schedule_id: "yearly"))
+said[:deleted] = code { schedules.get_schedule(GetScheduleRequest.new(schedule_id: "yearly")) }
 
 # What no worker has been given, nobody may read or write.
 said[:read_blob] = code { blobs.read_blob(ReadBlobRequest.new(attempt: "guessed")).to_a }

@@ -54,7 +54,10 @@ fn generated() -> &'static Path {
         let status = Command::new(python())
             .args(["-m", "grpc_tools.protoc", "-I", "."])
             .args([format!("--python_out={out}"), format!("--grpc_python_out={out}")])
-            .args(["image", "pipeline", "worker", "blob"].map(|name| format!("occy/v1/{name}.proto")))
+            .args(
+                ["image", "pipeline", "schedule", "worker", "blob"]
+                    .map(|name| format!("occy/v1/{name}.proto")),
+            )
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto"))
             .status();
         assert!(status.expect("python runs").success(), "grpcio-tools does not take the .proto files");

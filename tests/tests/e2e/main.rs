@@ -44,6 +44,7 @@ mod service_mirror;
 mod service_replicas;
 mod service_ruby;
 mod service_rules;
+mod service_schedule;
 mod service_sharing;
 mod service_telemetry;
 mod signatures;

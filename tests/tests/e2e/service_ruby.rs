@@ -22,7 +22,8 @@ fn a_client_in_ruby_calls_every_rpc() {
     let out = generated.path().to_str().expect("a path in UTF-8");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (ruby_out, grpc_out) = (format!("--ruby_out={out}"), format!("--grpc_out={out}"));
-    let protos = ["image", "pipeline", "worker", "blob"].map(|name| format!("occy/v1/{name}.proto"));
+    let protos =
+        ["image", "pipeline", "schedule", "worker", "blob"].map(|name| format!("occy/v1/{name}.proto"));
     let include = root.join("../proto");
     let include = include.to_str().expect("a path in UTF-8");
     let arguments =
@@ -52,6 +53,14 @@ fn a_client_in_ruby_calls_every_rpc() {
         ("state", json!("JOB_STATE_SUCCEEDED")),
         ("listed", json!(true)),
         ("cancelled", json!("JOB_STATE_SUCCEEDED")),
+        ("scheduled", json!("every 365d")),
+        ("due", json!(365 * 24 * 3600)),
+        ("paused", json!(null)),
+        ("resumed", json!(true)),
+        ("run", json!("JOB_STATE_SUCCEEDED")),
+        ("last_run", json!(true)),
+        ("schedules", json!(["yearly"])),
+        ("deleted", json!("NOT_FOUND")),
         ("read_blob", json!("NOT_FOUND")),
         ("write_blob", json!("NOT_FOUND")),
         ("blob_status", json!("NOT_FOUND")),
