@@ -22,12 +22,15 @@ use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::{Platform, PlatformChoice};
+use occy_pipeline::process::Outcome;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::registry;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::uri::Uri;
-use occy_proto::v1::{self, MirrorSpec, PipelineSpec};
+use occy_pipeline::whole::Wanted;
+use occy_pipeline::wire::{WireError, convert};
+use occy_proto::v1::{self, FilterOutput, MirrorSpec, PipelineSpec};
 
 use crate::client::{Client, Clients};
 use crate::credentials::Logins;
@@ -103,6 +106,8 @@ pub struct Work {
     pub settings: Settings,
     /// What the caller gets, where it is the destination.
     pub form: v1::LayerForm,
+    /// What is wanted besides the image itself.
+    pub wanted: Wanted,
     /// How what filters find is printed.
     pub findings: OutputFormat,
     /// Whether the caller, where it is the destination, says which layers it wants.
@@ -277,6 +282,7 @@ impl Gate {
             Ok(v1::FindingsFormat::Json) => OutputFormat::Json,
             Err(_) => return Err(known("findings")),
         };
+        let wanted = wanted(spec)?;
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
         let settings = Settings {
@@ -311,6 +317,7 @@ impl Gate {
             destination: spec.destination.clone(),
             plan: self.plan(chain, spec.verify_diff_ids, max_layer_size, &client),
             settings,
+            wanted,
             findings,
             caller_chooses: spec.caller_chooses,
             priority: spec.priority,
@@ -425,6 +432,15 @@ impl Work {
         }
     }
 
+    /// What filters found in an image, in pieces of at most so many bytes together.
+    pub fn found(
+        &self,
+        outcome: &Outcome,
+        limit: usize,
+    ) -> Result<impl Iterator<Item = FilterOutput> + use<>, WireError> {
+        convert::filter_outputs(outcome, &self.plan.chain, self.findings, limit)
+    }
+
     /// Where it stands among others.
     pub fn standing(&self) -> Standing {
         Standing { tenant: Arc::clone(&self.client.tenant), priority: self.priority }
@@ -471,6 +487,40 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
         .map_err(|problem| ServiceError::Field { field: "search", problem })?;
     let own: Arc<dyn Filter> = Arc::new(search);
     Ok(FilterChain::new(chain.filters().iter().cloned().chain([own]).collect()))
+}
+
+/// What a spec wants besides the image itself.
+fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
+    let fail = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
+    let unknown = |field| fail(field, "has a value that is not known");
+    let signatures = v1::SignaturePolicy::try_from(spec.signatures).map_err(|_| unknown("signatures"))?;
+    let attestations = v1::AttestationPolicy::try_from(spec.attestations);
+    let attestations = attestations.map_err(|_| unknown("attestations"))?;
+    let wanted = Wanted {
+        all: spec.all,
+        attestations: convert::attestations(attestations),
+        signatures: match signatures {
+            v1::SignaturePolicy::Unspecified => None,
+            policy => Some(convert::signatures(policy)),
+        },
+        provenance: spec.provenance,
+    };
+    let asked =
+        [("signatures", wanted.signatures.is_some()), ("provenance", wanted.provenance), ("all", wanted.all)];
+    let asked = asked.into_iter().find_map(|(field, is_asked)| is_asked.then_some(field));
+    match asked {
+        Some(field) if spec.source.is_empty() || spec.destination.is_empty() => {
+            Err(fail(field, "is for images whose source and destination are named"))
+        }
+        _ if wanted.all && !spec.compression.is_empty() => Err(fail("compression", "is not for an index")),
+        _ if wanted.all && spec.manifest_family() != v1::Family::Unspecified => {
+            Err(fail("manifest_family", "is not for an index"))
+        }
+        _ if !wanted.all && attestations != v1::AttestationPolicy::Unspecified => {
+            Err(fail("attestations", "is for an index: set `all` too"))
+        }
+        _ => Ok(wanted),
+    }
 }
 
 /// The platforms of a request that names each of them in full.

@@ -19,6 +19,7 @@ use occy_pipeline::source::ImageSource;
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
+use occy_pipeline::whole::Wanted;
 use occy_proto::v1::{Job, PipelineSpec};
 use tokio::time::{Instant, sleep};
 
@@ -120,6 +121,7 @@ impl Opener for Ends {
             plan: Arc::new(plan),
             needs,
             origin: Origin::default(),
+            wanted: Wanted::default(),
             findings: OutputFormat::Text,
             client: None,
         })
