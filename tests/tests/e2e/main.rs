@@ -46,6 +46,7 @@ mod service_ruby;
 mod service_rules;
 mod service_sharing;
 mod service_telemetry;
+mod service_whole;
 mod signatures;
 mod tls;
 mod to_dir;
