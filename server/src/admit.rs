@@ -15,7 +15,7 @@ use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
-use occy_pipeline::manifest::Family;
+use occy_pipeline::manifest::{Annotations, Family};
 use occy_pipeline::mirror::config::Config;
 use occy_pipeline::mirror::{self, Have, MirrorProgress};
 use occy_pipeline::open::{self, Settings};
@@ -127,9 +127,25 @@ pub struct MirrorWork {
     pub config: Config,
     /// How its registries are spoken to.
     pub ends: mirror::Ends,
+    /// Whether the client has brought credentials.
+    has_logins: bool,
 }
 
 impl MirrorWork {
+    /// What a worker must offer for its layers, if any pass filters.
+    pub fn needs(&self) -> Option<Capabilities> {
+        let form = LayerForm::Stored { compression: None };
+        let filters = self.config.mirrors.iter().map(|mirror| &mirror.filters);
+        let filtered = filters.filter(|filters| !filters.is_empty());
+        let mut needs: BTreeSet<String> =
+            filtered.flat_map(|filters| layer_needs(filters, "registry", form)).collect();
+        if needs.is_empty() {
+            return None;
+        }
+        needs.extend(self.has_logins.then(|| CREDENTIALS.to_owned()));
+        Some(Arc::new(needs))
+    }
+
     /// Whether it may delete tags.
     pub fn deletes(&self) -> bool {
         self.config.mirrors.iter().any(|mirror| mirror.deletion.is_some())
@@ -155,6 +171,10 @@ impl Gate {
             Ok(config) => config.map_err(|error| fail("config", error.to_string()))?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
+        let filters = config.mirrors.iter().flat_map(|mirror| mirror.filters.specs());
+        if filters.map(|filter| filter.len()).sum::<usize>() > FILTERS_TEXT_MAX {
+            return Err(fail("config", format!("has more than {FILTERS_TEXT_MAX} bytes of filters")));
+        }
         let registries = registry::Client::new(self.registry.clone()).map_err(Error::from)?;
         let registries = registries.with_logins(logins.by_host());
         let client = self.clients.get(tenant);
@@ -164,10 +184,12 @@ impl Gate {
             have: Have::default(),
             spools: client.spools.clone(),
             parallel,
+            executor: None,
+            max_layer_size: self.max_layer_size,
             locks: None,
             progress: MirrorProgress::default(),
         };
-        Ok(MirrorWork { client, config, ends })
+        Ok(MirrorWork { client, config, ends, has_logins: !logins.is_empty() })
     }
 
     /// How much a spec has done at once.
@@ -346,6 +368,7 @@ impl Gate {
     ) -> Arc<LayerPlan> {
         Arc::new(LayerPlan {
             chain,
+            annotations: Annotations::default(),
             pool: Pool::shared().clone(),
             spools: client.spools.clone(),
             max_layer_size,
@@ -448,33 +471,37 @@ impl Work {
 
     /// What a worker must offer for its layers, which go to an output of that form.
     pub fn needs(&self, form: LayerForm) -> Capabilities {
-        let chain = &self.plan.chain;
-        let mut needs: BTreeSet<_> =
-            chain.specs().iter().map(|spec| filter_need(other::name(spec))).collect();
-        needs.extend(self.destination.split_once("://").map(|(scheme, _)| output_need(scheme)));
-        let compression = match form {
-            LayerForm::Stored { compression } => compression,
-            LayerForm::Tar | LayerForm::Nothing => None,
-        };
-        match (form, compression) {
-            (_, Some(compression)) => needs.extend([codec_need(compression.format())]),
-            // An edited layer gets what it had, and what that is is not known yet.
-            (LayerForm::Stored { .. }, None) if chain.edits() => {
-                needs.extend([Format::Gzip, Format::Zstd].map(codec_need));
-            }
-            _ => {}
-        }
-        let is_ours =
-            chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
-        if is_ours && (!chain.is_empty() || compression.is_some()) {
-            needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
-        }
+        let scheme = self.destination.split_once("://").map_or("", |(scheme, _)| scheme);
+        let mut needs = layer_needs(&self.plan.chain, scheme, form);
         let registries = [&self.settings.source_registry, &self.settings.destination_registry];
         if registries.iter().any(|registry| registry.credentials.is_some()) {
             needs.insert(CREDENTIALS.to_owned());
         }
         Arc::new(needs)
     }
+}
+
+/// What a worker must offer for layers that pass these filters into an output of that form; with a scheme if that is not the caller.
+fn layer_needs(chain: &FilterChain, scheme: &str, form: LayerForm) -> BTreeSet<String> {
+    let mut needs: BTreeSet<_> = chain.specs().iter().map(|spec| filter_need(other::name(spec))).collect();
+    needs.extend((!scheme.is_empty()).then(|| output_need(scheme)));
+    let compression = match form {
+        LayerForm::Stored { compression } => compression,
+        LayerForm::Tar | LayerForm::Nothing => None,
+    };
+    match (form, compression) {
+        (_, Some(compression)) => needs.extend([codec_need(compression.format())]),
+        // An edited layer gets what it had, and what that is is not known yet.
+        (LayerForm::Stored { .. }, None) if chain.edits() => {
+            needs.extend([Format::Gzip, Format::Zstd].map(codec_need));
+        }
+        _ => {}
+    }
+    let is_ours = chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
+    if is_ours && (!chain.is_empty() || compression.is_some()) {
+        needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
+    }
+    needs
 }
 
 fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterChain, ServiceError> {

@@ -62,7 +62,7 @@ pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
         let name = argument.to_string_lossy();
         let name = name.strip_prefix("--");
         let is = |own: &&str| name.is_some_and(|name| name.starts_with(own));
-        OWN.iter().any(|own| is(own)) || (is_any_here && BETWEEN_REGISTRIES.iter().any(|own| is(own)))
+        OWN.iter().any(is) || (is_any_here && BETWEEN_REGISTRIES.iter().any(is))
     };
     let run = locally(&arguments);
     match std::env::var_os("OCCY_TEST_COORDINATOR") {

@@ -454,7 +454,12 @@ impl Jobs {
     async fn attempt(&self, attempt: &Attempt, job: Job, live: &Live) -> Result<(), ServiceError> {
         let logins = self.logins(&job.id).await?;
         if let Some(spec) = job.spec.as_ref().and_then(|spec| spec.mirror.as_ref()) {
-            let work = self.0.gate.admit_mirror(spec, &job.tenant.into(), &logins).await?;
+            let mut work = self.0.gate.admit_mirror(spec, &job.tenant.as_str().into(), &logins).await?;
+            if let Some(needs) = work.needs() {
+                let origin = Origin { job: job.id.clone(), ..Origin::default() };
+                let queue = self.0.fleet.queue(&Standing::of(&job), &needs, true).of(origin);
+                work.ends.executor = Some(mirror::executor(queue, work.ends.parallel));
+            }
             return mirror::run(attempt, spec, work, &live.mirror).await;
         }
         let opened = self.0.opener.open(&job, &logins).await?;

@@ -12,7 +12,7 @@ use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{ConfigFile, Image, ImageName, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, OutputFormat};
-use occy_pipeline::manifest::{Descriptor, Family};
+use occy_pipeline::manifest::{Annotations, Descriptor, Family};
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use occy_pipeline::registry::{Access, Client, Options, Repository};
 use occy_pipeline::source::ImageSource;
@@ -98,6 +98,7 @@ impl Opener for Ends {
     async fn open(&self, job: &Job, _logins: &Logins) -> Result<Opened, ServiceError> {
         let spec = job.spec.clone().unwrap_or_default();
         let plan = LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new("/tmp", 0),

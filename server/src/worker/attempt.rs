@@ -509,6 +509,7 @@ mod tests {
     use occy_pipeline::codec::Pool;
     use occy_pipeline::element::Layer;
     use occy_pipeline::filter::FilterChain;
+    use occy_pipeline::manifest::Annotations;
     use occy_pipeline::output::nothing::NoOutput;
     use occy_pipeline::progress::Progress;
     use occy_pipeline::spool::SpoolDir;
@@ -540,6 +541,7 @@ mod tests {
         let progress = Progress::default();
         progress.begin([(layer.label(), None)].into_iter());
         let plan = LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new("/tmp", 0),

@@ -21,6 +21,7 @@ mod harness;
 mod hostile;
 mod listing;
 mod mirror;
+mod mirror_filtered;
 mod normalize;
 mod oci_layout;
 mod platforms;

@@ -98,7 +98,7 @@ fn a_fleet_makes_of_an_index_what_one_process_makes_of_it() {
         );
         let verb = if attestations == "drop" { "left out" } else { "kept" };
         there.2.says(&[verb, "the attestation", &index.images[2].digest()]);
-        assert_eq!(read(&lines("here")), read(&lines("there")));
+        assert_eq!(read(lines("here")), read(lines("there")));
         let manifest = |who: &str| to.manifest(&format!("{who}-{attestations}"), "1").body;
         assert_eq!(manifest("here"), manifest("there"));
         assert_ne!(manifest("here"), index.manifest);
