@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use occy_pipeline::compression::Compression;
 use occy_pipeline::copy::SignaturePolicy;
+use occy_pipeline::index;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::Platform;
 use occy_pipeline::size;
+use occy_pipeline::whole::Wanted;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -354,22 +356,43 @@ pub(crate) struct Process {
     /// Read the layers that a shared directory has already, and fetch those again that are damaged.
     #[arg(long, env = "OCCYSTRAP_VERIFY")]
     pub(crate) verify: bool,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
+}
+
+/// What is wanted besides the image itself.
+#[derive(Debug, Args)]
+pub(crate) struct Whole {
     /// Work on an index as a whole: without filters it is copied bit for bit, with the images of all its platforms and their
     /// attestations; with filters every image passes them, and the index is made anew of what they become, in its order and with
     /// its annotations.
     #[arg(long, env = "OCCYSTRAP_ALL", conflicts_with_all = ["compression", "format"])]
-    pub(crate) all: bool,
+    all: bool,
     /// What becomes of the attestation of an image that filters of --all change [default: drop].
     #[arg(long, value_enum, value_name = "WHAT", requires = "all")]
-    pub(crate) attestations: Option<Attestations>,
+    attestations: Option<Attestations>,
     /// What becomes of signatures when the image changes [default: with --all refuse, otherwise drop]. Unless they are dropped, the
     /// source is asked for them, with three or four requests for each manifest that has changed.
     #[arg(long, value_enum, value_name = "WHAT")]
-    pub(crate) signatures: Option<Signatures>,
+    signatures: Option<Signatures>,
     /// Put a statement of how it was made beside the image, for `verify`: an in-toto statement as a referrer; with --all, beside the index
     /// and each image that changed.
     #[arg(long)]
-    pub(crate) provenance: bool,
+    provenance: bool,
+}
+
+impl Whole {
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted {
+            all: self.all,
+            attestations: match self.attestations {
+                None | Some(Attestations::Drop) => index::Attestations::Drop,
+                Some(Attestations::Retarget) => index::Attestations::Retarget,
+            },
+            signatures: self.signatures.map(Into::into),
+            provenance: self.provenance,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -608,6 +631,8 @@ Exit status is that of `process`: 0 when the image is at its destination, 1 when
 pub(crate) struct SubmitJob {
     #[command(flatten)]
     pub(crate) work: Work,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     /// A name for this submission: another one with the same name and the same options is the same job.
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use occy_pipeline::codec::Pool;
 use occy_pipeline::engine;
 use occy_pipeline::filter::FilterChain;
+use occy_pipeline::manifest::Annotations;
 use occy_pipeline::open::Settings;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::PlatformChoice;
@@ -172,6 +173,7 @@ pub(crate) fn plan(
 ) -> Arc<LayerPlan> {
     Arc::new(LayerPlan {
         chain,
+        annotations: Annotations::default(),
         pool: Pool::shared().clone(),
         spools: settings.spools.clone(),
         max_layer_size: global.max_layer_size,

@@ -58,6 +58,9 @@ pub enum Error {
     /// An index of more images than anybody means.
     #[error("{0}: the index leads to more than {MAX_MANIFESTS} manifests")]
     IndexSize(String),
+    /// Filters read entries from where they are, and such an index would be nowhere.
+    #[error("{0}: some platforms of an index within an index cannot pass filters")]
+    NestedSubset(String),
     /// A config that cannot be understood.
     #[error("config of {image}: {source}")]
     Config {
@@ -281,6 +284,7 @@ impl Error {
             Self::Manifest { .. }
             | Self::IndexDepth(_)
             | Self::IndexSize(_)
+            | Self::NestedSubset(_)
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::MissingManifest { .. }

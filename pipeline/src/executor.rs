@@ -69,6 +69,12 @@ pub trait Executor: Send + Sync {
     async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error>;
 }
 
+impl std::fmt::Debug for dyn Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "an executor of {} layers at once", self.at_once())
+    }
+}
+
 /// Runs layers in this process, so many at once.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExecutor {

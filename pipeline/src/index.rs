@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::executor::Executor;
 use crate::filter::FilterChain;
-use crate::manifest::{self, Descriptor, ParsedManifest, media_type};
+use crate::manifest::{self, Annotations, Descriptor, ParsedManifest, media_type};
 use crate::named::{Attached, Beside, change, described, recipe};
 use crate::output::{ImageOutput, OutputError, Receipt};
 use crate::platform::Platform;
@@ -132,8 +132,10 @@ pub async fn process_index(
 ) -> Result<DoneIndex, Error> {
     let start = Instant::now();
     let mut done = Done::default();
-    let copied = Arc::new(LayerPlan { chain: FilterChain::default(), ..LayerPlan::clone(&plan.layers) });
-    let work = Work { plan, copied };
+    let annotations = Annotations::default();
+    let layers = LayerPlan { annotations, ..LayerPlan::clone(&plan.layers) };
+    let copied = Arc::new(LayerPlan { chain: FilterChain::default(), ..layers.clone() });
+    let work = Work { plan, layers: Arc::new(layers), copied };
     let content = match plan.beside.may_attach() {
         true => Some(plan.beside.content(output).await?),
         false => None,
@@ -163,7 +165,9 @@ pub async fn process_index(
 
 struct Work<'a> {
     plan: &'a IndexPlan,
-    /// The same plan without its filters.
+    /// What is done with the layers of its images, whose manifests get no annotations.
+    layers: Arc<LayerPlan>,
+    /// The same without filters.
     copied: Arc<LayerPlan>,
 }
 
@@ -237,7 +241,9 @@ impl Work<'_> {
                     }
                 }
             }
-            let rebuilt = rebuild(index, rebuilt)?;
+            let none = Annotations::default();
+            let annotations = if depth == 0 { &self.plan.layers.annotations } else { &none };
+            let rebuilt = rebuild(index, rebuilt, annotations)?;
             let digest = &index.manifest.digest;
             if rebuilt.manifest.digest != *digest {
                 self.heed(source, index, digest, done).await?;
@@ -277,7 +283,7 @@ impl Work<'_> {
             None => {
                 let below = output.entry_to_be().ok_or_else(no_indexes)?;
                 let progress = (self.plan.begin)(entry);
-                let (layers, executor) = (Arc::clone(&self.plan.layers), Arc::clone(&self.plan.executor));
+                let (layers, executor) = (Arc::clone(&self.layers), Arc::clone(&self.plan.executor));
                 match process(within.as_ref(), layers, below, executor, &progress).await {
                     // It says so before anything is written.
                     Err(Error::NotAnImage { .. }) => {
@@ -433,15 +439,20 @@ fn about(entry: &Descriptor, image: &Digest) -> Raw {
     raw
 }
 
-/// The index with other entries; as it is where they are the same.
-fn rebuild(index: &SourceIndex, entries: Vec<Option<Raw>>) -> Result<SourceIndex, Error> {
+/// The index with other entries, and these annotations; as it is where that changes nothing.
+fn rebuild(
+    index: &SourceIndex,
+    entries: Vec<Option<Raw>>,
+    annotations: &Annotations,
+) -> Result<SourceIndex, Error> {
     let same = |(entry, rebuilt): (&Descriptor, &Option<Raw>)| rebuilt.as_ref() == Some(entry.raw());
-    if index.parsed.manifests.iter().zip(&entries).all(same) {
+    if annotations.is_empty() && index.parsed.manifests.iter().zip(&entries).all(same) {
         return Ok(index.clone());
     }
     let mut document = index.parsed.raw().clone();
     let entries: Vec<_> = entries.into_iter().flatten().map(serde_json::Value::from).collect();
     document.insert("manifests".to_owned(), entries.into());
+    manifest::annotate(&mut document, annotations);
     let bytes = manifest::to_bytes(&document);
     let media_type = index.parsed.family.index().to_owned();
     let fail = |source| Error::Manifest { image: index.name.to_string(), source };

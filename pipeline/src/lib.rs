@@ -42,4 +42,5 @@ mod thread;
 pub mod unpack;
 pub mod uri;
 pub mod verify;
+pub mod whole;
 pub mod wire;

@@ -9,6 +9,8 @@ mod build;
 mod descriptor;
 pub mod media_type;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -273,6 +275,25 @@ fn descriptors(raw: &Map<String, Value>, field: &'static str) -> Result<Vec<Desc
             .map(|(index, value)| Descriptor::parse(value, &format!("{field}[{index}]")))
             .collect(),
         _ => Err(ManifestError::field(field, "is missing or not a list")),
+    }
+}
+
+/// Annotations by their names.
+pub type Annotations = BTreeMap<String, String>;
+
+/// Gives a manifest or index these annotations too, in the place of those with their names.
+///
+/// Docker's formats say nothing of annotations, and their readers skip what they do not know.
+pub(crate) fn annotate(document: &mut Map<String, Value>, annotations: &Annotations) {
+    if annotations.is_empty() {
+        return;
+    }
+    let own = document.entry("annotations").or_insert(Value::Null);
+    if !own.is_object() {
+        *own = Map::new().into();
+    }
+    if let Value::Object(own) = own {
+        own.extend(annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
     }
 }
 

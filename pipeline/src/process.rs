@@ -86,6 +86,7 @@ pub async fn process(
     let finished = FinishedImage {
         image: &image,
         chain: &plan.chain,
+        annotations: &plan.annotations,
         config: config.clone(),
         layers: &layers,
         permit: None,

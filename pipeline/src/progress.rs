@@ -55,6 +55,42 @@ impl Progress {
     }
 }
 
+/// The progress of images that follow each other, like those of an index: of the one that is on its way. Clones are handles on the same
+/// one.
+#[derive(Clone, Debug, Default)]
+pub struct ImagesProgress(Arc<Mutex<Current>>);
+
+/// The image that is on its way.
+#[derive(Clone, Debug, Default)]
+pub struct Current {
+    /// How many were begun before it.
+    pub image: usize,
+    /// How many layers these had.
+    pub layers_before: usize,
+    /// How far it is itself.
+    pub progress: Progress,
+    is_begun: bool,
+}
+
+impl ImagesProgress {
+    /// Begins the next image.
+    pub fn begin(&self) -> Progress {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.is_begun {
+            current.image += 1;
+            current.layers_before += current.progress.layers().len();
+            current.progress = Progress::default();
+        }
+        current.is_begun = true;
+        current.progress.clone()
+    }
+
+    /// The one that is on its way; before the first, one without layers.
+    pub fn current(&self) -> Current {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl LayerProgress {
     /// Where it is now.
     pub fn state(&self) -> LayerState {

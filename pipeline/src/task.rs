@@ -20,6 +20,7 @@ use crate::element::{Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
 use crate::layer::{LayerError, LayerPass, LayerResult, Mode, PassOutcome, Plan};
+use crate::manifest::Annotations;
 use crate::output::{ImageOutput, LayerForm, Moved};
 use crate::progress::{LayerProgress, LayerState};
 use crate::spool::SpoolDir;
@@ -36,6 +37,8 @@ const ATTEMPTS: u32 = 3;
 pub struct LayerPlan {
     /// The filters, in their order.
     pub chain: FilterChain,
+    /// What the manifest gets besides: that of the image, or, where all of an index is meant, that of the index.
+    pub annotations: Annotations,
     /// Where compression runs.
     pub pool: Pool,
     /// Where what has to wait is kept.
@@ -748,6 +751,7 @@ mod tests {
 
     fn plan(filters: &[&str]) -> LayerPlan {
         LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::parse(filters).unwrap(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new(std::env::temp_dir(), 1 << 20),

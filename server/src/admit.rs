@@ -15,19 +15,22 @@ use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
-use occy_pipeline::manifest::Family;
+use occy_pipeline::manifest::{Annotations, Family};
 use occy_pipeline::mirror::config::Config;
 use occy_pipeline::mirror::{self, Have, MirrorProgress};
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::{Platform, PlatformChoice};
+use occy_pipeline::process::Outcome;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::registry;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::uri::Uri;
-use occy_proto::v1::{self, MirrorSpec, PipelineSpec};
+use occy_pipeline::whole::Wanted;
+use occy_pipeline::wire::{WireError, convert};
+use occy_proto::v1::{self, FilterOutput, MirrorSpec, PipelineSpec};
 
 use crate::client::{Client, Clients};
 use crate::credentials::Logins;
@@ -103,6 +106,8 @@ pub struct Work {
     pub settings: Settings,
     /// What the caller gets, where it is the destination.
     pub form: v1::LayerForm,
+    /// What is wanted besides the image itself.
+    pub wanted: Wanted,
     /// How what filters find is printed.
     pub findings: OutputFormat,
     /// Whether the caller, where it is the destination, says which layers it wants.
@@ -122,9 +127,25 @@ pub struct MirrorWork {
     pub config: Config,
     /// How its registries are spoken to.
     pub ends: mirror::Ends,
+    /// Whether the client has brought credentials.
+    has_logins: bool,
 }
 
 impl MirrorWork {
+    /// What a worker must offer for its layers, if any pass filters.
+    pub fn needs(&self) -> Option<Capabilities> {
+        let form = LayerForm::Stored { compression: None };
+        let filters = self.config.mirrors.iter().map(|mirror| &mirror.filters);
+        let filtered = filters.filter(|filters| !filters.is_empty());
+        let mut needs: BTreeSet<String> =
+            filtered.flat_map(|filters| layer_needs(filters, "registry", form)).collect();
+        if needs.is_empty() {
+            return None;
+        }
+        needs.extend(self.has_logins.then(|| CREDENTIALS.to_owned()));
+        Some(Arc::new(needs))
+    }
+
     /// Whether it may delete tags.
     pub fn deletes(&self) -> bool {
         self.config.mirrors.iter().any(|mirror| mirror.deletion.is_some())
@@ -150,6 +171,10 @@ impl Gate {
             Ok(config) => config.map_err(|error| fail("config", error.to_string()))?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
+        let filters = config.mirrors.iter().flat_map(|mirror| mirror.filters.specs());
+        if filters.map(|filter| filter.len()).sum::<usize>() > FILTERS_TEXT_MAX {
+            return Err(fail("config", format!("has more than {FILTERS_TEXT_MAX} bytes of filters")));
+        }
         let registries = registry::Client::new(self.registry.clone()).map_err(Error::from)?;
         let registries = registries.with_logins(logins.by_host());
         let client = self.clients.get(tenant);
@@ -159,10 +184,12 @@ impl Gate {
             have: Have::default(),
             spools: client.spools.clone(),
             parallel,
+            executor: None,
+            max_layer_size: self.max_layer_size,
             locks: None,
             progress: MirrorProgress::default(),
         };
-        Ok(MirrorWork { client, config, ends })
+        Ok(MirrorWork { client, config, ends, has_logins: !logins.is_empty() })
     }
 
     /// How much a spec has done at once.
@@ -277,6 +304,7 @@ impl Gate {
             Ok(v1::FindingsFormat::Json) => OutputFormat::Json,
             Err(_) => return Err(known("findings")),
         };
+        let wanted = wanted(spec)?;
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
         let settings = Settings {
@@ -311,6 +339,7 @@ impl Gate {
             destination: spec.destination.clone(),
             plan: self.plan(chain, spec.verify_diff_ids, max_layer_size, &client),
             settings,
+            wanted,
             findings,
             caller_chooses: spec.caller_chooses,
             priority: spec.priority,
@@ -339,6 +368,7 @@ impl Gate {
     ) -> Arc<LayerPlan> {
         Arc::new(LayerPlan {
             chain,
+            annotations: Annotations::default(),
             pool: Pool::shared().clone(),
             spools: client.spools.clone(),
             max_layer_size,
@@ -425,6 +455,15 @@ impl Work {
         }
     }
 
+    /// What filters found in an image, in pieces of at most so many bytes together.
+    pub fn found(
+        &self,
+        outcome: &Outcome,
+        limit: usize,
+    ) -> Result<impl Iterator<Item = FilterOutput> + use<>, WireError> {
+        convert::filter_outputs(outcome, &self.plan.chain, self.findings, limit)
+    }
+
     /// Where it stands among others.
     pub fn standing(&self) -> Standing {
         Standing { tenant: Arc::clone(&self.client.tenant), priority: self.priority }
@@ -432,33 +471,37 @@ impl Work {
 
     /// What a worker must offer for its layers, which go to an output of that form.
     pub fn needs(&self, form: LayerForm) -> Capabilities {
-        let chain = &self.plan.chain;
-        let mut needs: BTreeSet<_> =
-            chain.specs().iter().map(|spec| filter_need(other::name(spec))).collect();
-        needs.extend(self.destination.split_once("://").map(|(scheme, _)| output_need(scheme)));
-        let compression = match form {
-            LayerForm::Stored { compression } => compression,
-            LayerForm::Tar | LayerForm::Nothing => None,
-        };
-        match (form, compression) {
-            (_, Some(compression)) => needs.extend([codec_need(compression.format())]),
-            // An edited layer gets what it had, and what that is is not known yet.
-            (LayerForm::Stored { .. }, None) if chain.edits() => {
-                needs.extend([Format::Gzip, Format::Zstd].map(codec_need));
-            }
-            _ => {}
-        }
-        let is_ours =
-            chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
-        if is_ours && (!chain.is_empty() || compression.is_some()) {
-            needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
-        }
+        let scheme = self.destination.split_once("://").map_or("", |(scheme, _)| scheme);
+        let mut needs = layer_needs(&self.plan.chain, scheme, form);
         let registries = [&self.settings.source_registry, &self.settings.destination_registry];
         if registries.iter().any(|registry| registry.credentials.is_some()) {
             needs.insert(CREDENTIALS.to_owned());
         }
         Arc::new(needs)
     }
+}
+
+/// What a worker must offer for layers that pass these filters into an output of that form; with a scheme if that is not the caller.
+fn layer_needs(chain: &FilterChain, scheme: &str, form: LayerForm) -> BTreeSet<String> {
+    let mut needs: BTreeSet<_> = chain.specs().iter().map(|spec| filter_need(other::name(spec))).collect();
+    needs.extend((!scheme.is_empty()).then(|| output_need(scheme)));
+    let compression = match form {
+        LayerForm::Stored { compression } => compression,
+        LayerForm::Tar | LayerForm::Nothing => None,
+    };
+    match (form, compression) {
+        (_, Some(compression)) => needs.extend([codec_need(compression.format())]),
+        // An edited layer gets what it had, and what that is is not known yet.
+        (LayerForm::Stored { .. }, None) if chain.edits() => {
+            needs.extend([Format::Gzip, Format::Zstd].map(codec_need));
+        }
+        _ => {}
+    }
+    let is_ours = chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
+    if is_ours && (!chain.is_empty() || compression.is_some()) {
+        needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
+    }
+    needs
 }
 
 fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterChain, ServiceError> {
@@ -471,6 +514,40 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
         .map_err(|problem| ServiceError::Field { field: "search", problem })?;
     let own: Arc<dyn Filter> = Arc::new(search);
     Ok(FilterChain::new(chain.filters().iter().cloned().chain([own]).collect()))
+}
+
+/// What a spec wants besides the image itself.
+fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
+    let fail = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
+    let unknown = |field| fail(field, "has a value that is not known");
+    let signatures = v1::SignaturePolicy::try_from(spec.signatures).map_err(|_| unknown("signatures"))?;
+    let attestations = v1::AttestationPolicy::try_from(spec.attestations);
+    let attestations = attestations.map_err(|_| unknown("attestations"))?;
+    let wanted = Wanted {
+        all: spec.all,
+        attestations: convert::attestations(attestations),
+        signatures: match signatures {
+            v1::SignaturePolicy::Unspecified => None,
+            policy => Some(convert::signatures(policy)),
+        },
+        provenance: spec.provenance,
+    };
+    let asked =
+        [("signatures", wanted.signatures.is_some()), ("provenance", wanted.provenance), ("all", wanted.all)];
+    let asked = asked.into_iter().find_map(|(field, is_asked)| is_asked.then_some(field));
+    match asked {
+        Some(field) if spec.source.is_empty() || spec.destination.is_empty() => {
+            Err(fail(field, "is for images whose source and destination are named"))
+        }
+        _ if wanted.all && !spec.compression.is_empty() => Err(fail("compression", "is not for an index")),
+        _ if wanted.all && spec.manifest_family() != v1::Family::Unspecified => {
+            Err(fail("manifest_family", "is not for an index"))
+        }
+        _ if !wanted.all && attestations != v1::AttestationPolicy::Unspecified => {
+            Err(fail("attestations", "is for an index: set `all` too"))
+        }
+        _ => Ok(wanted),
+    }
 }
 
 /// The platforms of a request that names each of them in full.

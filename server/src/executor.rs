@@ -6,6 +6,7 @@ use std::time::Duration;
 use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
+use occy_pipeline::filter::FilterChain;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -38,8 +39,13 @@ pub trait LayerWatcher: Send + Sync {
         Ok(())
     }
 
-    /// The layer is at its destination.
-    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError>;
+    /// The layer has passed these filters and is at its destination.
+    async fn done(
+        &self,
+        layer: &Layer,
+        chain: &FilterChain,
+        written: &WrittenLayer,
+    ) -> Result<(), ServiceError>;
 }
 
 /// Runs the layers of one image on the workers of a fleet.
@@ -80,7 +86,7 @@ impl FleetExecutor {
         let (mut lease, leader) = match self.queue.turn(task, lease).await? {
             Turn::Lead(lease, leader) => (lease, leader),
             Turn::Taken(written) => {
-                self.watcher.done(&task.layer, &written).await?;
+                self.watcher.done(&task.layer, &task.plan.chain, &written).await?;
                 return Ok(written);
             }
         };
@@ -92,7 +98,7 @@ impl FleetExecutor {
                 Ok(written) => {
                     drop(lease);
                     leader.done(&written);
-                    self.watcher.done(&task.layer, &written).await?;
+                    self.watcher.done(&task.layer, &task.plan.chain, &written).await?;
                     return Ok(written);
                 }
                 Err(Failure::Task(error)) => return Err(error),

@@ -36,6 +36,8 @@ const ANSWERS: usize = 4;
 const FOUND_IN_ANSWER: usize = 512 * 1024;
 /// Bytes of filters in the answer of ListCapabilities.
 const FILTERS_IN_ANSWER: usize = 256 * 1024;
+/// Fields of [`v1::PipelineSpec`] that earlier versions did not have, and whose wish would be lost there.
+const SPEC_FIELDS: [&str; 3] = ["signatures", "provenance", "all"];
 /// Bytes of jobs in one page.
 const PAGE_BYTES: usize = 640 * 1024;
 /// Bytes of an idempotency key.
@@ -101,7 +103,11 @@ impl PipelineService for Api {
         });
         let answers = answers.try_filter_map(async |answer| match answer {
             Answer::Element(element) => Ok(Some(v1::ReadImageResponse { element: Some(element) })),
-            Answer::Found(_) | Answer::Layer(_) | Answer::Progress(_) | Answer::Result(_) => Ok(None),
+            Answer::Found(_)
+            | Answer::Layer(_)
+            | Answer::Progress(_)
+            | Answer::Image(_)
+            | Answer::Result(_) => Ok(None),
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -147,7 +153,7 @@ impl PipelineService for Api {
                     filter_outputs.push(output);
                 }
                 Answer::Result(came) => result = Some(came),
-                Answer::Element(_) | Answer::Layer(_) | Answer::Progress(_) => {}
+                Answer::Element(_) | Answer::Layer(_) | Answer::Progress(_) | Answer::Image(_) => {}
             }
         }
         Ok(Response::new(v1::WriteImageResponse { result, filter_outputs }))
@@ -187,6 +193,7 @@ impl PipelineService for Api {
                 Answer::Found(output) => process_image_response::Part::FilterOutput(output),
                 Answer::Layer(layer) => process_image_response::Part::Layer(layer),
                 Answer::Progress(progress) => process_image_response::Part::Progress(progress),
+                Answer::Image(image) => process_image_response::Part::Image(image),
                 Answer::Result(result) => process_image_response::Part::Result(result),
             };
             v1::ProcessImageResponse { part: Some(part) }
@@ -463,6 +470,7 @@ impl PipelineService for Api {
             compressions: vec![v1::Compression::Gzip.into(), v1::Compression::Zstd.into()],
             workers: workers.collect(),
             version,
+            spec_fields: SPEC_FIELDS.map(str::to_owned).to_vec(),
         };
         Ok(Response::new(response))
     }

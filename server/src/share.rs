@@ -329,7 +329,7 @@ mod tests {
     use occy_pipeline::digest::Digest;
     use occy_pipeline::element::{Image, StoredLayer};
     use occy_pipeline::filter::FilterChain;
-    use occy_pipeline::manifest::Descriptor;
+    use occy_pipeline::manifest::{Annotations, Descriptor};
     use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, Moved, Receipt};
     use occy_pipeline::progress::Progress;
     use occy_pipeline::registry::{Access, Client, Options, Repository};
@@ -402,6 +402,7 @@ mod tests {
         let progress = Progress::default();
         progress.begin(std::iter::once((String::new(), None)));
         let plan = LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new("/tmp", 0),

@@ -12,7 +12,7 @@ use occy_pipeline::error::{Blame, Error};
 use occy_pipeline::executor::LayerTask;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{Filter, FilterChain};
-use occy_pipeline::manifest::Descriptor;
+use occy_pipeline::manifest::{Annotations, Descriptor};
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::registry::RegistryOutput;
@@ -105,6 +105,7 @@ impl Bench {
         let task = LayerTask {
             output: ends.output(&task)?,
             plan: Arc::new(LayerPlan {
+                annotations: Annotations::default(),
                 chain,
                 pool: Pool::shared().clone(),
                 spools: self.spools.clone(),

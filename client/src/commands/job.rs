@@ -61,9 +61,10 @@ async fn submit(options: &SubmitJob, global: &Global) -> anyhow::Result<Exit> {
         source: work.source.clone(),
         destination: work.destination.clone(),
         priority: options.priority,
-        ..spec::of_work(work, global)
+        ..spec::with_wanted(spec::of_work(work, global), options.whole.wanted())
     };
     let mut coordinator = Coordinator::needed(global, "job submit").await?;
+    coordinator.needs(&spec::asked(options.whole.wanted())).await?;
     let idempotency_key = options.idempotency_key.clone().unwrap_or_default();
     let credentials =
         logins(global, &coordinator, &work.source, Some(&work.destination), Which::Given).await?;
@@ -220,6 +221,17 @@ pub(super) fn document(job: &v1::Job) -> serde_json::Value {
 }
 
 pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
+    let kept =
+        |one: &v1::KeptSignature| json!({"digest": one.digest, "subject": one.subject, "kind": one.kind});
+    let stale =
+        |one: &v1::StaleAttestation| json!({"digest": one.digest, "image": one.image, "became": one.became});
+    let index = result.index.as_ref().map(|index| {
+        json!({
+            "images": index.image_count,
+            "dropped": index.dropped.iter().map(stale).collect::<Vec<_>>(),
+            "retargeted": index.retargeted.iter().map(stale).collect::<Vec<_>>(),
+        })
+    });
     json!({
         "image": result.image,
         "destination": result.destination,
@@ -228,6 +240,9 @@ pub(crate) fn result_document(result: &v1::ImageResult) -> serde_json::Value {
         "bytes": result.bytes,
         "layers": result.layer_count,
         "mirror": result.mirror.as_ref().map(mirror_document),
+        "signatures_kept": result.signatures_kept.iter().map(kept).collect::<Vec<_>>(),
+        "provenance": Some(&result.provenance).filter(|digest| !digest.is_empty()),
+        "index": index,
         "seconds": std::time::Duration::from_millis(result.elapsed_millis).as_secs_f64(),
     })
 }

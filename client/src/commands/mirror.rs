@@ -220,6 +220,8 @@ fn ends(config: &Config, options: &Mirror, global: &Global) -> anyhow::Result<En
         target: client(&settings.destination_registry, &config.target_hosts(), "destination")?,
         spools: settings.spools.clone(),
         parallel: settings.parallel,
+        executor: None,
+        max_layer_size: global.max_layer_size,
         locks: None,
         progress: MirrorProgress::default(),
     })
@@ -240,17 +242,18 @@ fn complain(action: &Action, problem: &str, hint: Option<&str>) {
 fn line(action: &Action) -> Option<String> {
     let target = action.target.as_ref()?;
     let becomes = action.becomes.as_ref().map(|digest| format!(" ({digest})")).unwrap_or_default();
+    let filtered = if action.is_filtered { " through its filters" } else { "" };
     let line = match &action.what {
         What::Nothing | What::Refuse(_) | What::Fail(_) => return None,
         What::Create if action.source == target.to_string() => format!("save {target}{becomes}"),
-        What::Create => format!("create {target} from {}{becomes}", action.source),
+        What::Create => format!("create {target} from {}{filtered}{becomes}", action.source),
         What::Complete => format!("complete {target} from {}{becomes}", action.source),
         What::Delete => format!("delete {target}, which {} no longer is", action.source),
         What::Update => {
             let was = action.was.as_ref().map(|digest| format!(", was {digest}")).unwrap_or_default();
             let backup =
                 action.backup.as_ref().map(|tag| format!(" and is kept as :{tag}")).unwrap_or_default();
-            format!("update {target} from {}{becomes}{was}{backup}", action.source)
+            format!("update {target} from {}{filtered}{becomes}{was}{backup}", action.source)
         }
     };
     Some(printable(line.as_bytes()).to_string())
@@ -258,9 +261,13 @@ fn line(action: &Action) -> Option<String> {
 
 fn price_text(price: &Price) -> String {
     let Price { fetched, bytes_fetched, uploaded, bytes_uploaded, mounted, bytes_mounted, .. } = price;
-    let Price { found, manifests, requests, .. } = price;
+    let Price { found, manifests, requests, filtered, bytes_filtered, .. } = price;
+    let filtered = match filtered {
+        0 => String::new(),
+        filtered => format!(", {bytes_filtered} bytes in {filtered} of them through filters"),
+    };
     format!(
-        "fetch {bytes_fetched} bytes in {fetched} blobs, upload {bytes_uploaded} bytes in {uploaded}, mount {bytes_mounted} \
+        "fetch {bytes_fetched} bytes in {fetched} blobs{filtered}, upload {bytes_uploaded} bytes in {uploaded}, mount {bytes_mounted} \
          bytes in {mounted}, {found} blobs are there; {manifests} manifests; {requests} requests"
     )
 }
@@ -303,6 +310,7 @@ fn price_document(price: &Price) -> Value {
         "fetch": {"blobs": price.fetched, "bytes": price.bytes_fetched},
         "upload": {"blobs": price.uploaded, "bytes": price.bytes_uploaded},
         "mount": {"blobs": price.mounted, "bytes": price.bytes_mounted},
+        "filter": {"blobs": price.filtered, "bytes": price.bytes_filtered},
         "found": {"blobs": price.found},
         "manifests": price.manifests,
         "requests": price.requests,
@@ -327,6 +335,7 @@ pub(crate) fn action_document(action: &Action) -> Value {
         "was": action.was,
         "becomes": action.becomes,
         "backup": action.backup.as_ref().map(ToString::to_string),
+        "filtered": action.is_filtered,
         "price": price_document(&action.price),
     })
 }

@@ -3,30 +3,28 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
-use occy_pipeline::copy::SignaturePolicy;
-use occy_pipeline::element::StoredLayer;
+use occy_pipeline::copy::Signature;
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
-use occy_pipeline::index::{Attestations, DoneIndex, IndexPlan, StaleAttestation, process_index};
-use occy_pipeline::manifest::Descriptor;
-use occy_pipeline::named::{Attached, Beside, process_named};
+use occy_pipeline::index::{DoneIndex, StaleAttestation};
+use occy_pipeline::named::Attached;
 use occy_pipeline::open::{self, Settings};
 use occy_pipeline::output::{OUTPUTS, Receipt};
 use occy_pipeline::process::{Outcome, Summary};
-use occy_pipeline::progress::Progress;
 use occy_pipeline::source::stored::SourceIndex;
-use occy_pipeline::task::LayerPlan;
 use occy_pipeline::uri::Uri;
-use occy_pipeline::wire::convert;
+use occy_pipeline::whole::{Done, process_whole};
+use occy_pipeline::wire::{WireError, convert};
+use occy_proto::v1::{self, ImageResult, IndexResult, LayerStatus};
 use serde_json::json;
 
 use super::{counted, kept_document, print_bytes, print_json, tell_kept};
-use crate::display::Display;
-use crate::options::{self, Global, OutputFormat, Process};
+use crate::display::Shown;
+use crate::options::{Global, OutputFormat, Process};
 use crate::remote::call::{self, Sent};
 use crate::remote::connect::Coordinator;
 use crate::remote::logins::{Which, logins};
@@ -43,12 +41,8 @@ pub(crate) async fn run(options: &Process, global: &Global) -> anyhow::Result<Ex
     }
     warn_of_idle(options);
     let told = match &global.coordinator {
-        Some(_) => with_coordinator(options, global).await?.with(&Attached::default()),
-        None => match here(options, global, is_stdout).await? {
-            Some(told) => told,
-            // An index was worked on as a whole, and has told of itself.
-            None => return Ok(Exit::Done),
-        },
+        Some(_) => with_coordinator(options, global).await?,
+        None => here(options, global).await?,
     };
     // The destination itself is standard output: what else there is to say goes to standard error.
     told.tell(global, is_stdout).map_err(Untold)?;
@@ -104,8 +98,8 @@ fn warn_of_idle(options: &Process) {
     }
 }
 
-/// In this process. None for an index that was worked on as a whole.
-async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Result<Option<Told>> {
+/// In this process.
+async fn here(options: &Process, global: &Global) -> anyhow::Result<Told> {
     let work = &options.work;
     let settings = opened(options, global)?;
     let chain = FilterChain::parse(&work.filters).map_err(Error::from)?;
@@ -115,51 +109,34 @@ async fn here(options: &Process, global: &Global, is_stdout: bool) -> anyhow::Re
     let files = Files::open(&chain)?;
     let plan = plan(global, &settings, chain, work.verify_diff_ids);
     let executor = LocalExecutor::new(parallel);
-    if options.all
-        && let Some(index) = source.end.index().await?
-    {
-        let attestations = match options.attestations {
-            None | Some(options::Attestations::Drop) => Attestations::Drop,
-            Some(options::Attestations::Retarget) => Attestations::Retarget,
-        };
-        let begin = display_each(global, &index.name.to_string(), &plan);
-        let signatures = options.signatures.map(Into::into).unwrap_or_default();
-        let beside = Beside { signatures, provenance: options.provenance };
-        let plan = IndexPlan { layers: plan, attestations, beside, executor, begin: begin.1 };
-        let done = process_index(source.end.as_ref(), &index, &plan, output.end.as_ref()).await?;
-        drop(begin.0.lock().unwrap_or_else(PoisonError::into_inner).take());
-        tell_index(&index, &done, &plan.layers.chain, global, is_stdout).map_err(Untold)?;
-        files.keep();
-        return Ok(None);
-    }
-    let progress = Progress::default();
-    let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
-    let signatures = options.signatures.map_or(SignaturePolicy::Drop, Into::into);
-    let beside = Beside { signatures, provenance: options.provenance };
-    let (outcome, attached) =
-        process_named(source.end.as_ref(), plan.clone(), output.end, executor, beside, &progress).await?;
-    drop(display);
-    let renderings = outcome.renderings(&plan.chain, rendered(global));
-    tell_kept(&attached.kept);
-    Ok(Some(Told::of(&outcome, renderings, files).with(&attached)))
+    let shown = Shown::new(global, &work.source, &settings.spools);
+    let (wanted, begin) = (options.whole.wanted(), shown.begin_each());
+    let done = process_whole(source.end.as_ref(), plan.clone(), output.end, executor, wanted, begin).await?;
+    shown.end();
+    let renderings = done.filtered().flat_map(|image| image.renderings(&plan.chain, rendered(global)));
+    let renderings = renderings.collect();
+    Ok(match done {
+        Done::Image(outcome, attached) => Told::of(&outcome, attached, renderings, files),
+        Done::Index(index, done) => Told::of_index(&index, *done, renderings, files),
+    })
 }
 
 /// By a coordinator.
 async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<Told> {
     let work = &options.work;
     spec::refuse_registry_options(global, &[&work.source, &work.destination])?;
-    if options.all {
-        let problem = "--all cannot be had with --coordinator: an index is copied whole by this process only";
-        return Err(Misused(problem.to_owned()).into());
-    }
-    if options.signatures.is_some() || options.provenance {
-        let problem =
-            "--signatures and --provenance cannot be had with --coordinator: this process alone sees to them";
-        return Err(Misused(problem.to_owned()).into());
+    let wanted = options.whole.wanted();
+    let asked = spec::asked(wanted);
+    let own = [&work.source, &work.destination].into_iter().find(|end| !is_registry(end));
+    if let (Some(option), Some(own)) = (asked.first(), own) {
+        let problem = format!(
+            "--{option} with --coordinator is from one registry to another, and {own} is on this machine"
+        );
+        return Err(Misused(problem).into());
     }
     let settings = opened(options, global)?;
     let chain = findings::chain(&work.filters).map_err(Error::from)?;
-    let mut spec = spec::of_work(work, global);
+    let mut spec = spec::with_wanted(spec::of_work(work, global), wanted);
     // What is written wrongly is said before anything is opened, whosever it is.
     let (source, output) =
         (open::source(&work.source, &settings)?, open::output(&work.destination, &settings)?);
@@ -173,8 +150,8 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     }
     let files = Files::open(&chain)?;
     let coordinator = Coordinator::needed(global, "process").await?;
-    let progress = Progress::default();
-    let display = Display::start(global, progress.clone(), &work.source, &settings.spools);
+    coordinator.needs(&asked).await?;
+    let shown = Shown::new(global, &work.source, &settings.spools);
     let logins = logins(global, &coordinator, &work.source, Some(&work.destination), Which::All).await?;
     let call = call::Plan {
         spec,
@@ -183,68 +160,117 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: chain.clone(),
         format: rendered(global),
-        progress,
+        begin: shown.begin_each(),
     };
     let told = match output {
-        None => Told::of_sent(call::send(&coordinator, call).await?, files),
+        None => Told::of_sent(call::send(&coordinator, call).await?, files)?,
         Some(output) => {
             // What has passed the filters is looked at no more: only the output wants to know which they were.
             let layers = plan(global, &settings, chain, work.verify_diff_ids);
             let (outcome, renderings) = call::receive(&coordinator, call, layers, output.end).await?;
-            Told::of(&outcome, renderings, files)
+            Told::of(&outcome, Attached::default(), renderings, files)
         }
     };
-    drop(display);
+    shown.end();
     Ok(told)
 }
 
-/// Everything that is to be told of an image.
+/// Everything that is to be told of an image or index.
 struct Told {
     renderings: Vec<Rendering>,
     receipt: Receipt,
     summary: Summary,
+    kept: Vec<Signature>,
+    index: Option<ToldIndex>,
     document: serde_json::Value,
     files: Files,
 }
 
+/// What is to be told of an index besides.
+struct ToldIndex {
+    image_count: usize,
+    dropped: Vec<StaleAttestation>,
+    retargeted: Vec<StaleAttestation>,
+}
+
 impl Told {
-    fn of(outcome: &Outcome, renderings: Vec<Rendering>, files: Files) -> Self {
+    fn of(outcome: &Outcome, attached: Attached, renderings: Vec<Rendering>, files: Files) -> Self {
         let (receipt, summary) = (outcome.receipt.clone(), outcome.summary);
-        Self { renderings, receipt, summary, document: document(outcome), files }
+        Self {
+            renderings,
+            receipt,
+            summary,
+            document: document(outcome),
+            kept: Vec::new(),
+            index: None,
+            files,
+        }
+        .with(attached)
     }
 
-    /// With what was put beside the image.
-    fn with(mut self, attached: &Attached) -> Self {
+    fn of_index(index: &SourceIndex, done: DoneIndex, renderings: Vec<Rendering>, files: Files) -> Self {
+        let DoneIndex { receipt, images, dropped, retargeted, attached, summary } = done;
+        let documents: Vec<_> = images.iter().map(|image| document(&image.outcome)).collect();
+        let told = ToldIndex { image_count: images.len(), dropped, retargeted };
+        Self::of_images(&index.name.to_string(), (receipt, summary), &documents, told, renderings, files)
+            .with(attached)
+    }
+
+    /// Of an image or index that a coordinator has written.
+    fn of_sent(sent: Sent, files: Files) -> anyhow::Result<Self> {
+        let Sent { result, layers, images, renderings, elapsed } = sent;
+        let attached = convert::attached(&result)?;
+        let receipt = receipt(&result);
+        let summary = Summary { elapsed, ..summary(&result) };
+        let told = match &result.index {
+            None => {
+                let document = image_document(&result.image, &receipt, &summary, &layers);
+                Self { renderings, receipt, summary, document, kept: Vec::new(), index: None, files }
+            }
+            Some(index) => {
+                let documents = images.iter().map(|(image, layers)| {
+                    image_document(&image.image, &self::receipt(image), &self::summary(image), layers)
+                });
+                let told = told_index(index, images.len())?;
+                let (documents, ends): (Vec<_>, _) = (documents.collect(), (receipt, summary));
+                Self::of_images(&result.image, ends, &documents, told, renderings, files)
+            }
+        };
+        Ok(told.with(attached))
+    }
+
+    fn of_images(
+        name: &str,
+        (receipt, summary): (Receipt, Summary),
+        images: &[serde_json::Value],
+        told: ToldIndex,
+        renderings: Vec<Rendering>,
+        files: Files,
+    ) -> Self {
+        let stale = |all: &[StaleAttestation]| {
+            let all =
+                all.iter().map(|one| json!({"digest": one.digest, "image": one.image, "became": one.became}));
+            all.collect::<Vec<_>>()
+        };
+        let document = json!({
+            "image": name,
+            "destination": receipt.destination,
+            "manifest_digest": receipt.manifest_digest,
+            "manifest_media_type": receipt.manifest_media_type,
+            "bytes": summary.bytes,
+            "seconds": summary.elapsed.as_secs_f64(),
+            "images": images,
+            "attestations": {"dropped": stale(&told.dropped), "retargeted": stale(&told.retargeted)},
+        });
+        Self { renderings, receipt, summary, document, kept: Vec::new(), index: Some(told), files }
+    }
+
+    /// With what was put beside it.
+    fn with(mut self, attached: Attached) -> Self {
         self.document["signatures_kept"] = kept_document(&attached.kept);
         self.document["provenance"] = json!(attached.provenance);
+        self.kept = attached.kept;
         self
-    }
-
-    /// Of an image that a coordinator has written.
-    fn of_sent(sent: Sent, files: Files) -> Self {
-        let Sent { result, layers, renderings, elapsed } = sent;
-        let named = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        let receipt = Receipt {
-            manifest_digest: result.manifest_digest.parse().ok(),
-            manifest_media_type: named(&result.manifest_media_type),
-            manifest_size: None,
-            manifest: None,
-            destination: result.destination,
-        };
-        let summary = Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed };
-        let layers = layers.iter().map(|layer| {
-            let compression = convert::format(layer.compression()).map(|format| format.to_string());
-            json!({
-                "index": layer.index,
-                "source": named(&layer.source_digest),
-                "stored": (!layer.kept)
-                    .then(|| json!({"digest": layer.digest, "size": layer.size, "compression": compression})),
-                "diff_id": named(&layer.diff_id),
-                "edited": layer.changed,
-            })
-        });
-        let document = image_document(&result.image, &receipt, &summary, layers);
-        Self { renderings, receipt, summary, document, files }
     }
 
     /// Prints it. What cannot be told does not keep the rest from being told.
@@ -253,12 +279,17 @@ impl Told {
         for rendering in &self.renderings {
             told = told.and(deliver(rendering, stdout_is_taken));
         }
+        tell_kept(&self.kept);
+        if let Some(index) = &self.index {
+            index.tell();
+        }
         match global.output_format {
             OutputFormat::Json if stdout_is_taken => say(&self.document.to_string()),
             OutputFormat::Json => told = told.and(print_json(&self.document).map(drop)),
             OutputFormat::Text if !global.quiet => {
                 if let Some(digest) = &self.receipt.manifest_digest {
-                    say(&format!("Pushed {} ({digest})", self.receipt.destination));
+                    let image_count = self.index.as_ref().map(|index| index.image_count);
+                    say(&pushed(&self.receipt.destination, &digest.to_string(), image_count));
                 }
             }
             OutputFormat::Text => {}
@@ -270,94 +301,70 @@ impl Told {
     }
 }
 
-/// A display that is shown.
-type Shown = Arc<Mutex<Option<Display>>>;
-/// Begins the display of an entry of an index.
-type Begin = Arc<dyn Fn(&Descriptor) -> Progress + Send + Sync>;
-
-/// One display at a time: that of an image ends where the next one's begins.
-fn display_each(global: &Global, name: &str, plan: &LayerPlan) -> (Shown, Begin) {
-    let display = Shown::default();
-    let (shown, global, name, spools) =
-        (Arc::clone(&display), global.clone(), name.to_owned(), plan.spools.clone());
-    let begin = move |_: &Descriptor| {
-        let progress = Progress::default();
-        let mut display = shown.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(display.take());
-        *display = Some(Display::start(&global, progress.clone(), &name, &spools));
-        progress
-    };
-    (display, Arc::new(begin))
+impl ToldIndex {
+    /// Warns of attestations that are not what they were.
+    fn tell(&self) {
+        for stale in &self.dropped {
+            tracing::warn!(
+                "left out the attestation {}: it is about {}, which the filters made {}",
+                stale.digest,
+                stale.image,
+                stale.became
+            );
+        }
+        for stale in &self.retargeted {
+            tracing::warn!(
+                "kept the attestation {} for {}: its statements still name {}",
+                stale.digest,
+                stale.became,
+                stale.image
+            );
+        }
+    }
 }
 
-/// `--all`: tells of a whole index.
-fn tell_index(
-    index: &SourceIndex,
-    done: &DoneIndex,
-    chain: &FilterChain,
-    global: &Global,
-    stdout_is_taken: bool,
-) -> anyhow::Result<()> {
-    let mut told = Ok(());
-    for image in done.images.iter().filter(|image| image.is_filtered) {
-        for rendering in image.outcome.renderings(chain, rendered(global)) {
-            told = told.and(deliver(&rendering, stdout_is_taken));
-        }
+/// The line that says what there is now: an image, or an index of so many.
+pub(crate) fn pushed(destination: &str, digest: &str, image_count: Option<usize>) -> String {
+    let count = image_count.map(|count| format!(", {}", counted(count, "image"))).unwrap_or_default();
+    format!("Pushed {destination} ({digest}){count}")
+}
+
+/// Of how many images an index is that a coordinator has written.
+pub(crate) fn image_count(result: &ImageResult) -> Option<usize> {
+    result.index.as_ref().map(|index| index.image_count as usize)
+}
+
+/// Warns of what belongs to something that a coordinator has written, and is not what it was.
+pub(crate) fn tell_beside(result: &ImageResult) -> anyhow::Result<()> {
+    tell_kept(&convert::attached(result)?.kept);
+    if let Some(index) = &result.index {
+        told_index(index, 0)?.tell();
     }
-    for stale in &done.dropped {
-        tracing::warn!(
-            "left out the attestation {}: it is about {}, which the filters made {}",
-            stale.digest,
-            stale.image,
-            stale.became
-        );
+    Ok(())
+}
+
+fn told_index(index: &IndexResult, image_count: usize) -> Result<ToldIndex, WireError> {
+    let stale = |all: &[v1::StaleAttestation]| all.iter().map(convert::stale).collect::<Result<Vec<_>, _>>();
+    Ok(ToldIndex { image_count, dropped: stale(&index.dropped)?, retargeted: stale(&index.retargeted)? })
+}
+
+fn receipt(result: &ImageResult) -> Receipt {
+    Receipt {
+        manifest_digest: result.manifest_digest.parse().ok(),
+        manifest_media_type: named(&result.manifest_media_type),
+        manifest_size: None,
+        manifest: None,
+        destination: result.destination.clone(),
     }
-    tell_kept(&done.attached.kept);
-    for stale in &done.retargeted {
-        tracing::warn!(
-            "kept the attestation {} for {}: its statements still name {}",
-            stale.digest,
-            stale.became,
-            stale.image
-        );
-    }
-    let stale = |all: &[StaleAttestation]| {
-        let all =
-            all.iter().map(|one| json!({"digest": one.digest, "image": one.image, "became": one.became}));
-        all.collect::<Vec<_>>()
-    };
-    match global.output_format {
-        OutputFormat::Json => {
-            let images: Vec<_> = done.images.iter().map(|image| document(&image.outcome)).collect();
-            let document = json!({
-                "image": index.name.to_string(),
-                "destination": done.receipt.destination,
-                "manifest_digest": done.receipt.manifest_digest,
-                "manifest_media_type": done.receipt.manifest_media_type,
-                "bytes": done.summary.bytes,
-                "seconds": done.summary.elapsed.as_secs_f64(),
-                "images": images,
-                "signatures_kept": kept_document(&done.attached.kept),
-                "provenance": done.attached.provenance,
-                "attestations": {"dropped": stale(&done.dropped), "retargeted": stale(&done.retargeted)},
-            });
-            match stdout_is_taken {
-                true => say(&document.to_string()),
-                false => told = told.and(print_json(&document).map(drop)),
-            }
-        }
-        OutputFormat::Text if !global.quiet => {
-            if let Some(digest) = &done.receipt.manifest_digest {
-                let count = counted(done.images.len(), "image");
-                say(&format!("Pushed {} ({digest}), {count}", done.receipt.destination));
-            }
-        }
-        OutputFormat::Text => {}
-    }
-    if !global.quiet {
-        say(&done.summary.to_string());
-    }
-    told
+}
+
+fn summary(result: &ImageResult) -> Summary {
+    let elapsed = Duration::from_millis(result.elapsed_millis);
+    Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed }
+}
+
+fn named(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
 /// The files that filters append to, opened before anything is written elsewhere: one that cannot be opened stops the run while
@@ -423,29 +430,28 @@ pub(crate) fn deliver(rendering: &Rendering, stdout_is_taken: bool) -> anyhow::R
 }
 
 fn document(outcome: &Outcome) -> serde_json::Value {
-    let layers = outcome.layers.iter().map(|layer| {
-        json!({
-            "index": layer.index,
-            "source": outcome.image.layers[layer.index].descriptor.as_ref().map(|descriptor| &descriptor.digest),
-            "stored": match &layer.stored {
-                StoredLayer::Original => json!(null),
-                StoredLayer::Written { digest, size, format } => {
-                    json!({"digest": digest, "size": size, "compression": format.to_string()})
-                }
-            },
-            "diff_id": layer.diff_id,
-            "edited": layer.edited,
-        })
-    });
-    image_document(&outcome.image.name.to_string(), &outcome.receipt, &outcome.summary, layers)
+    let layers = outcome.image.layers.iter().zip(&outcome.layers);
+    let layers: Vec<_> = layers.map(|(layer, written)| convert::layer_status(layer, written)).collect();
+    image_document(&outcome.image.name.to_string(), &outcome.receipt, &outcome.summary, &layers)
 }
 
 fn image_document(
     image: &str,
     receipt: &Receipt,
     summary: &Summary,
-    layers: impl Iterator<Item = serde_json::Value>,
+    layers: &[LayerStatus],
 ) -> serde_json::Value {
+    let layers = layers.iter().map(|layer| {
+        let compression = convert::format(layer.compression()).map(|format| format.to_string());
+        json!({
+            "index": layer.index,
+            "source": named(&layer.source_digest),
+            "stored": (!layer.kept)
+                .then(|| json!({"digest": layer.digest, "size": layer.size, "compression": compression})),
+            "diff_id": named(&layer.diff_id),
+            "edited": layer.changed,
+        })
+    });
     json!({
         "image": image,
         "destination": receipt.destination,

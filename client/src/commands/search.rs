@@ -15,7 +15,7 @@ use occy_proto::v1::{PipelineSpec, SearchSpec};
 
 use super::process::{deliver, rendered};
 use crate::Exit;
-use crate::display::Display;
+use crate::display::{Display, Shown};
 use crate::options::{Global, Search};
 use crate::remote::connect::Coordinator;
 use crate::remote::logins::{Which, logins};
@@ -70,8 +70,7 @@ async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<V
         ..PipelineSpec::default()
     };
     let coordinator = Coordinator::needed(global, "search").await?;
-    let progress = Progress::default();
-    let _display = Display::start(global, progress.clone(), &options.source, &settings.spools);
+    let shown = Shown::new(global, &options.source, &settings.spools);
     let logins = logins(global, &coordinator, &options.source, None, Which::All).await?;
     let call = call::Plan {
         logins,
@@ -80,7 +79,7 @@ async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<V
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: FilterChain::default(),
         format: rendered(global),
-        progress,
+        begin: shown.begin_each(),
     };
     Ok(call::send(&coordinator, call).await?.renderings)
 }

@@ -79,6 +79,43 @@ impl Display {
     }
 }
 
+/// Begins the display of an image.
+pub(crate) type Begin = Arc<dyn Fn() -> Progress + Send + Sync>;
+
+/// The display of images that follow each other, one at a time. Dropped, with what begins them, it has left no bar behind.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    global: Global,
+    source: String,
+    spools: SpoolDir,
+    display: Arc<Mutex<Option<Display>>>,
+}
+
+impl Shown {
+    /// Nothing yet, of what comes from `source`.
+    pub(crate) fn new(global: &Global, source: &str, spools: &SpoolDir) -> Self {
+        let (global, source, spools) = (global.clone(), source.to_owned(), spools.clone());
+        Self { global, source, spools, display: Arc::default() }
+    }
+
+    /// What begins an image, and ends the one before it.
+    pub(crate) fn begin_each(&self) -> Begin {
+        let shown = self.clone();
+        Arc::new(move || {
+            let progress = Progress::default();
+            let mut display = shown.display.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(display.take());
+            *display = Some(Display::start(&shown.global, progress.clone(), &shown.source, &shown.spools));
+            progress
+        })
+    }
+
+    /// Nothing more.
+    pub(crate) fn end(&self) {
+        drop(self.display.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
 impl Drop for Display {
     fn drop(&mut self) {
         if let Some(Drawing { stop, thread }) = self.0.take() {

@@ -44,6 +44,7 @@ use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::findings::Findings;
 use super::{show, upload};
+use crate::display::Begin;
 
 /// Requests that wait to be sent: about a megabyte.
 const REQUESTS: usize = 4;
@@ -67,16 +68,18 @@ pub(crate) struct Plan {
     pub(crate) chain: FilterChain,
     /// How what filters found is printed.
     pub(crate) format: OutputFormat,
-    /// What is shown.
-    pub(crate) progress: Progress,
+    /// Begins to show an image: the one, or each of an index.
+    pub(crate) begin: Begin,
 }
 
-/// What came of an image that went to the coordinator's own end, or nowhere.
+/// What came of an image or index that went to the coordinator's own end, or nowhere.
 pub(crate) struct Sent {
     /// All of it.
     pub(crate) result: ImageResult,
-    /// Its layers, by index.
+    /// Its layers, by index; of an index none.
     pub(crate) layers: Vec<LayerStatus>,
+    /// The images of an index, with the layers of each.
+    pub(crate) images: Vec<(ImageResult, Vec<LayerStatus>)>,
     /// What filters found.
     pub(crate) renderings: Vec<Rendering>,
     /// Since the call was begun.
@@ -88,16 +91,18 @@ pub(crate) async fn send(coordinator: &Coordinator, plan: Plan) -> anyhow::Resul
     let start = Instant::now();
     let chain = plan.chain.clone();
     let mut answers = Answers::begin(coordinator, plan).await?;
-    let (mut layers, mut findings) = (Vec::new(), Findings::default());
+    let (mut layers, mut images, mut findings) = (Vec::new(), Vec::new(), Findings::default());
     let result = loop {
         match answers.next().await.map_err(RemoteError::told)? {
             Part::Layer(layer) => layers.push(layer),
             Part::FilterOutput(piece) => findings.take(piece)?,
+            Part::Image(image) => images.push((image, std::mem::take(&mut layers))),
             Part::Result(result) => break result,
             Part::Element(_) | Part::Progress(_) => {}
         }
     };
-    Ok(Sent { result, layers, renderings: findings.renderings(&chain)?, elapsed: start.elapsed() })
+    let (renderings, elapsed) = (findings.renderings(&chain)?, start.elapsed());
+    Ok(Sent { result, layers, images, renderings, elapsed })
 }
 
 /// An image to an output that is here. `layers` is what the output is told of the filters, which have been passed elsewhere.
@@ -107,10 +112,11 @@ pub(crate) async fn receive(
     layers: Arc<LayerPlan>,
     output: Arc<dyn ImageOutput>,
 ) -> anyhow::Result<(Outcome, Vec<Rendering>)> {
-    let (chain, format, progress) = (plan.chain.clone(), plan.format, plan.progress.clone());
+    let (chain, format) = (plan.chain.clone(), plan.format);
     let unpacks = output.form() == LayerForm::Tar && plan.spec.layer_form() == v1::LayerForm::Stored;
     let mut answers = Answers::begin(coordinator, plan).await?;
     answers.counts_bytes &= !unpacks;
+    let progress = answers.progress.clone();
     let call = Arc::new(Call { answers: Mutex::new(answers), unpacks });
     let executor = Arc::clone(&call);
     let outcome = process(call.as_ref(), layers, output, executor, &progress).await;
@@ -128,7 +134,10 @@ struct Answers {
     upload: Option<Upload>,
     /// Where the choice of layers goes, if it has not yet, and nothing else is sent before it.
     requests: Option<mpsc::Sender<ProcessImageRequest>>,
+    begin: Begin,
+    /// Of the image that was begun last, and which of an index it is.
     progress: Progress,
+    image: u32,
     /// Whether bytes are counted by the coordinator: nothing is sent from here.
     counts_bytes: bool,
     /// An element that was looked at and not used.
@@ -162,7 +171,8 @@ impl Drop for Upload {
 
 impl Answers {
     async fn begin(coordinator: &Coordinator, plan: Plan) -> anyhow::Result<Self> {
-        let Plan { spec, logins, source, sending, progress, .. } = plan;
+        let Plan { spec, logins, source, sending, begin, .. } = plan;
+        let progress = begin();
         let counts_bytes = source.is_none();
         let foreign_layers = spec.foreign_layers;
         let (requests, receiver) = mpsc::channel(REQUESTS);
@@ -185,7 +195,9 @@ impl Answers {
             stream,
             upload,
             requests,
+            begin,
             progress,
+            image: 0,
             counts_bytes,
             pending: None,
             findings: Findings::default(),
@@ -200,6 +212,10 @@ impl Answers {
         loop {
             let failed = match self.stream.message().await {
                 Ok(Some(ProcessImageResponse { part: Some(Part::Progress(told)) })) => {
+                    if told.image != self.image {
+                        self.image = told.image;
+                        self.progress = (self.begin)();
+                    }
                     show(&self.progress, &told, self.counts_bytes);
                     continue;
                 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use occy_proto::v1::ListCapabilitiesRequest;
 use occy_proto::v1::pipeline_service_client::PipelineServiceClient;
 use occy_proto::v1::schedule_service_client::ScheduleServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -96,6 +97,23 @@ impl Coordinator {
         let schedules = ScheduleServiceClient::with_interceptor(channel.clone(), bearer.clone());
         let client = PipelineServiceClient::with_interceptor(channel, bearer);
         Ok(Self { client, schedules: Box::new(schedules), url: url.to_owned(), is_private })
+    }
+
+    /// Fails where it is of a version that would overlook one of these options, which are called as its fields are.
+    pub(crate) async fn needs(&self, options: &[&str]) -> anyhow::Result<()> {
+        if options.is_empty() {
+            return Ok(());
+        }
+        let answered = self.client.clone().list_capabilities(ListCapabilitiesRequest {}).await;
+        let known = answered.map_err(|status| self.error(status))?.into_inner().spec_fields;
+        match options.iter().find(|option| known.iter().all(|known| known != *option)) {
+            None => Ok(()),
+            Some(option) => {
+                let problem =
+                    format!("the coordinator at {} is of a version that has no --{option}", self.url);
+                Err(Misused(problem).into())
+            }
+        }
     }
 
     /// What a call failed with.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan, Signature};
+use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan};
 use occy_pipeline::digest::Digest;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::wire::{WireError, convert};
+use occy_pipeline::wire::convert::{self, digest};
 use occy_proto::v1::copy_image_response::Part;
 use occy_proto::v1::{self, CopyResult};
 
@@ -59,11 +59,7 @@ pub(crate) async fn copy(
                 is_listed: referrer.listed,
             }),
             Some(Part::DigestTag(tag)) => digest_tags.push(tag),
-            Some(Part::Kept(signature)) => kept.push(Signature {
-                subject: digest(&signature.subject)?,
-                digest: digest(&signature.digest)?,
-                kind: signature.kind,
-            }),
+            Some(Part::Kept(signature)) => kept.push(convert::signature(signature)?),
             Some(Part::LeftOut(left)) => left_out.push(digest(&left)?),
             Some(Part::Result(result)) => {
                 return Ok(Copied { kept, ..copied(result, referrers, digest_tags, left_out)? });
@@ -95,8 +91,4 @@ fn copied(
         left_out,
         elapsed: Duration::from_millis(result.elapsed_millis),
     })
-}
-
-fn digest(text: &str) -> Result<Digest, WireError> {
-    text.parse().map_err(|error| WireError::elements(format!("a digest: {error}")))
 }

@@ -5,6 +5,7 @@ use occy_pipeline::output::LayerForm;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::platform::Platform;
 use occy_pipeline::uri::Uri;
+use occy_pipeline::whole::Wanted;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{self, PipelineSpec};
 
@@ -58,6 +59,26 @@ pub(crate) fn of_work(work: &Work, global: &Global) -> PipelineSpec {
         findings: findings(global).into(),
         ..PipelineSpec::default()
     }
+}
+
+/// The same, with what is wanted besides the image itself.
+pub(crate) fn with_wanted(spec: PipelineSpec, wanted: Wanted) -> PipelineSpec {
+    let Wanted { all, attestations, signatures, provenance } = wanted;
+    let unsaid = v1::AttestationPolicy::Unspecified;
+    PipelineSpec {
+        all,
+        attestations: if all { convert::attestation_policy(attestations) } else { unsaid }.into(),
+        signatures: signatures.map(convert::signature_policy).unwrap_or_default().into(),
+        provenance,
+        ..spec
+    }
+}
+
+/// The options that it was asked for with: those that an old coordinator would not know.
+pub(crate) fn asked(wanted: Wanted) -> Vec<&'static str> {
+    let Wanted { all, signatures, provenance, .. } = wanted;
+    let options = [("signatures", signatures.is_some()), ("provenance", provenance), ("all", all)];
+    options.into_iter().filter_map(|(option, is_asked)| is_asked.then_some(option)).collect()
 }
 
 /// The same, for an image that comes here and goes to an output of that form.

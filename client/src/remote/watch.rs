@@ -7,7 +7,7 @@ use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Rendering, Target};
 use occy_pipeline::mirror::{Counts, MirrorProgress};
 use occy_pipeline::process::Summary;
-use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::wire::mirror::{of_image, of_progress};
 use occy_proto::v1::job_event::Event;
@@ -21,7 +21,7 @@ use super::error::RemoteError;
 use super::findings::{self, Findings};
 use super::mirror::Images;
 use crate::commands::job::{error_document, result_document, word};
-use crate::commands::process::deliver;
+use crate::commands::process::{deliver, image_count, pushed, tell_beside};
 use crate::commands::{self, print_bytes};
 use crate::display::{Display, ImagePicture, Picture};
 use crate::options::{Global, OutputFormat};
@@ -38,7 +38,9 @@ pub(crate) struct Watch<'a> {
     /// The last event that was seen.
     after: u64,
     global: &'a Global,
+    /// Of the image whose layers were told last, and how many there are before them in the job.
     progress: Progress,
+    layers_before: usize,
     display: Option<Display>,
     findings: Findings,
     /// The filters of whoever submitted the job, whose files are written; others only get to read.
@@ -74,7 +76,7 @@ impl Picture for JobPicture {
 
 /// How a job ended.
 enum End {
-    Succeeded(ImageResult),
+    Succeeded(Box<ImageResult>),
     Failed(JobError),
     Cancelled,
 }
@@ -87,6 +89,7 @@ impl<'a> Watch<'a> {
             after,
             global,
             progress: Progress::default(),
+            layers_before: 0,
             display: None,
             findings: Findings::default(),
             chain: None,
@@ -109,14 +112,7 @@ impl<'a> Watch<'a> {
 
     /// Watches the job to its end.
     pub(crate) async fn run(mut self) -> anyhow::Result<Exit> {
-        if !self.prints_events {
-            let what = format!("job {}", self.id);
-            // Nothing is kept here before the layers are known.
-            let spools = SpoolDir::new("", 0);
-            let image = ImagePicture::new(self.progress.clone(), &what, &spools);
-            let picture = JobPicture { image, mirror: self.mirror.clone() };
-            self.display = Some(Display::of(self.global, Arc::new(picture)));
-        }
+        self.begin_display();
         let mut lost = 0;
         let end = loop {
             let seen = self.after;
@@ -144,6 +140,24 @@ impl<'a> Watch<'a> {
                 Ok(Exit::Failed)
             }
         }
+    }
+
+    /// Shows what there is to be shown now, in the place of what was.
+    fn begin_display(&mut self) {
+        drop(self.display.take());
+        if !self.prints_events {
+            let what = format!("job {}", self.id);
+            // Nothing is kept here before the layers are known.
+            let spools = SpoolDir::new("", 0);
+            let image = ImagePicture::new(self.progress.clone(), &what, &spools);
+            let picture = JobPicture { image, mirror: self.mirror.clone() };
+            self.display = Some(Display::of(self.global, Arc::new(picture)));
+        }
+    }
+
+    /// A layer of the image that is shown, by its place in the job.
+    fn layer(&self, index: u32) -> Option<&LayerProgress> {
+        self.progress.layers().get((index as usize).checked_sub(self.layers_before)?)
     }
 
     async fn follow(&mut self) -> anyhow::Result<End> {
@@ -180,6 +194,13 @@ impl<'a> Watch<'a> {
                 return Ok(end(state, result, error));
             }
             Some(Event::LayersPlanned(planned)) => {
+                let first = planned.layers.first().map_or(0, |layer| layer.index as usize);
+                if first != self.layers_before {
+                    // Another image of an index, or the first one once more.
+                    self.layers_before = first;
+                    self.progress = Progress::default();
+                    self.begin_display();
+                }
                 if self.progress.layers().is_empty() {
                     let layers = planned.layers.iter();
                     self.progress.begin(layers.map(|layer| (layer.label.clone(), layer.source_size)));
@@ -194,7 +215,7 @@ impl<'a> Watch<'a> {
                     self.mirror.set(of_progress(mirror));
                 }
                 for running in progress.layers {
-                    if let Some(layer) = self.progress.layers().get(running.index as usize) {
+                    if let Some(layer) = self.layer(running.index) {
                         layer.bytes.set(running.bytes);
                     }
                 }
@@ -205,7 +226,7 @@ impl<'a> Watch<'a> {
     }
 
     fn show(&self, status: &v1::LayerStatus) {
-        let Some(layer) = self.progress.layers().get(status.index as usize) else { return };
+        let Some(layer) = self.layer(status.index) else { return };
         match status.state() {
             // Of a coordinator that began the job again.
             v1::LayerState::Waiting | v1::LayerState::Unspecified => {
@@ -242,8 +263,9 @@ impl<'a> Watch<'a> {
             deliver(&rendering, false).map_err(Untold)?;
         }
         if !self.global.quiet {
+            tell_beside(result)?;
             if !result.manifest_digest.is_empty() {
-                say(&format!("Pushed {} ({})", result.destination, result.manifest_digest));
+                say(&pushed(&result.destination, &result.manifest_digest, image_count(result)));
             }
             let elapsed = Duration::from_millis(result.elapsed_millis);
             say(&Summary { bytes: result.bytes, layers: result.layer_count as usize, elapsed }.to_string());
@@ -261,7 +283,7 @@ impl<'a> Watch<'a> {
 
 fn end(state: JobState, result: Option<ImageResult>, error: Option<JobError>) -> Option<End> {
     match state {
-        JobState::Succeeded => Some(End::Succeeded(result.unwrap_or_default())),
+        JobState::Succeeded => Some(End::Succeeded(Box::new(result.unwrap_or_default()))),
         JobState::Failed => Some(End::Failed(error.unwrap_or_default())),
         JobState::Cancelled => Some(End::Cancelled),
         JobState::Unspecified | JobState::Queued | JobState::Running | JobState::Finalizing => None,

@@ -12,7 +12,7 @@ use crate::error::{Error, MAX_INDEX_DEPTH};
 use crate::manifest::{self, Descriptor, ImageManifest, Index, ParsedManifest, media_type};
 use crate::platform::{self, Platform};
 use crate::registry::FetchedManifest;
-use crate::source::stored::{Store, parse, read_document};
+use crate::source::stored::{SourceIndex, Store, parse, read_document};
 
 /// The annotation by which an entry says that it is an attestation of another one, as buildkit writes it.
 pub(crate) const ATTESTED: &str = "vnd.docker.reference.digest";
@@ -153,6 +153,23 @@ pub(super) fn reduce<'a>(
         Ok(reduced)
     }
     .boxed()
+}
+
+/// The same, of an index that is made anew in any case: it says what is in it, and is still known as the whole one that it was.
+pub(crate) async fn of_platforms(
+    store: &dyn Store,
+    index: SourceIndex,
+    platforms: &[Platform],
+) -> Result<SourceIndex, Error> {
+    let mut made = Made::default();
+    let reduced = reduce(store, &index.manifest, &index.parsed, platforms, 0, &mut made).await?;
+    match parse(store, &reduced)? {
+        // One within that was reduced is nowhere to be read.
+        ParsedManifest::Index(parsed) if made.indexes.keys().all(|digest| *digest == reduced.digest) => {
+            Ok(SourceIndex { parsed, ..index })
+        }
+        _ => Err(Error::NestedSubset(store.shown())),
+    }
 }
 
 fn is_index(entry: &Descriptor) -> bool {

@@ -1,10 +1,9 @@
 //! New image manifests: the source's document with its config and layers replaced, or one from nothing.
 
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::media_type::{DOCKER_CONFIG, OCI_CONFIG};
-use super::{Descriptor, Family, ImageManifest, LayerType, ZstdInDocker, to_bytes};
+use super::{Descriptor, Family, ImageManifest, LayerType, ZstdInDocker};
 use crate::blob::BlobSummary;
 use crate::compression::Format;
 
@@ -62,7 +61,7 @@ pub fn family_for(preferred: Family, layers: &[ManifestLayer<'_>]) -> Family {
     if layers.iter().any(ManifestLayer::is_zstd) { Family::Oci } else { preferred }
 }
 
-/// Writes an image manifest, compactly.
+/// An image manifest.
 ///
 /// With a `source`, its document is kept, in its key order, with only config and layers replaced; in another `family`,
 /// media types are converted too, and keys that docker schema2 does not have go. Without one, a minimal document
@@ -72,7 +71,7 @@ pub fn build_image_manifest(
     source: Option<&ImageManifest>,
     config: &BlobSummary,
     layers: &[ManifestLayer<'_>],
-) -> Result<Bytes, BuildError> {
+) -> Result<Map<String, Value>, BuildError> {
     let layers = layers
         .iter()
         .enumerate()
@@ -85,7 +84,7 @@ pub fn build_image_manifest(
     };
     document.insert("config".to_owned(), config_json(family, source, config));
     document.insert("layers".to_owned(), layers.into());
-    Ok(to_bytes(&document))
+    Ok(document)
 }
 
 /// The document under the other family's name.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use regex::RegexSet;
@@ -15,6 +16,8 @@ use super::range::Range;
 use super::schedule::{self, Schedule};
 use super::template::{self, Template};
 use crate::copy::SignaturePolicy;
+use crate::filter::{self, Filter, FilterChain};
+use crate::index::Attestations;
 use crate::open::names_registry;
 use crate::platform::Platform;
 use crate::reference::{Reference, RegistryName, Tag};
@@ -50,6 +53,10 @@ pub struct Mirror {
     pub sparse: bool,
     /// Copy what names the manifests as its subject.
     pub referrers: bool,
+    /// The filters that every image passes, all of which edit.
+    pub filters: FilterChain,
+    /// What becomes of the attestations of images that filters change.
+    pub attestations: Attestations,
     /// What becomes of the signatures of what changes on its way.
     pub signatures: SignaturePolicy,
     /// The tag that a target's manifest gets before its own tag is given to another.
@@ -146,6 +153,9 @@ struct Entry {
     sparse: bool,
     #[serde(default)]
     referrers: bool,
+    #[serde(default)]
+    filters: Vec<Spanned<String>>,
+    attestations: Option<StaleAttestations>,
     signatures: Option<Signatures>,
     backup: Option<Spanned<String>>,
     #[serde(default)]
@@ -159,6 +169,13 @@ enum Signatures {
     Refuse,
     Drop,
     Keep,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StaleAttestations {
+    Drop,
+    Retarget,
 }
 
 #[derive(Deserialize)]
@@ -244,11 +261,22 @@ impl Mirror {
             text.value.parse::<Platform>().map_err(|problem| fail(text.referenced, problem.to_string()))
         };
         let platforms = entry.platforms.iter().map(platform).collect::<Result<Vec<_>, _>>()?;
-        if entry.signatures.is_some() && (entry.sparse || platforms.is_empty()) {
+        let filters = entry.filters.iter().map(filter).collect::<Result<Vec<_>, _>>()?;
+        let filters = FilterChain::new(filters);
+        let is_filtered = !filters.is_empty();
+        if entry.signatures.is_some() && !is_filtered && (entry.sparse || platforms.is_empty()) {
             return Err(fail(
                 at,
-                "signatures says nothing without platforms, or with sparse: no manifest changes",
+                "signatures says nothing without filters or platforms, or with sparse: no manifest changes",
             ));
+        }
+        if is_filtered && (entry.sparse || entry.referrers) {
+            let key = if entry.sparse { "sparse" } else { "referrers" };
+            let problem = format!("{key} is about manifests as they are, and filters make others of them");
+            return Err(fail(at, problem));
+        }
+        if entry.attestations.is_some() && !is_filtered {
+            return Err(fail(at, "attestations says nothing without filters"));
         }
         if entry.sparse && platforms.is_empty() {
             return Err(fail(at, "sparse says nothing without platforms"));
@@ -262,6 +290,11 @@ impl Mirror {
             platforms,
             sparse: entry.sparse,
             referrers: entry.referrers,
+            filters,
+            attestations: match entry.attestations {
+                None | Some(StaleAttestations::Drop) => Attestations::Drop,
+                Some(StaleAttestations::Retarget) => Attestations::Retarget,
+            },
             signatures: match entry.signatures {
                 None | Some(Signatures::Refuse) => SignaturePolicy::Refuse,
                 Some(Signatures::Drop) => SignaturePolicy::Drop,
@@ -286,6 +319,15 @@ impl Source {
             Self::Repository(reference) => reference.host(),
             Self::Catalog(registry, _) => registry.as_str(),
         }
+    }
+}
+
+fn filter(text: &Spanned<String>) -> Result<Arc<dyn Filter>, ConfigError> {
+    let at = text.referenced;
+    let filter = filter::spec::parse(&text.value).map_err(|error| fail(at, error.to_string()))?;
+    match filter.edits() {
+        true => Ok(filter),
+        false => Err(fail(at, format!("{} changes nothing, and is not for mirrors", filter.spec()))),
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod blobs;
 pub mod config;
+mod filtered;
 mod have;
 mod image;
 pub mod import;
@@ -30,6 +31,7 @@ mod template;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::executor::Executor;
 use crate::reference::Reference;
 use crate::registry::Client;
 use crate::spool::SpoolDir;
@@ -58,6 +60,10 @@ pub struct Ends {
     pub spools: SpoolDir,
     /// Blobs at once, in the whole mirror.
     pub parallel: usize,
+    /// Who runs the layers that pass filters. None: this process.
+    pub executor: Option<Arc<dyn Executor>>,
+    /// None of these may be larger uncompressed, in bytes.
+    pub max_layer_size: u64,
     /// Who is asked before a target's tag is changed. None: nobody.
     pub locks: Option<Arc<dyn TagLocks>>,
     /// How far the mirror is, of which there is one for these ends.

@@ -9,7 +9,7 @@ use super::save::layout_uri;
 use crate::blob::BlobRef;
 use crate::catalog::digest_of;
 use crate::digest::Digest;
-use crate::element::ImageName;
+use crate::element::{Image, ImageName};
 use crate::error::Error;
 use crate::layout::{Choice, IMAGE_NAME};
 use crate::manifest::media_type::OCI_INDEX;
@@ -17,9 +17,10 @@ use crate::manifest::{self, Descriptor, ManifestError, ParsedManifest};
 use crate::platform::PlatformChoice;
 use crate::reference::{ManifestRef, Reference, RegistryName, Tag};
 use crate::registry::{Access, Client, FetchedManifest, Repository, fallback_tag};
+use crate::source::ImageSource;
 use crate::source::oci_layout::LayoutSource;
 use crate::source::registry::RegistrySource;
-use crate::source::stored::Store;
+use crate::source::stored::{self, SourceIndex, Store};
 use crate::spool::SpoolDir;
 use crate::uri::UriError;
 
@@ -49,6 +50,11 @@ impl Carried {
         let path = layout_uri(text, &[])?.rest;
         let layout = LayoutSource::new(&path, Choice::default(), PlatformChoice::default(), spools);
         Ok(Self { path, layout, names: OnceCell::new() })
+    }
+
+    fn manifest(self: &Arc<Self>, source: &Reference, digest: &Digest) -> CarriedSource {
+        let layout = self.layout.at(Choice { tag: None, digest: Some(digest.clone()) });
+        CarriedSource { carried: Arc::clone(self), layout, repository: source.name() }
     }
 
     async fn names(&self) -> Result<&Names, Error> {
@@ -115,6 +121,17 @@ impl Origin {
         }
     }
 
+    /// The same as a source of images that pass filters.
+    pub(super) fn source(&self, source: &Reference, digest: &Digest) -> Box<dyn ImageSource> {
+        match self {
+            Self::Registries(client) => {
+                let reference = source.with_digest(digest.clone());
+                Box::new(RegistrySource::new(client, reference, PlatformChoice::default()))
+            }
+            Self::Carried(carried) => Box::new(carried.manifest(source, digest)),
+        }
+    }
+
     /// A manifest of a repository, with all that it names.
     pub(super) fn store(&self, source: &Reference, digest: &Digest) -> Box<dyn Store> {
         match self {
@@ -122,11 +139,7 @@ impl Origin {
                 let reference = source.with_digest(digest.clone());
                 Box::new(RegistrySource::new(client, reference, PlatformChoice::default()))
             }
-            Self::Carried(carried) => {
-                let choice = Choice { tag: None, digest: Some(digest.clone()) };
-                let layout = carried.layout.at(choice);
-                Box::new(CarriedSource { carried: Arc::clone(carried), layout, repository: source.name() })
-            }
+            Self::Carried(carried) => Box::new(carried.manifest(source, digest)),
         }
     }
 }
@@ -179,5 +192,25 @@ impl Store for CarriedSource {
             ParsedManifest::Index(index) => Ok(index.manifests),
             _ => Err(fail(ManifestError::Unknown(tagged.media_type))),
         }
+    }
+}
+
+#[async_trait::async_trait]
+impl ImageSource for CarriedSource {
+    async fn image(&self) -> Result<Image, Error> {
+        stored::image(self, &PlatformChoice::default()).await
+    }
+
+    async fn index(&self) -> Result<Option<SourceIndex>, Error> {
+        stored::index(self).await
+    }
+
+    fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
+        let (carried, layout) = (Arc::clone(&self.carried), self.layout.within(entry));
+        Some(Box::new(Self { carried, layout, repository: self.repository.clone() }))
+    }
+
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 }

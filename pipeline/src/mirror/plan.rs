@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::config::Config;
-use super::survey::{Difference, Found, Survey};
+use super::lists::Wanted;
+use super::survey::{Difference, Found, Making, Survey};
 use crate::digest::Digest;
 use crate::reference::{Reference, Tag};
 
@@ -40,6 +41,8 @@ pub struct Action {
     pub backup: Option<Tag>,
     /// What it takes.
     pub price: Price,
+    /// Whether it passes filters on its way.
+    pub is_filtered: bool,
     /// Its number in the survey, of images and of lost tags.
     pub(crate) number: usize,
 }
@@ -84,6 +87,10 @@ pub struct Price {
     pub manifests: usize,
     /// Requests, if none has to be made twice.
     pub requests: usize,
+    /// Of the blobs that are fetched, those that pass filters: each is decompressed, and what is changed is compressed again.
+    pub filtered: usize,
+    /// Their bytes, as they are fetched.
+    pub bytes_filtered: u64,
 }
 
 impl Action {
@@ -97,6 +104,7 @@ impl Action {
             becomes: None,
             backup: None,
             price: Price::default(),
+            is_filtered: false,
             number: 0,
         }
     }
@@ -113,6 +121,8 @@ impl Price {
         self.found += other.found;
         self.manifests += other.manifests;
         self.requests += other.requests;
+        self.filtered += other.filtered;
+        self.bytes_filtered = self.bytes_filtered.saturating_add(other.bytes_filtered);
     }
 }
 
@@ -121,13 +131,16 @@ struct Places<'a> {
     survey: &'a Survey,
     /// `HOST/REPOSITORY` and a blob that will be there.
     brought: HashSet<(String, Digest)>,
+    /// For each recipe and blob of which something is made, the registries where that will be, and repositories there.
+    made: HashMap<(Digest, Digest), HashSet<(String, String)>>,
     plan: Plan,
 }
 
 impl Plan {
     /// What a survey comes to.
     pub fn of(config: &Config, survey: &Survey) -> Self {
-        let mut places = Places { survey, brought: HashSet::new(), plan: Self::default() };
+        let mut places =
+            Places { survey, brought: HashSet::new(), made: HashMap::new(), plan: Self::default() };
         places.plan.holders.clone_from(&survey.holders);
         for (place, digest) in &survey.present {
             if let Some((host, repository)) = place.split_once('/') {
@@ -150,6 +163,7 @@ impl Plan {
                 becomes: image.was.clone(),
                 backup: None,
                 price: Price::default(),
+                is_filtered: !mirror.filters.is_empty(),
                 number,
             };
             match &image.found {
@@ -162,12 +176,12 @@ impl Plan {
                     action.becomes = None;
                     action.what = What::Fail(problem.clone());
                 }
-                Found::Differs(difference) => {
-                    let becomes = &difference.becomes;
-                    action.becomes = Some(becomes.clone());
+                Found::Differs(_) | Found::MadeOfOther(_) => {
+                    let becomes = image.found.becomes();
+                    action.becomes = becomes.cloned();
                     action.what = match &image.was {
                         None => What::Create,
-                        Some(was) if was == becomes => What::Complete,
+                        was if was.as_ref() == becomes => What::Complete,
                         Some(_) => What::Update,
                     };
                     if let (What::Update, Some(backup), Some(was), Some(tag)) =
@@ -185,7 +199,7 @@ impl Plan {
                         }
                     }
                     if !matches!(action.what, What::Refuse(_)) {
-                        action.price = places.price(difference, &image.wanted.source, &image.wanted.target);
+                        action.price = places.price_of(&image.found, &image.wanted);
                         action.price.requests += 2 * usize::from(action.backup.is_some());
                         action.price.manifests += usize::from(action.backup.is_some());
                     }
@@ -227,6 +241,7 @@ impl Plan {
                 becomes: None,
                 backup: None,
                 price,
+                is_filtered: false,
                 number,
             });
         }
@@ -239,6 +254,47 @@ impl Plan {
 }
 
 impl Places<'_> {
+    fn price_of(&mut self, found: &Found, wanted: &Wanted) -> Price {
+        match found {
+            Found::Differs(difference) => self.price(difference, &wanted.source, &wanted.target),
+            Found::MadeOfOther(making) => self.price_made(making, &wanted.target),
+            Found::Same | Found::Refused { .. } | Found::Failed(_) => Price::default(),
+        }
+    }
+
+    /// The most that it takes to make an image of another: as if each blob had become one of the same size.
+    fn price_made(&mut self, making: &Making, target: &Reference) -> Price {
+        let mut price = Price { manifests: making.manifests, ..Price::default() };
+        for (digest, size) in &making.blobs {
+            let size = *size;
+            let made = self.made.entry((making.made_of.recipe().clone(), digest.clone())).or_default();
+            let is_on_host = made.iter().any(|(host, _)| host == target.host());
+            let is_new = made.is_empty();
+            if !made.insert((target.host().to_owned(), target.name())) {
+                price.found += 1;
+                continue;
+            }
+            if is_on_host {
+                price.mounted += 1;
+                price.bytes_mounted = price.bytes_mounted.saturating_add(size);
+                price.requests += 1;
+                continue;
+            }
+            if is_new {
+                price.fetched += 1;
+                price.bytes_fetched = price.bytes_fetched.saturating_add(size);
+                price.filtered += 1;
+                price.bytes_filtered = price.bytes_filtered.saturating_add(size);
+            }
+            price.uploaded += 1;
+            price.bytes_uploaded = price.bytes_uploaded.saturating_add(size);
+            // One brings the bytes here, one begins the upload, one brings them there.
+            price.requests += 3;
+        }
+        price.requests += price.manifests;
+        price
+    }
+
     /// What it takes to copy an image after all that was priced before it.
     fn price(&mut self, difference: &Difference, source: &Reference, target: &Reference) -> Price {
         let mut price = Price { manifests: difference.manifests, ..Price::default() };

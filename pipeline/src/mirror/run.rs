@@ -8,12 +8,15 @@ use futures_util::StreamExt;
 
 use super::blobs::Blobs;
 use super::config::Config;
+use super::filtered::{self, OncePerLayer};
 use super::image::MirrorOutput;
+use super::lists::Wanted;
 use super::plan::{Action, Plan, What};
 use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
 use super::{Ends, locked};
 use crate::catalog::{self, delete};
 use crate::copy::write;
+use crate::digest::Digest;
 use crate::element::ImageName;
 use crate::error::Error;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
@@ -120,13 +123,22 @@ impl Survey {
             ends.parallel,
             ends.progress.clone(),
         ));
+        let layers = Arc::new(OncePerLayer::new(ends));
         let mut images: HashMap<usize, Surveyed> = self.images.into_iter().enumerate().collect();
         let copies = plan.actions.iter().enumerate().filter_map(|(index, action)| {
             let is_copy = matches!(action.what, What::Create | What::Update | What::Complete);
             let image = is_copy.then(|| images.remove(&action.number)).flatten()?;
-            let blobs = Arc::clone(&blobs);
+            let (blobs, layers) = (Arc::clone(&blobs), Arc::clone(&layers));
             Some(async move {
-                let outcome = told(action, copy_image(config, ends, action, image, blobs).await);
+                let brought = async {
+                    match &image.found {
+                        Found::MadeOfOther(making) => {
+                            make_image(config, ends, action, &image.wanted, &making.source, &layers).await
+                        }
+                        _ => copy_image(config, ends, action, image, blobs).await,
+                    }
+                };
+                let outcome = told(action, brought.await);
                 tell(index, &outcome);
                 (index, outcome)
             })
@@ -186,6 +198,22 @@ fn told(action: &Action, outcome: Result<Outcome, Error>) -> Outcome {
             Outcome::Failed { problem: error.to_string(), hint: error.hint() }
         }
     }
+}
+
+/// Makes an image by filters.
+async fn make_image(
+    config: &Config,
+    ends: &Ends,
+    action: &Action,
+    wanted: &Wanted,
+    source: &Digest,
+    layers: &Arc<OncePerLayer>,
+) -> Result<Outcome, Error> {
+    if let Some(backup) = &action.backup {
+        back_up(ends, action, &wanted.target, backup).await?;
+    }
+    filtered::make(ends, &config.mirrors[wanted.mirror], (&wanted.source, source), &wanted.target, layers)
+        .await
 }
 
 async fn copy_image(

@@ -207,8 +207,9 @@ fn wanted(config: &Config, lists: &mut Lists, parallel: usize) -> Vec<Wanted> {
     let mut all: Vec<Wanted> = Vec::new();
     for super::lists::Wanted { mirror, source, .. } in lists.wanted(config) {
         let mut plan = copy_plan(&config.mirrors[mirror], parallel);
-        // Whether an index of fewer platforms may be made is asked over there.
-        let may_change = !plan.platforms.is_empty() && !plan.sparse;
+        // Whether another manifest may be made is asked over there, where filters are passed too.
+        let is_filtered = !config.mirrors[mirror].filters.is_empty();
+        let may_change = is_filtered || (!plan.platforms.is_empty() && !plan.sparse);
         plan.referrers |= may_change && plan.signatures != SignaturePolicy::Drop;
         match numbers.get(&source) {
             Some(number) => {

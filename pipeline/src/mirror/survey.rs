@@ -8,16 +8,19 @@ use futures_util::StreamExt;
 
 use super::blobs::{self, Place};
 use super::config::{Config, Mirror};
+use super::filtered::MadeOf;
 use super::image::{Documents, MirrorOutput, MirrorSource};
 use super::lists::{Lists, Lost, Unlisted, Wanted};
 use super::origin::Origin;
 use super::{ASKED_AT_ONCE, Ends};
 use crate::catalog::digest_of;
-use crate::copy::{CopyPlan, Gathered, gather};
+use crate::copy::signatures::refuse_signed;
+use crate::copy::{CopyPlan, Gathered, SignaturePolicy, gather};
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::reference::Reference;
-use crate::registry::{Access, Repository};
+use crate::registry::{Access, FetchedManifest, Repository};
 
 /// What was gathered is kept until it is copied while all of it is about so many bytes. Beyond it only what the plan needs of an
 /// image is kept, and its manifests are asked for again when its turn comes.
@@ -61,6 +64,8 @@ pub(super) enum Found {
     Same,
     /// It is not, and this has to be copied.
     Differs(Box<Difference>),
+    /// It was made of something else, or otherwise, and has to be made of this.
+    MadeOfOther(Box<Making>),
     /// It is not, and stays so.
     Refused { becomes: Option<Digest>, reason: String },
     /// It is not known.
@@ -94,8 +99,38 @@ impl Difference {
     }
 }
 
-/// What a tag names, for each that was asked for.
-type Heads = HashMap<Reference, Result<Option<Digest>, String>>;
+/// What an image has to be made of that passes filters.
+pub(super) struct Making {
+    /// The source's digest.
+    pub(super) source: Digest,
+    /// How it is made.
+    pub(super) made_of: MadeOf,
+    /// Manifests that the source consists of, and the blobs that they name, foreign ones left out; nothing where nobody asked for
+    /// the price.
+    pub(super) manifests: usize,
+    pub(super) blobs: Vec<(Digest, u64)>,
+}
+
+impl Found {
+    /// What the target's tag will name, of an image that is to be brought there and of which that is known.
+    pub(super) fn becomes(&self) -> Option<&Digest> {
+        match self {
+            Self::Differs(difference) => Some(&difference.becomes),
+            _ => None,
+        }
+    }
+}
+
+/// What a target's tag names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    digest: Digest,
+    /// Where images pass filters: what this one says that it was made of.
+    made_of: Option<MadeOf>,
+}
+
+/// What each tag of a target names.
+type Targets = HashMap<Reference, Result<Option<Named>, String>>;
 
 impl Survey {
     /// Asks.
@@ -108,20 +143,39 @@ impl Survey {
             lists.ask_targets(config, &ends.target).await;
             lost = lists.lost(config, &wanted);
         }
-        let target = Origin::Registries(ends.target.clone());
-        let targets = heads(&target, wanted.iter().map(|wanted| &wanted.target)).await;
-        let images = look_at_all(config, ends, wanted, &targets).await;
+        let targets = named_at_targets(config, ends, &wanted).await;
+        let images = look_at_all(config, ends, detail, wanted, &targets).await;
         let present = present(ends, &images, detail).await;
         let holders = ends.have.holders().collect();
         Self { images, lost, unlisted: lists.unlisted, present, holders, can_mount: ends.source.can_mount() }
     }
 }
 
-async fn heads(origin: &Origin, references: impl Iterator<Item = &Reference>) -> Heads {
-    let distinct: HashSet<Reference> = references.cloned().collect();
-    let asked = distinct.into_iter().map(|reference| async move {
-        let head = origin.digest_of(&reference).await.map_err(|error| error.to_string());
-        (reference, head)
+/// Asks targets what their tags name: for the digest alone, or, where images pass filters, for the manifest, which says what it was
+/// made of.
+async fn named_at_targets(config: &Config, ends: &Ends, wanted: &[Wanted]) -> Targets {
+    let mut distinct: HashMap<Reference, bool> = HashMap::new();
+    for wanted in wanted {
+        *distinct.entry(wanted.target.clone()).or_default() |=
+            !config.mirrors[wanted.mirror].filters.is_empty();
+    }
+    let asked = distinct.into_iter().map(|(target, is_filtered)| async move {
+        let repository = ends.target.repository(&target, Access::Pull);
+        let named = match (is_filtered, target.tag()) {
+            (false, Some(tag)) => {
+                let head = digest_of(&repository, tag).await;
+                head.map(|head| head.map(|digest| Named { digest, made_of: None }))
+            }
+            _ => {
+                let found = repository.find_manifest(&target.manifest(), &ACCEPTED_MANIFESTS).await;
+                let named = |found: FetchedManifest| Named {
+                    made_of: MadeOf::told(&found.bytes),
+                    digest: found.digest,
+                };
+                found.map(|found| found.map(named)).map_err(Error::from)
+            }
+        };
+        (target, named.map_err(|error| error.to_string()))
     });
     futures_util::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await
 }
@@ -131,6 +185,8 @@ async fn heads(origin: &Origin, references: impl Iterator<Item = &Reference>) ->
 enum Decision {
     /// The source's digest.
     Look(Digest),
+    /// The same, of an image that passes filters.
+    Make(Digest),
     Same,
     Refused(Option<Digest>, String),
     Failed(String),
@@ -152,7 +208,7 @@ fn decide(
     wanted: &Wanted,
     owner: Option<&Reference>,
     source: &Result<Option<Digest>, String>,
-    target: &Result<Option<Digest>, String>,
+    target: &Result<Option<Named>, String>,
 ) -> Decision {
     if let Some(owner) = owner {
         return Decision::Refused(None, format!("the same target is {owner}'s, which stands before it"));
@@ -161,27 +217,43 @@ fn decide(
         (Err(error), _) | (_, Err(error)) => Decision::Failed(error.clone()),
         (Ok(None), Ok(_)) => Decision::Failed(format!("{} does not exist", wanted.source)),
         (Ok(Some(source)), Ok(target)) => {
-            of_digests(&config.mirrors[wanted.mirror], wanted, source.clone(), target.as_ref())
+            of_names(&config.mirrors[wanted.mirror], wanted, source.clone(), target.as_ref())
         }
     }
 }
 
-fn of_digests(mirror: &Mirror, wanted: &Wanted, source: Digest, target: Option<&Digest>) -> Decision {
+fn of_names(mirror: &Mirror, wanted: &Wanted, source: Digest, target: Option<&Named>) -> Decision {
+    let made_of = target.and_then(|target| target.made_of.as_ref());
+    let target = target.map(|target| &target.digest);
+    if !mirror.filters.is_empty() {
+        if made_of == Some(&MadeOf::wanted(mirror, &source)) {
+            return Decision::Same;
+        }
+        return match refusal(mirror, wanted, target, None) {
+            Some(reason) => Decision::Refused(None, reason),
+            None => Decision::Make(source),
+        };
+    }
     // Some platforms of an index are another index, and what belongs to a manifest may have come after it.
     let is_whole = mirror.platforms.is_empty() && !mirror.referrers;
     if is_whole && target == Some(&source) {
         return Decision::Same;
     }
-    match refusal(mirror, wanted, target, &source) {
+    match refusal(mirror, wanted, target, Some(&source)) {
         Some(reason) if mirror.platforms.is_empty() => Decision::Refused(Some(source), reason),
         _ => Decision::Look(source),
     }
 }
 
-/// Why a target's tag must not be given to another manifest.
-fn refusal(mirror: &Mirror, wanted: &Wanted, was: Option<&Digest>, becomes: &Digest) -> Option<String> {
+/// Why a target's tag must not be given to another manifest; to a new one where it is not known which.
+fn refusal(
+    mirror: &Mirror,
+    wanted: &Wanted,
+    was: Option<&Digest>,
+    becomes: Option<&Digest>,
+) -> Option<String> {
     let tag = wanted.target.tag()?.as_str();
-    let is_kept = was.is_some_and(|was| was != becomes) && mirror.immutable.is_match(tag);
+    let is_kept = was.is_some() && was != becomes && mirror.immutable.is_match(tag);
     is_kept.then(|| "the tag is immutable, and the source has another manifest for it".to_owned())
 }
 
@@ -193,7 +265,13 @@ struct Group {
 }
 
 /// Asks the sources, image by image, and looks into those that differ.
-async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets: &Heads) -> Vec<Surveyed> {
+async fn look_at_all(
+    config: &Config,
+    ends: &Ends,
+    detail: Detail,
+    wanted: Vec<Wanted>,
+    targets: &Targets,
+) -> Vec<Surveyed> {
     let owners = owners(&wanted);
     let mut documents: HashMap<String, Arc<Documents>> = HashMap::new();
     let mut numbers: HashMap<Reference, usize> = HashMap::new();
@@ -209,7 +287,7 @@ async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets:
     // From here on a repository's documents are there until its last image was looked at.
     drop(documents);
     let kept = &AtomicUsize::new(0);
-    let looked = groups.into_iter().map(|group| look_at(config, ends, group, targets, kept));
+    let looked = groups.into_iter().map(|group| look_at(config, ends, detail, group, targets, kept));
     let looked = futures_util::stream::iter(looked).buffered(ASKED_AT_ONCE).collect::<Vec<_>>().await;
     let mut images: Vec<(usize, Surveyed)> = looked.into_iter().flatten().collect();
     images.sort_by_key(|(number, _)| *number);
@@ -219,8 +297,9 @@ async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets:
 async fn look_at(
     config: &Config,
     ends: &Ends,
+    detail: Detail,
     group: Group,
-    targets: &Heads,
+    targets: &Targets,
     kept: &AtomicUsize,
 ) -> Vec<(usize, Surveyed)> {
     let Group { source, images, documents } = group;
@@ -235,7 +314,11 @@ async fn look_at(
     let mut surveyed = Vec::with_capacity(images.len());
     for (number, wanted, owner) in images {
         let target = target(&wanted);
-        let was = target.as_ref().ok().cloned().flatten();
+        let was = target.as_ref().ok().and_then(Option::as_ref).map(|named| named.digest.clone());
+        let refused = |error: Error| match error {
+            Error::Signed { .. } => Found::Refused { becomes: None, reason: error.to_string() },
+            error => Found::Failed(error.to_string()),
+        };
         let found = match decide(config, &wanted, owner.as_ref(), &named, &target) {
             Decision::Same => Found::Same,
             Decision::Failed(error) => Found::Failed(error),
@@ -243,13 +326,12 @@ async fn look_at(
             Decision::Look(digest) => {
                 let candidate =
                     Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
-                match candidate.look(&documents, kept).await {
-                    Ok(found) => found,
-                    Err(error @ Error::Signed { .. }) => {
-                        Found::Refused { becomes: None, reason: error.to_string() }
-                    }
-                    Err(error) => Found::Failed(error.to_string()),
-                }
+                candidate.look(&documents, kept).await.unwrap_or_else(refused)
+            }
+            Decision::Make(digest) => {
+                let candidate =
+                    Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
+                candidate.making(&documents, detail).await.unwrap_or_else(refused)
             }
         };
         surveyed.push((number, Surveyed { wanted, was, found }));
@@ -294,10 +376,31 @@ impl Candidate<'_> {
         gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
     }
 
+    /// What an image is made of that passes filters.
+    async fn making(&self, documents: &Arc<Documents>, detail: Detail) -> Result<Found, Error> {
+        let Self { ends, wanted, source, .. } = self;
+        let made_of = MadeOf::wanted(self.mirror(), source);
+        let mut making = Making { source: (*source).clone(), made_of, manifests: 0, blobs: Vec::new() };
+        if detail == Detail::Price {
+            let store =
+                MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
+            if self.mirror().signatures == SignaturePolicy::Refuse {
+                refuse_signed(&store, &wanted.source.to_string(), source).await?;
+            }
+            let output = MirrorOutput::new(ends, &wanted.target, None, None);
+            let plan =
+                CopyPlan { signatures: SignaturePolicy::Drop, ..copy_plan(self.mirror(), ends.parallel) };
+            let gathered = gather(&store, &output, &plan).await?;
+            making.manifests = gathered.manifests();
+            making.blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        }
+        Ok(Found::MadeOfOther(Box::new(making)))
+    }
+
     async fn look(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
         let gathered = self.gather(documents).await?;
         let becomes = gathered.root().digest.clone();
-        if let Some(reason) = refusal(self.mirror(), self.wanted, self.was, &becomes) {
+        if let Some(reason) = refusal(self.mirror(), self.wanted, self.was, Some(&becomes)) {
             return Ok(Found::Refused { becomes: Some(becomes), reason });
         }
         let is_same = gathered.is_named() && gathered.missing() == 0;
@@ -369,8 +472,12 @@ async fn present(ends: &Ends, images: &[Surveyed], detail: Detail) -> HashSet<Pl
 mod tests {
     use super::*;
 
-    fn named(content: Option<&str>) -> Result<Option<Digest>, String> {
+    fn source(content: Option<&str>) -> Result<Option<Digest>, String> {
         Ok(content.map(|content| Digest::sha256(content.as_bytes())))
+    }
+
+    fn named(content: Option<&str>) -> Result<Option<Named>, String> {
+        Ok(source(content)?.map(|digest| Named { digest, made_of: None }))
     }
 
     fn wanted(source: &str, target: &str) -> Wanted {
@@ -383,7 +490,30 @@ mod tests {
         let text = format!("mirrors: [{{sources: [a.example/x], targets: [b.example/x]{more}}}]");
         let config = Config::parse(&text).unwrap();
         let wanted = wanted("a.example/x:1", "b.example/x:1");
-        decide(&config, &wanted, None, &named(Some("one")), &named(was))
+        decide(&config, &wanted, None, &source(Some("one")), &named(was))
+    }
+
+    #[test]
+    fn what_passes_filters_is_known_by_what_it_says_that_it_was_made_of() {
+        let text = "mirrors: [{sources: [a.example/x], targets: [b.example/x], filters: [normalize-timestamps], \
+                    immutable: ['2']}]";
+        let config = Config::parse(text).unwrap();
+        let made_of = |source: &str| MadeOf::wanted(&config.mirrors[0], &Digest::sha256(source.as_bytes()));
+        let decision = |tag: &str, was: Option<&str>| {
+            let target =
+                was.map(|was| Named { digest: Digest::sha256(b"made"), made_of: Some(made_of(was)) });
+            let wanted = wanted("a.example/x:1", &format!("b.example/x:{tag}"));
+            decide(&config, &wanted, None, &source(Some("one")), &Ok(target))
+        };
+        assert_eq!(decision("1", Some("one")), Decision::Same);
+        assert_eq!(decision("1", Some("other")), Decision::Make(Digest::sha256(b"one")));
+        assert_eq!(decision("1", None), Decision::Make(Digest::sha256(b"one")));
+        assert_eq!(decision("2", Some("one")), Decision::Same);
+        assert!(matches!(decision("2", Some("other")), Decision::Refused(None, _)));
+        // The source itself has passed no filter.
+        let wanted = wanted("a.example/x:1", "b.example/x:1");
+        let made = decide(&config, &wanted, None, &source(Some("one")), &named(Some("one")));
+        assert_eq!(made, Decision::Make(Digest::sha256(b"one")));
     }
 
     #[test]
@@ -407,7 +537,7 @@ mod tests {
         let both = [wanted("a.example/x:1", "b.example/x:1"), wanted("a.example/y:1", "b.example/x:1")];
         let owners = owners(&both);
         let decide = |number: usize| {
-            decide(&config, &both[number], owners[number].as_ref(), &named(Some("one")), &named(None))
+            decide(&config, &both[number], owners[number].as_ref(), &source(Some("one")), &named(None))
         };
         assert!(matches!(decide(0), Decision::Look(_)));
         assert!(matches!(decide(1), Decision::Refused(_, reason) if reason.contains("a.example/x:1")));

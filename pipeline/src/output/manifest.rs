@@ -1,13 +1,16 @@
 //! The manifest of a finished image, for outputs that keep manifests: the source's own, byte for byte, where nothing changed.
 
 use bytes::Bytes;
+use serde_json::{Map, Value};
 
 use super::FinishedImage;
 use crate::blob::BlobSummary;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::element::{Image, StoredLayer, WrittenLayer};
-use crate::manifest::{BuildError, Family, ManifestLayer, build_image_manifest, family_for};
+use crate::manifest::{
+    Annotations, BuildError, Family, ManifestLayer, annotate, build_image_manifest, family_for, to_bytes,
+};
 use crate::source::stored::SourceIndex;
 
 /// The format of the manifest that is written.
@@ -65,10 +68,15 @@ impl FinalManifest {
             ManifestFormat::Always(family) => family == image.family,
         };
         if let (Some(source), true, true) = (&image.manifest, untouched, keeps_family) {
-            return Ok(Self {
-                bytes: source.bytes.clone(),
-                media_type: source.media_type.clone(),
-                digest: source.digest.clone(),
+            return Ok(match finished.annotations.is_empty() {
+                true => Self {
+                    bytes: source.bytes.clone(),
+                    media_type: source.media_type.clone(),
+                    digest: source.digest.clone(),
+                },
+                false => {
+                    Self::new(source.parsed.raw().clone(), finished.annotations, source.media_type.clone())
+                }
             });
         }
         let layers: Vec<_> = finished.layers.iter().map(|layer| manifest_layer(image, layer)).collect();
@@ -79,9 +87,15 @@ impl FinalManifest {
         let config =
             BlobSummary { digest: Digest::sha256(&finished.config), size: finished.config.len() as u64 };
         let source = image.manifest.as_ref().map(|manifest| &manifest.parsed);
-        let bytes = build_image_manifest(family, source, &config, &layers)?;
+        let document = build_image_manifest(family, source, &config, &layers)?;
+        Ok(Self::new(document, finished.annotations, family.manifest().to_owned()))
+    }
+
+    fn new(mut document: Map<String, Value>, annotations: &Annotations, media_type: String) -> Self {
+        annotate(&mut document, annotations);
+        let bytes = to_bytes(&document);
         let digest = Digest::sha256(&bytes);
-        Ok(Self { bytes, media_type: family.manifest().to_owned(), digest })
+        Self { bytes, media_type, digest }
     }
 
     /// Whether an image whose family is chosen can be named in it, as far as its source tells: said before its layers are stored,

@@ -26,6 +26,7 @@ use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::filter::FilterChain;
+use crate::manifest::Annotations;
 use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 
@@ -99,6 +100,8 @@ pub struct FinishedImage<'a> {
     pub image: &'a Image,
     /// The filters that it has passed.
     pub chain: &'a FilterChain,
+    /// What its manifest gets besides.
+    pub annotations: &'a Annotations,
     /// The final config, byte for byte: the source's own unless a layer's diff_id or a filter changed it.
     pub config: bytes::Bytes,
     /// Every layer, by index.

@@ -69,7 +69,7 @@ pub struct SourceIndex {
 }
 
 /// The image that a source is named for: where that is an index, the one for the wanted platform.
-pub(super) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Result<Image, Error> {
+pub(crate) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Result<Image, Error> {
     let mut fetched = store.first().await?;
     let wanted = platform.resolve();
     let (mut is_labelled, mut is_chosen) = (true, false);
@@ -102,7 +102,7 @@ pub(super) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Resul
 }
 
 /// The index that a source is named for, if that is one.
-pub(super) async fn index(store: &dyn Store) -> Result<Option<SourceIndex>, Error> {
+pub(crate) async fn index(store: &dyn Store) -> Result<Option<SourceIndex>, Error> {
     let manifest = store.first().await?;
     match parse(store, &manifest)? {
         ParsedManifest::Index(parsed) => Ok(Some(SourceIndex { name: store.name(), manifest, parsed })),

@@ -7,16 +7,20 @@ use occy_proto::v1::{
 
 use super::{CHUNK, WireError};
 use crate::compression::Format;
-use crate::copy::SignaturePolicy;
+use crate::copy::{Signature, SignaturePolicy};
 use crate::digest::Digest;
-use crate::element::{Layer, StoredLayer, WrittenLayer};
+use crate::element::{ImageName, Layer, StoredLayer, WrittenLayer};
 use crate::filter::search::{Hit, HitKind};
 use crate::filter::{FilterChain, OutputFormat, Target};
+use crate::index::{Attestations, DoneIndex, StaleAttestation};
 use crate::manifest::Family;
+use crate::named::Attached;
+use crate::output::Receipt;
 use crate::platform::Platform;
-use crate::process::Outcome;
+use crate::process::{Outcome, Summary};
 use crate::progress::{self, Progress};
 use crate::registry::Credentials;
+use crate::whole::Done;
 
 /// What a registry is logged in to with.
 pub fn login(credentials: Credentials) -> Login {
@@ -62,16 +66,100 @@ pub fn signature_policy(policy: SignaturePolicy) -> v1::SignaturePolicy {
 
 /// What came of an image.
 pub fn image_result(outcome: &Outcome) -> ImageResult {
-    let receipt = &outcome.receipt;
+    result(&outcome.image.name, &outcome.receipt, outcome.summary)
+}
+
+/// What came of an image, or of an index.
+pub fn whole_result(done: &Done) -> ImageResult {
+    match done {
+        Done::Image(outcome, attached) => with_attached(image_result(outcome), attached),
+        Done::Index(index, done) => {
+            let DoneIndex { receipt, images, dropped, retargeted, attached, summary } = done.as_ref();
+            let stale = |all: &[StaleAttestation]| all.iter().map(stale_attestation).collect();
+            let index_result = v1::IndexResult {
+                image_count: count(images.len()),
+                dropped: stale(dropped),
+                retargeted: stale(retargeted),
+            };
+            let result = result(&index.name, receipt, *summary);
+            with_attached(ImageResult { index: Some(index_result), ..result }, attached)
+        }
+    }
+}
+
+fn result(name: &ImageName, receipt: &Receipt, summary: Summary) -> ImageResult {
     ImageResult {
         manifest_digest: receipt.manifest_digest.as_ref().map(Digest::to_string).unwrap_or_default(),
         manifest_media_type: receipt.manifest_media_type.clone().unwrap_or_default(),
         destination: receipt.destination.clone(),
-        bytes: outcome.summary.bytes,
-        layer_count: count(outcome.summary.layers),
-        elapsed_millis: u64::try_from(outcome.summary.elapsed.as_millis()).unwrap_or(u64::MAX),
-        image: outcome.image.name.to_string(),
-        mirror: None,
+        bytes: summary.bytes,
+        layer_count: count(summary.layers),
+        elapsed_millis: u64::try_from(summary.elapsed.as_millis()).unwrap_or(u64::MAX),
+        image: name.to_string(),
+        ..ImageResult::default()
+    }
+}
+
+fn with_attached(result: ImageResult, attached: &Attached) -> ImageResult {
+    ImageResult {
+        signatures_kept: attached.kept.iter().cloned().map(kept_signature).collect(),
+        provenance: attached.provenance.as_ref().map(Digest::to_string).unwrap_or_default(),
+        ..result
+    }
+}
+
+/// The other way: what was put beside an image.
+pub fn attached(result: &ImageResult) -> Result<Attached, WireError> {
+    let kept = result.signatures_kept.iter().cloned().map(signature).collect::<Result<_, _>>()?;
+    let provenance = match result.provenance.as_str() {
+        "" => None,
+        text => Some(digest(text)?),
+    };
+    Ok(Attached { kept, provenance })
+}
+
+/// A signature that was kept.
+pub fn kept_signature(signature: Signature) -> v1::KeptSignature {
+    let Signature { subject, digest, kind } = signature;
+    v1::KeptSignature { subject: subject.to_string(), digest: digest.to_string(), kind }
+}
+
+/// The same, back.
+pub fn signature(kept: v1::KeptSignature) -> Result<Signature, WireError> {
+    let v1::KeptSignature { subject, digest: own, kind } = kept;
+    Ok(Signature { subject: digest(&subject)?, digest: digest(&own)?, kind })
+}
+
+/// An attestation whose image changed.
+fn stale_attestation(stale: &StaleAttestation) -> v1::StaleAttestation {
+    let StaleAttestation { digest, image, became } = stale;
+    v1::StaleAttestation { digest: digest.to_string(), image: image.to_string(), became: became.to_string() }
+}
+
+/// The same, back.
+pub fn stale(stale: &v1::StaleAttestation) -> Result<StaleAttestation, WireError> {
+    let v1::StaleAttestation { digest: own, image, became } = stale;
+    Ok(StaleAttestation { digest: digest(own)?, image: digest(image)?, became: digest(became)? })
+}
+
+/// A digest that a message has.
+pub fn digest(text: &str) -> Result<Digest, WireError> {
+    text.parse().map_err(|error| WireError::elements(format!("a digest: {error}")))
+}
+
+/// What becomes of attestations.
+pub fn attestations(policy: v1::AttestationPolicy) -> Attestations {
+    match policy {
+        v1::AttestationPolicy::Unspecified | v1::AttestationPolicy::Drop => Attestations::Drop,
+        v1::AttestationPolicy::Retarget => Attestations::Retarget,
+    }
+}
+
+/// The same, there.
+pub fn attestation_policy(attestations: Attestations) -> v1::AttestationPolicy {
+    match attestations {
+        Attestations::Drop => v1::AttestationPolicy::Drop,
+        Attestations::Retarget => v1::AttestationPolicy::Retarget,
     }
 }
 
@@ -103,12 +191,12 @@ pub fn layer_status(layer: &Layer, written: &WrittenLayer) -> LayerStatus {
     }
 }
 
-/// How far the layers are that are running.
-pub fn running(progress: &Progress) -> Vec<v1::LayerProgress> {
+/// How far the layers are that are running, of an image before whose layers there are so many others.
+pub fn running(progress: &Progress, before: usize) -> Vec<v1::LayerProgress> {
     let layers = progress.layers().iter().enumerate();
     let running = layers.filter(|(_, layer)| layer.state() == progress::LayerState::Running);
     running
-        .map(|(index, layer)| v1::LayerProgress { index: count(index), bytes: layer.bytes.get() })
+        .map(|(index, layer)| v1::LayerProgress { index: count(before + index), bytes: layer.bytes.get() })
         .collect()
 }
 

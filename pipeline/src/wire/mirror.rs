@@ -23,6 +23,7 @@ pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> Mirror
         becomes: digest_text(action.becomes.as_ref()),
         backup: action.backup.as_ref().map(ToString::to_string).unwrap_or_default(),
         price: Some(price(&action.price)),
+        filtered: action.is_filtered,
         ..MirrorImage::default()
     };
     let planned = match &action.what {
@@ -100,6 +101,7 @@ pub fn of_image(image: MirrorImage) -> Result<(Action, Option<Outcome>), WireErr
         becomes: digest(&image.becomes)?,
         backup: named(&image.backup).map(str::parse).transpose().map_err(fail)?,
         price: image.price.as_ref().map(of_price).unwrap_or_default(),
+        is_filtered: image.filtered,
         ..Action::impossible(&image.source, "")
     };
     Ok((action, outcome))
@@ -174,6 +176,8 @@ fn price(price: &Price) -> MirrorPrice {
         found: price.found as u64,
         manifests: price.manifests as u64,
         requests: price.requests as u64,
+        filtered: price.filtered as u64,
+        bytes_filtered: price.bytes_filtered,
     }
 }
 
@@ -188,6 +192,8 @@ fn of_price(price: &MirrorPrice) -> Price {
         found: number(price.found),
         manifests: number(price.manifests),
         requests: number(price.requests),
+        filtered: number(price.filtered),
+        bytes_filtered: price.bytes_filtered,
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! The coordinator moves the bytes by itself: nothing is computed but their digests.
 
-use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan, Signature};
+use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan};
 use occy_pipeline::open;
-use occy_pipeline::progress::Progress;
+use occy_pipeline::progress::ImagesProgress;
+use occy_pipeline::wire::convert;
 use occy_proto::v1::copy_image_response::Part;
 use occy_proto::v1::{self, CopyResult};
 use tokio::sync::mpsc;
@@ -17,10 +18,11 @@ use crate::error::ServiceError;
 pub async fn copy(work: Work, plan: CopyPlan, answers: mpsc::Sender<Part>) -> Result<(), ServiceError> {
     let source = open::store(&work.source, &work.settings)?;
     let output = open::content_output(&work.destination, &work.settings)?;
-    let progress = Progress::default();
+    let images = ImagesProgress::default();
+    let progress = images.begin();
     let workers = Workers::default();
     let telling =
-        progress::tell(&progress, &workers, |progress| answers.try_send(Part::Progress(progress)).is_ok());
+        progress::tell(&images, &workers, |progress| answers.try_send(Part::Progress(progress)).is_ok());
     let copied = tokio::select! {
         copied = copy::copy(source, output, &plan, &progress) => copied?,
         never = telling => match never {},
@@ -52,11 +54,7 @@ fn parts(copied: Copied) -> impl Iterator<Item = Part> {
         })
     };
     let referrers = copied.referrers.into_iter().map(referrer);
-    let kept = |Signature { subject, digest, kind }| {
-        let (subject, digest) = (subject.to_string(), digest.to_string());
-        Part::Kept(v1::KeptSignature { subject, digest, kind })
-    };
-    let kept = copied.kept.into_iter().map(kept);
+    let kept = copied.kept.into_iter().map(|signature| Part::Kept(convert::kept_signature(signature)));
     let left_out = copied.left_out.into_iter().map(|digest| Part::LeftOut(digest.to_string()));
     referrers
         .chain(copied.digest_tags.into_iter().map(Part::DigestTag))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use occy_pipeline::check::{self, CheckReport, Severity};
 use occy_pipeline::digest::Digest;
 use occy_pipeline::open;
-use occy_pipeline::progress::Progress;
+use occy_pipeline::progress::ImagesProgress;
 use occy_pipeline::wire::{convert, document, head};
 use occy_proto::v1::image_element::Element;
 use occy_proto::v1::{self, ImageElement, ImageEnd, check_image_response, inspect_image_response};
@@ -49,10 +49,11 @@ pub async fn check(
     use check_image_response::Part;
     let source = open::source(&work.source, &work.settings)?;
     let parallel = source.max_workers.unwrap_or(work.settings.parallel);
-    let progress = Progress::default();
+    let images = ImagesProgress::default();
+    let progress = images.begin();
     let workers = Workers::default();
     let telling =
-        progress::tell(&progress, &workers, |progress| answers.try_send(Part::Progress(progress)).is_ok());
+        progress::tell(&images, &workers, |progress| answers.try_send(Part::Progress(progress)).is_ok());
     let report = tokio::select! {
         report = check::check(source.end.as_ref(), Arc::clone(&work.plan), fast, parallel, &progress) => report?,
         never = telling => match never {},

@@ -23,13 +23,15 @@ use std::sync::Arc;
 use futures_util::stream::BoxStream;
 use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::executor::Executor;
-use occy_pipeline::filter::Report;
+use occy_pipeline::filter::{FilterChain, Report};
+use occy_pipeline::index::DoneImage;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::nothing::NoOutput;
-use occy_pipeline::process::process;
-use occy_pipeline::progress::Progress;
+use occy_pipeline::process::{Outcome, process};
+use occy_pipeline::progress::{ImagesProgress, Progress};
 use occy_pipeline::source::ImageSource;
+use occy_pipeline::whole::{Done, process_whole};
 use occy_pipeline::wire::convert;
 use occy_pipeline::wire::output::{ElementOutput, Form};
 use occy_proto::v1::image_element::Element;
@@ -67,7 +69,9 @@ pub enum Answer {
     Layer(LayerStatus),
     /// How far the call is.
     Progress(CallProgress),
-    /// What came of the image. Nothing follows.
+    /// What came of an image of an index, behind its layers and what filters found in it.
+    Image(ImageResult),
+    /// What came of the image, or index. Nothing follows.
     Result(ImageResult),
 }
 
@@ -124,31 +128,59 @@ pub async fn run(
         Some(output) if work.caller_chooses => Choosing::new(executor, output, elements),
         _ => executor,
     };
-    let progress = Progress::default();
+    let progress = ImagesProgress::default();
     let telling =
         progress::tell(&progress, &workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
-    let outcome = tokio::select! {
-        outcome = process(source, Arc::clone(&work.plan), output, executor, &progress) => outcome?,
+    let begin = {
+        let (progress, workers) = (progress.clone(), workers.clone());
+        move || {
+            workers.forget();
+            progress.begin()
+        }
+    };
+    let plan = Arc::clone(&work.plan);
+    let done = tokio::select! {
+        done = process_whole(source, plan, output, executor, work.wanted, Arc::new(begin)) => done?,
         never = telling => match never {},
     };
-    if !is_callers {
-        for (layer, written) in outcome.image.layers.iter().zip(&outcome.layers) {
-            send(&answers, Answer::Layer(convert::layer_status(layer, written))).await?;
+    let result = convert::whole_result(&done);
+    match &done {
+        Done::Image(outcome, _) if is_callers => {
+            for found in work.found(outcome, FOUND_MAX)? {
+                let found = Element::FilterOutput(found);
+                send(&answers, Answer::Element(ImageElement { element: Some(found) })).await?;
+            }
+            let end = ImageEnd { layer_count: result.layer_count };
+            send(&answers, Answer::Element(ImageElement { element: Some(Element::End(end)) })).await?;
+        }
+        Done::Image(outcome, _) => told(&answers, outcome, work.found(outcome, FOUND_MAX)?).await?,
+        Done::Index(_, done) => {
+            let mut room = FOUND_MAX;
+            for DoneImage { outcome, is_filtered } in &done.images {
+                let found: Vec<_> =
+                    if *is_filtered { work.found(outcome, room)?.collect() } else { Vec::new() };
+                room -= found.iter().map(|piece| piece.text.len()).sum::<usize>();
+                told(&answers, outcome, found.into_iter()).await?;
+                send(&answers, Answer::Image(convert::image_result(outcome))).await?;
+            }
         }
     }
-    for found in convert::filter_outputs(&outcome, &work.plan.chain, work.findings, FOUND_MAX)? {
-        let answer = match is_callers {
-            true => Answer::Element(ImageElement { element: Some(Element::FilterOutput(found)) }),
-            false => Answer::Found(found),
-        };
-        send(&answers, answer).await?;
-    }
-    let result = convert::image_result(&outcome);
-    if is_callers {
-        let end = ImageEnd { layer_count: result.layer_count };
-        send(&answers, Answer::Element(ImageElement { element: Some(Element::End(end)) })).await?;
-    }
     send(&answers, Answer::Result(result)).await
+}
+
+/// Tells of the layers of an image that is not the caller's, and of what filters found in it.
+async fn told(
+    answers: &Answers,
+    outcome: &Outcome,
+    found: impl Iterator<Item = FilterOutput>,
+) -> Result<(), ServiceError> {
+    for (layer, written) in outcome.image.layers.iter().zip(&outcome.layers) {
+        send(answers, Answer::Layer(convert::layer_status(layer, written))).await?;
+    }
+    for found in found {
+        send(answers, Answer::Found(found)).await?;
+    }
+    Ok(())
 }
 
 /// Hears of the layers of a call, for its caller.
@@ -165,7 +197,7 @@ impl LayerWatcher for CallWatcher {
         Ok(())
     }
 
-    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
+    async fn done(&self, layer: &Layer, _: &FilterChain, written: &WrittenLayer) -> Result<(), ServiceError> {
         match &self.to_caller {
             Some(output) => Ok(output.layer_done(layer, written).await?),
             None => Ok(()),
@@ -194,7 +226,7 @@ struct HitWatcher {
 
 #[async_trait::async_trait]
 impl LayerWatcher for HitWatcher {
-    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
+    async fn done(&self, layer: &Layer, _: &FilterChain, written: &WrittenLayer) -> Result<(), ServiceError> {
         let Some(Some(Report::Search(found))) = written.reports.first() else { return Ok(()) };
         let label = match &layer.diff_id {
             Some(diff_id) => diff_id.to_string(),

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::progress::{Current, ImagesProgress, LayerState, Progress};
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{self, CallProgress, LayerStatus};
 
@@ -14,13 +14,18 @@ const EVERY: Duration = Duration::from_millis(200);
 /// Layers of which one message tells, so that it has a message's size: an index may have any number.
 const LAYERS_AT_ONCE: usize = 1000;
 
-/// Which worker has which layer.
+/// Which worker has which layer of the image that is on its way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workers(Arc<Mutex<HashMap<usize, String>>>);
 
 impl Workers {
     pub(super) fn note(&self, layer: usize, worker: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer, worker.to_owned());
+    }
+
+    /// The next image begins.
+    pub(super) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn of(&self, layer: usize) -> String {
@@ -30,21 +35,31 @@ impl Workers {
 
 /// Tells whatever has changed, for as long as it is polled. What could not be sent is part of what is told next.
 pub(super) async fn tell(
-    progress: &Progress,
+    images: &ImagesProgress,
     workers: &Workers,
     mut send: impl FnMut(CallProgress) -> bool,
 ) -> Infallible {
     let mut told: Vec<Option<LayerStatus>> = Vec::new();
     let mut bytes = Vec::new();
+    let mut image = 0;
     loop {
         tokio::time::sleep(EVERY).await;
+        let Current { image: now, progress, .. } = images.current();
+        if now != image {
+            image = now;
+            told.clear();
+        }
         told.resize(progress.layers().len(), None);
-        let now: Vec<_> = (0..told.len()).map(|index| status(progress, workers, index)).collect();
-        let running = convert::running(progress);
+        let now: Vec<_> = (0..told.len()).map(|index| status(&progress, workers, index)).collect();
+        let running = convert::running(&progress, 0);
         let changed = now.iter().zip(&told).filter(|(now, told)| Some(*now) != told.as_ref());
         let changed: Vec<_> = changed.map(|(now, _)| now.clone()).take(LAYERS_AT_ONCE).collect();
         if (!changed.is_empty() || running != bytes)
-            && send(CallProgress { layers: changed.clone(), running: running.clone() })
+            && send(CallProgress {
+                layers: changed.clone(),
+                running: running.clone(),
+                image: convert::count(image),
+            })
         {
             for status in changed {
                 let index = status.index as usize;

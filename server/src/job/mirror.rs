@@ -1,4 +1,5 @@
-//! A mirror as a job: it has no layers and needs no worker, for this coordinator moves the bytes by itself.
+//! A mirror as a job: it has no layers of its own, and this coordinator moves the bytes by itself, but for those that pass filters: they
+//! are for workers.
 //!
 //! What comes of its images is written down about once a second, many together. An attempt begins anew, whatever an earlier one did:
 //! registries say what is there, and nothing of that is moved again.
@@ -7,7 +8,10 @@ use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use occy_pipeline::element::{Layer, WrittenLayer};
 use occy_pipeline::error::Error;
+use occy_pipeline::executor::Executor;
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::mirror::{Detail, MirrorProgress, Outcome, Plan, Report, Survey, TagLocks, What};
 use occy_pipeline::reference::Reference;
 use occy_pipeline::wire;
@@ -21,6 +25,8 @@ use super::runner::place_of;
 use super::state::Change;
 use crate::admit::MirrorWork;
 use crate::error::ServiceError;
+use crate::executor::{FleetExecutor, LayerWatcher};
+use crate::fleet::FleetQueue;
 
 /// Images of one mirror, at all its targets: what events can tell of, and a plan can hold.
 const IMAGES_MAX: usize = 50_000;
@@ -29,6 +35,21 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of images in one event, and with one image more at most.
 const EVENT_BYTES: usize = 48 * 1024;
 
+/// What has layers that pass filters run by workers.
+pub(crate) fn executor(queue: FleetQueue, parallel: usize) -> Arc<dyn Executor> {
+    FleetExecutor::new(queue, parallel, Arc::new(Unwatched))
+}
+
+/// Hears nothing of layers: a mirror tells of whole images.
+struct Unwatched;
+
+#[async_trait::async_trait]
+impl LayerWatcher for Unwatched {
+    async fn done(&self, _: &Layer, _: &FilterChain, _: &WrittenLayer) -> Result<(), ServiceError> {
+        Ok(())
+    }
+}
+
 /// Does what a mirror comes to now, or tells what that would be.
 pub async fn run(
     attempt: &Attempt,
@@ -36,7 +57,7 @@ pub async fn run(
     work: MirrorWork,
     progress: &MirrorProgress,
 ) -> Result<(), ServiceError> {
-    let MirrorWork { client: _client, config, mut ends } = work;
+    let MirrorWork { client: _client, config, mut ends, .. } = work;
     let owner = Arc::new(Owner { attempt: attempt.clone(), lost: Mutex::default() });
     ends.progress = progress.clone();
     ends.locks = Some(Arc::clone(&owner) as Arc<dyn TagLocks>);

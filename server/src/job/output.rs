@@ -10,14 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use occy_pipeline::blob::{ByteCount, LayerStream};
 use occy_pipeline::compression::Format;
 use occy_pipeline::digest::Digest;
-use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer};
+use occy_pipeline::element::{Image, ImageName, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, Report};
+use occy_pipeline::output::content::ContentOutput;
+use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Permit, Receipt};
-use occy_pipeline::registry::Repository;
+use occy_pipeline::reference::Tag;
+use occy_pipeline::registry::{FetchedManifest, Repository};
+use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{LayerState, LayerStatus};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use super::state::Change;
 use crate::engine::{Applied, Claim, Engine, Written};
@@ -25,8 +30,10 @@ use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
 use crate::metrics::Metrics;
 
-/// Layers that an image of a job may have: all that a record can list in one message.
+/// Layers that a job may have, of all its images together: all that a record can list in one message.
 const MAX_LAYERS: usize = 2048;
+/// Images that an index of a job may have.
+const MAX_IMAGES: usize = 256;
 
 /// One attempt at a job: the right to it, and where its record is.
 #[derive(Clone, Debug)]
@@ -54,6 +61,32 @@ impl Attempt {
             Applied::Refused(_) | Applied::Stale | Applied::Missing => Err(ServiceError::JobEnded),
         }
     }
+
+    /// Waits until no other job makes an image visible there, and writes down that this one does, with these changes before.
+    async fn begin_visibly(&self, mut changes: Vec<Change>) -> Result<Counted, ServiceError> {
+        // Before it is finalizing: a job that waits here can be cancelled.
+        if !self.engine.lock(&self.claim, &self.place).await? {
+            return Err(ServiceError::JobEnded);
+        }
+        let counted = Counted::new(&self.finalizing);
+        changes.push(Change::Finalize);
+        match self.apply(changes, None).await {
+            Ok(()) => Ok(counted),
+            Err(error) => {
+                self.end_visibly().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The image is visible there, or will not be.
+    async fn end_visibly(&self) {
+        let Self { claim, engine, place, .. } = self;
+        if let Err(error) = engine.unlock(claim, place).await {
+            // Its end is the end of the job, which is near.
+            tracing::debug!(job = claim.id, %error, "a lock could not be given back");
+        }
+    }
 }
 
 #[async_trait::async_trait]
@@ -67,27 +100,82 @@ impl Permit for Attempt {
     }
 }
 
-/// A job's destination.
-#[derive(Debug)]
-pub struct JobOutput<O: ?Sized> {
-    attempt: Attempt,
-    /// Whether the destination keeps layers before the image is visible: what an earlier attempt wrote may be there.
-    keeps_layers: bool,
-    begun: Mutex<HashSet<usize>>,
-    inner: Arc<O>,
+/// Where layers stand in a job's record. Those of an index's images follow each other, as these do on their way.
+#[derive(Debug, Default)]
+pub struct Places(Mutex<Begun>);
+
+#[derive(Debug, Default)]
+struct Begun {
+    images: usize,
+    /// The place of the lowest layer of the image that is on its way.
+    first: usize,
+    /// Of all images so far.
+    layers: usize,
 }
 
-impl<O: ImageOutput + ?Sized> JobOutput<O> {
-    /// The destination of an attempt.
-    pub fn new(attempt: Attempt, inner: Arc<O>, keeps_layers: bool) -> Self {
-        Self { attempt, keeps_layers, begun: Mutex::default(), inner }
+impl Places {
+    /// The next image begins.
+    fn begin(&self, layers: usize) -> Result<(), ServiceError> {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun = Begun { images: begun.images + 1, first: begun.layers, layers: begun.layers + layers };
+        if begun.layers > MAX_LAYERS {
+            return Err(ServiceError::TooMany { what: "layers in an image or index", limit: MAX_LAYERS });
+        }
+        if begun.images > MAX_IMAGES {
+            return Err(ServiceError::TooMany { what: "images in an index", limit: MAX_IMAGES });
+        }
+        Ok(())
+    }
+
+    /// The place of a layer of the image that is on its way.
+    fn of(&self, index: usize) -> u32 {
+        convert::count(self.0.lock().unwrap_or_else(PoisonError::into_inner).first + index)
+    }
+
+    /// A layer of that image, as the record has it.
+    fn status(&self, layer: &Layer, written: &WrittenLayer) -> LayerStatus {
+        LayerStatus { index: self.of(written.index), ..convert::layer_status(layer, written) }
+    }
+}
+
+/// A job's destination.
+pub struct JobOutput {
+    attempt: Attempt,
+    places: Arc<Places>,
+    /// Whether the destination keeps layers before the image is visible: what an earlier attempt wrote may be there.
+    keeps_layers: bool,
+    /// Of an index, and found by its digest alone: it makes nothing visible.
+    is_entry: bool,
+    begun: Mutex<HashSet<usize>>,
+    inner: Arc<dyn ImageOutput>,
+}
+
+impl JobOutput {
+    /// The destination of an attempt, whose watcher has the same places.
+    pub fn new(
+        attempt: Attempt,
+        inner: Arc<dyn ImageOutput>,
+        keeps_layers: bool,
+        places: Arc<Places>,
+    ) -> Self {
+        Self { attempt, places, keeps_layers, is_entry: false, begun: Mutex::default(), inner }
+    }
+
+    fn entry_of(&self, inner: Arc<dyn ImageOutput>) -> Arc<dyn ImageOutput> {
+        let (attempt, places) = (self.attempt.clone(), Arc::clone(&self.places));
+        let begun = Mutex::default();
+        Arc::new(Self { attempt, places, keeps_layers: self.keeps_layers, is_entry: true, begun, inner })
     }
 }
 
 #[async_trait::async_trait]
-impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
+impl ImageOutput for JobOutput {
     fn form(&self) -> LayerForm {
         self.inner.form()
+    }
+
+    fn format(&self) -> ManifestFormat {
+        self.inner.format()
     }
 
     fn takes_any_order(&self) -> bool {
@@ -99,13 +187,11 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
     }
 
     async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
-        if image.layers.len() > MAX_LAYERS {
-            return Err(ServiceError::TooMany { what: "layers in an image", limit: MAX_LAYERS }.into());
-        }
+        self.places.begin(image.layers.len())?;
         *self.begun.lock().unwrap_or_else(PoisonError::into_inner) =
             expected.iter().map(|layer| layer.index).collect();
         let layers = image.layers.iter().map(|layer| LayerStatus {
-            index: place(layer.index),
+            index: self.places.of(layer.index),
             state: LayerState::Waiting.into(),
             label: layer.label(),
             source_size: layer.blob.size(),
@@ -162,28 +248,120 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
         // Layers that stand in the image twice have been done once; their other places are done now.
         let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let others = finished.layers.iter().filter(|layer| !begun.contains(&layer.index));
-        let mut changes: Vec<_> = others
+        let changes: Vec<_> = others
             .map(|written| {
-                Change::LayerDone(convert::layer_status(&finished.image.layers[written.index], written))
+                Change::LayerDone(self.places.status(&finished.image.layers[written.index], written))
             })
             .collect();
-        changes.push(Change::Finalize);
-        let Attempt { claim, engine, place, .. } = &self.attempt;
-        // Before it is finalizing: a job that waits here can be cancelled.
-        if !engine.lock(claim, place).await.map_err(ServiceError::from)? {
-            return Err(ServiceError::JobEnded.into());
+        let finished = FinishedImage { permit: Some(&self.attempt), ..finished };
+        if self.is_entry {
+            if !changes.is_empty() {
+                self.attempt.apply(changes, None).await?;
+            }
+            return self.inner.finalize(finished).await;
         }
-        let _finalizing = Counted::new(&self.attempt.finalizing);
-        let finalized = async {
-            self.attempt.apply(changes, None).await?;
-            self.inner.finalize(FinishedImage { permit: Some(&self.attempt), ..finished }).await
-        };
-        let finalized = finalized.await;
-        if let Err(error) = engine.unlock(claim, place).await {
-            // Its end is the end of the job, which is near.
-            tracing::debug!(job = claim.id, %error, "a lock could not be given back");
-        }
+        let _counted = self.attempt.begin_visibly(changes).await?;
+        let finalized = self.inner.finalize(finished).await;
+        self.attempt.end_visibly().await;
         finalized
+    }
+
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        Some(self.entry_of(self.inner.entry(digest)?))
+    }
+
+    fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
+        Some(self.entry_of(self.inner.entry_to_be()?))
+    }
+
+    fn content(&self) -> Option<Arc<dyn ContentOutput>> {
+        let (attempt, inner) = (self.attempt.clone(), self.inner.content()?);
+        Some(Arc::new(JobContent { attempt, inner, begun: OnceCell::new() }))
+    }
+
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        if self.is_entry {
+            self.attempt.check().await?;
+            return self.inner.put_index(index).await;
+        }
+        let _counted = self.attempt.begin_visibly(Vec::new()).await?;
+        let put = async {
+            self.attempt.check().await?;
+            self.inner.put_index(index).await
+        };
+        let put = put.await;
+        self.attempt.end_visibly().await;
+        put
+    }
+}
+
+/// What belongs to a job's image, and its name, which it gets last. All of it is written while no other job makes an image visible
+/// there, and each manifest only as long as the job is this attempt's.
+struct JobContent {
+    attempt: Attempt,
+    inner: Arc<dyn ContentOutput>,
+    /// Whether the job is making its image visible.
+    begun: OnceCell<Counted>,
+}
+
+impl JobContent {
+    async fn may_write(&self) -> Result<(), Error> {
+        self.begun.get_or_try_init(|| self.attempt.begin_visibly(Vec::new())).await?;
+        self.attempt.check().await
+    }
+}
+
+#[async_trait::async_trait]
+impl ContentOutput for JobContent {
+    fn destination(&self) -> String {
+        self.inner.destination()
+    }
+
+    fn wanted(&self) -> Option<&Digest> {
+        self.inner.wanted()
+    }
+
+    fn names_many(&self) -> bool {
+        self.inner.names_many()
+    }
+
+    async fn open(&self) -> Result<(), Error> {
+        self.inner.open().await
+    }
+
+    async fn is_named(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.is_named(digest).await
+    }
+
+    async fn has_manifest(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        self.inner.has_manifest(digest, size).await
+    }
+
+    async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        self.inner.put_blob(blob, progress).await
+    }
+
+    async fn put_manifest(&self, manifest: &FetchedManifest) -> Result<Option<Digest>, Error> {
+        self.may_write().await?;
+        self.inner.put_manifest(manifest).await
+    }
+
+    /// What is read here may be written back with a change.
+    async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
+        self.may_write().await?;
+        self.inner.tagged(tag).await
+    }
+
+    async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {
+        self.may_write().await?;
+        self.inner.put_tagged(tag, manifest).await
+    }
+
+    async fn put_named(&self, manifest: &FetchedManifest, name: &ImageName) -> Result<(), Error> {
+        self.may_write().await?;
+        let named = self.inner.put_named(manifest, name).await;
+        self.attempt.end_visibly().await;
+        named
     }
 }
 
@@ -192,51 +370,53 @@ impl<O: ImageOutput + ?Sized> ImageOutput for JobOutput<O> {
 pub struct JobWatcher {
     /// Whose layers.
     pub attempt: Attempt,
-    /// What they pass through.
-    pub chain: FilterChain,
+    /// Where they stand in the record.
+    pub places: Arc<Places>,
 }
 
 #[async_trait::async_trait]
 impl LayerWatcher for JobWatcher {
     async fn begun(&self, layer: &Layer, worker: &str) -> Result<(), ServiceError> {
-        let change = Change::LayerBegun { index: place(layer.index), worker: worker.to_owned() };
+        let change = Change::LayerBegun { index: self.places.of(layer.index), worker: worker.to_owned() };
         self.attempt.apply(vec![change], None).await
     }
 
     async fn waiting(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
-        let change = Change::LayerWaiting { index: place(layer.index), reason: reason.to_owned() };
+        let change = Change::LayerWaiting { index: self.places.of(layer.index), reason: reason.to_owned() };
         self.attempt.apply(vec![change], None).await
     }
 
     async fn held(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
-        let change = Change::LayerHeld { index: place(layer.index), reason: reason.to_owned() };
+        let change = Change::LayerHeld { index: self.places.of(layer.index), reason: reason.to_owned() };
         self.attempt.apply(vec![change], None).await
     }
 
-    async fn done(&self, layer: &Layer, written: &WrittenLayer) -> Result<(), ServiceError> {
-        let record = Written { layer: key(layer, &self.chain), record: Record::of(written) };
-        self.attempt.apply(vec![Change::LayerDone(convert::layer_status(layer, written))], Some(record)).await
+    async fn done(
+        &self,
+        layer: &Layer,
+        chain: &FilterChain,
+        written: &WrittenLayer,
+    ) -> Result<(), ServiceError> {
+        let record = Written { layer: key(layer, chain), record: Record::of(written) };
+        let done = Change::LayerDone(self.places.status(layer, written));
+        self.attempt.apply(vec![done], Some(record)).await
     }
 }
 
 /// A place that counts for as long as it is held.
-struct Counted<'a>(&'a AtomicUsize);
+struct Counted(Arc<AtomicUsize>);
 
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+        Self(Arc::clone(count))
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn place(index: usize) -> u32 {
-    u32::try_from(index).expect("an image has fewer layers than that")
 }
 
 /// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.

@@ -14,10 +14,10 @@ use futures_util::FutureExt;
 use occy_pipeline::filter::OutputFormat;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
-use occy_pipeline::process::process;
 use occy_pipeline::reference::Reference;
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::task::LayerPlan;
+use occy_pipeline::whole::{Wanted, process_whole};
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{Job, JobState, PipelineSpec};
 use occy_worker::telemetry;
@@ -26,7 +26,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::Instrument as _;
 
 use super::mirror;
-use super::output::{Attempt, JobOutput, JobWatcher};
+use super::output::{Attempt, JobOutput, JobWatcher, Places};
 use super::state::Change;
 use super::watch::{Live, LiveJobs};
 use crate::admit::{Ends, Gate};
@@ -61,6 +61,8 @@ pub(crate) struct Opened {
     pub(crate) needs: Capabilities,
     /// What workers are told of all of them.
     pub(crate) origin: Origin,
+    /// What is wanted besides the image itself.
+    pub(crate) wanted: Wanted,
     /// How what filters find is printed.
     pub(crate) findings: OutputFormat,
     /// Whose limits hold for as long as it is there.
@@ -88,6 +90,7 @@ impl Opener for Arc<Gate> {
             needs: work.needs(output.form()),
             output,
             origin: work.origin(),
+            wanted: work.wanted,
             findings: work.findings,
             plan: work.plan,
             client: Some(work.client),
@@ -472,24 +475,39 @@ impl Jobs {
     async fn attempt(&self, attempt: &Attempt, job: Job, live: &Live) -> Result<(), ServiceError> {
         let logins = self.logins(&job.id).await?;
         if let Some(spec) = job.spec.as_ref().and_then(|spec| spec.mirror.as_ref()) {
-            let work = self.0.gate.admit_mirror(spec, &job.tenant.into(), &logins).await?;
+            let mut work = self.0.gate.admit_mirror(spec, &job.tenant.as_str().into(), &logins).await?;
+            if let Some(needs) = work.needs() {
+                let origin = Origin { job: job.id.clone(), ..Origin::default() };
+                let queue = self.0.fleet.queue(&Standing::of(&job), &needs, true).of(origin);
+                work.ends.executor = Some(mirror::executor(queue, work.ends.parallel));
+            }
             return mirror::run(attempt, spec, work, &live.mirror).await;
         }
         let opened = self.0.opener.open(&job, &logins).await?;
-        let Opened { source, output, at_once, plan, needs, origin, findings, client: _client } = opened;
+        let Opened { source, output, at_once, plan, needs, origin, wanted, findings, client: _client } =
+            opened;
         let standing = Standing::of(&job);
         let destination = job.spec.unwrap_or_default().destination;
         let keeps_layers = destination.starts_with("registry://");
         let attempt = &Attempt { place: place(&destination), ..attempt.clone() };
-        let output: Arc<dyn ImageOutput> = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers));
-        let watcher = JobWatcher { attempt: attempt.clone(), chain: plan.chain.clone() };
+        let places = Arc::<Places>::default();
+        let watcher = JobWatcher { attempt: attempt.clone(), places: Arc::clone(&places) };
+        let output = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers, places));
         let queue = self.0.fleet.queue(&standing, &needs, true).of(Origin { job: job.id, ..origin });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
-        let outcome = process(source.as_ref(), Arc::clone(&plan), output, executor, &live.layers).await?;
-        let mut changes: Vec<_> =
-            convert::filter_outputs(&outcome, &plan.chain, findings, FOUND_MAX)?.map(Change::Found).collect();
-        changes.push(Change::Succeed(convert::image_result(&outcome)));
-        attempt.apply(changes, None).await
+        let begin = {
+            let layers = live.layers.clone();
+            Arc::new(move || layers.begin())
+        };
+        let done = process_whole(source.as_ref(), Arc::clone(&plan), output, executor, wanted, begin).await?;
+        let mut found = Vec::new();
+        let mut room = FOUND_MAX;
+        for outcome in done.filtered() {
+            let pieces: Vec<_> = convert::filter_outputs(outcome, &plan.chain, findings, room)?.collect();
+            room -= pieces.iter().map(|piece| piece.text.len()).sum::<usize>();
+            found.extend(pieces.into_iter().map(Change::Found));
+        }
+        attempt.apply([found, vec![Change::Succeed(convert::whole_result(&done))]].concat(), None).await
     }
 }
 

@@ -15,7 +15,7 @@ use prost_types::Timestamp;
 pub enum Change {
     /// A runner takes it.
     Begin,
-    /// The source was asked: these are the layers.
+    /// The source was asked: these are the layers of its image; of an index, of its next image.
     Plan(Vec<LayerStatus>),
     /// A worker took a layer.
     LayerBegun {
@@ -76,8 +76,8 @@ pub fn apply(job: &mut Job, change: Change, now: Timestamp) -> Result<Event, Ref
             job.layers.clear();
             enter(job, Running)
         }
-        (Running, Change::Plan(layers)) if job.layers.is_empty() => {
-            job.layers.clone_from(&layers);
+        (Running, Change::Plan(layers)) if follow(&job.layers, &layers) => {
+            job.layers.extend_from_slice(&layers);
             Event::LayersPlanned(LayersPlanned { layers })
         }
         (Running, Change::LayerBegun { index, worker }) => {
@@ -145,6 +145,11 @@ fn enter(job: &mut Job, state: JobState) -> Event {
     changed(state, None, None)
 }
 
+/// Whether the layers of a further image are numbered as those that come next.
+fn follow(before: &[LayerStatus], layers: &[LayerStatus]) -> bool {
+    layers.iter().zip(before.len()..).all(|(layer, place)| usize::try_from(layer.index) == Ok(place))
+}
+
 fn changed(state: JobState, result: Option<ImageResult>, error: Option<JobError>) -> Event {
     Event::StateChanged(JobStateChanged { state: state.into(), result, error })
 }
@@ -165,6 +170,7 @@ mod tests {
         prop_oneof![
             3 => Just(Change::Begin),
             3 => (0u32..3).prop_map(move |count| Change::Plan((0..count).map(layer).collect())),
+            1 => (0u32..4).prop_map(move |next| Change::Plan(vec![layer(next)])),
             3 => (0u32..3).prop_map(|index| Change::LayerBegun { index, worker: "w".to_owned() }),
             2 => (0u32..3).prop_map(|index| Change::LayerWaiting { index, reason: "w".to_owned() }),
             6 => (0u32..3).prop_map(move |index| Change::LayerDone(layer(index))),
@@ -203,6 +209,8 @@ mod tests {
                 if job.state() == JobState::Succeeded && before.state() != JobState::Succeeded {
                     prop_assert_eq!(before.state(), JobState::Finalizing);
                 }
+                let places = job.layers.iter().map(|layer| layer.index);
+                prop_assert!(places.eq(0..u32::try_from(job.layers.len()).unwrap()), "layers have their places");
                 if job.state() == JobState::Finalizing {
                     prop_assert!(job.layers.iter().all(|layer| layer.state() == LayerState::Done));
                 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use occy_pipeline::mirror::MirrorProgress;
-use occy_pipeline::progress::Progress;
+use occy_pipeline::progress::{Current, ImagesProgress};
 use occy_pipeline::wire::{self, convert};
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{JobEvent, JobProgress};
@@ -30,8 +30,8 @@ pub struct LiveJobs(Arc<Mutex<HashMap<String, Live>>>);
 /// How far a job is. Clones are handles on the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
-    /// Of its image.
-    pub layers: Progress,
+    /// Of its image, or of those of its index.
+    pub layers: ImagesProgress,
     /// If it is a mirror.
     pub mirror: MirrorProgress,
 }
@@ -52,8 +52,9 @@ impl LiveJobs {
     /// What is to be told of the job now, if anything is.
     fn progress(&self, id: &str) -> Option<JobProgress> {
         let Live { layers, mirror } = self.lock().get(id).cloned()?;
-        let now =
-            JobProgress { layers: convert::running(&layers), mirror: wire::mirror::progress(mirror.get()) };
+        let Current { progress, layers_before, .. } = layers.current();
+        let layers = convert::running(&progress, layers_before);
+        let now = JobProgress { layers, mirror: wire::mirror::progress(mirror.get()) };
         (now != JobProgress::default()).then_some(now)
     }
 

@@ -12,13 +12,14 @@ use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{ConfigFile, Image, ImageName, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::{FilterChain, OutputFormat};
-use occy_pipeline::manifest::{Descriptor, Family};
+use occy_pipeline::manifest::{Annotations, Descriptor, Family};
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Receipt};
 use occy_pipeline::registry::{Access, Client, Options, Repository};
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::spool::SpoolDir;
 use occy_pipeline::tar::Limits;
 use occy_pipeline::task::LayerPlan;
+use occy_pipeline::whole::Wanted;
 use occy_proto::v1::{Job, PipelineSpec};
 use tokio::time::{Instant, sleep};
 
@@ -97,6 +98,7 @@ impl Opener for Ends {
     async fn open(&self, job: &Job, _logins: &Logins) -> Result<Opened, ServiceError> {
         let spec = job.spec.clone().unwrap_or_default();
         let plan = LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new("/tmp", 0),
@@ -120,6 +122,7 @@ impl Opener for Ends {
             plan: Arc::new(plan),
             needs,
             origin: Origin::default(),
+            wanted: Wanted::default(),
             findings: OutputFormat::Text,
             client: None,
         })

@@ -403,9 +403,8 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
         foreign_layers: origin.foreign_layers,
     };
     let mut filters = plan.chain.specs();
-    if origin.search.is_some() {
-        filters.pop();
-    }
+    // What passes no filters, in an index whose images do, is not searched either.
+    let search = origin.search.clone().filter(|_| filters.pop().is_some());
     Task {
         attempt: token.to_owned(),
         job_id: origin.job.clone(),
@@ -413,7 +412,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
         source: Some(source),
         destination: Some(destination),
         filters,
-        search: origin.search.clone(),
+        search,
         verify_diff_id: plan.verify_diff_ids,
         max_layer_size: plan.max_layer_size,
         traceparent: telemetry::traceparent().unwrap_or_default(),
@@ -510,6 +509,7 @@ mod tests {
     use occy_pipeline::codec::Pool;
     use occy_pipeline::element::Layer;
     use occy_pipeline::filter::FilterChain;
+    use occy_pipeline::manifest::Annotations;
     use occy_pipeline::output::nothing::NoOutput;
     use occy_pipeline::progress::Progress;
     use occy_pipeline::spool::SpoolDir;
@@ -541,6 +541,7 @@ mod tests {
         let progress = Progress::default();
         progress.begin([(layer.label(), None)].into_iter());
         let plan = LayerPlan {
+            annotations: Annotations::default(),
             chain: FilterChain::default(),
             pool: Pool::shared().clone(),
             spools: SpoolDir::new("/tmp", 0),

@@ -21,7 +21,7 @@ fn image(architecture: &str) -> Image {
 
 fn process(source: &str, destination: &str, more: &[&str]) -> Run {
     let run = ["process", source, destination, "--provenance", "-f", "exclude:pattern=*.key"];
-    occyctl([&run[..], more].concat()).here()
+    occyctl([&run[..], more].concat())
 }
 
 fn verify(image: &str, more: &[&str]) -> Run {
@@ -328,7 +328,6 @@ fn other_forms_are_made_again_in_these() {
     process(&tar, &to.uri("tar:1"), &[]).fails(1).says(&["no manifest"]);
     assert!(to.manifest("tar", "1").is_none());
     process(&source, &format!("{tar}.tar"), &[]).fails(1).says(&["keeps no manifests"]);
-    process(&source, &destination, &["--coordinator", "http://localhost:1"]).fails(2).says(&["--provenance"]);
     occyctl(["verify", "localhost:1/x", "--coordinator", "http://localhost:1"]).fails(2).says(&["verify"]);
 }
 

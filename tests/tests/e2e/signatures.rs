@@ -174,7 +174,7 @@ fn of_one_image_signatures_are_asked_for_where_somebody_wants_to_know() {
     from.add_image("app", "1", &image);
     let signature = cosign(&from, &image.digest());
     let (source, destination) = (from.uri("app:1"), to.uri("app:1"));
-    let process = |more: &[&str]| occyctl([&["process", &source, &destination][..], more].concat()).here();
+    let process = |more: &[&str]| occyctl([&["process", &source, &destination][..], more].concat());
     process(&FILTER).ok();
     assert_eq!(asked(&from), 0, "{}", from.story());
     let before = to.manifest("app", "1");
@@ -193,12 +193,7 @@ fn of_one_image_signatures_are_asked_for_where_somebody_wants_to_know() {
     assert_eq!(links(listed["manifests"].as_array().expect("a list")).len(), 1);
     let directory = scratch();
     let tar = format!("tar://{}", directory.path().join("a.tar").display());
-    occyctl(["process", &source, &tar, "--signatures", "refuse"])
-        .here()
-        .fails(1)
-        .says(&["keeps no manifests"]);
-    let service = ["--signatures", "keep", "--coordinator", "http://localhost:1"];
-    process(&service).fails(2).says(&["--signatures"]);
+    occyctl(["process", &source, &tar, "--signatures", "refuse"]).fails(1).says(&["keeps no manifests"]);
 }
 
 #[test]

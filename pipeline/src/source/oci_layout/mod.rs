@@ -157,6 +157,11 @@ impl LayoutSource {
         Self { choice, entry: None, ..self.clone() }
     }
 
+    /// What an index in it names.
+    pub(crate) fn within(&self, entry: &Descriptor) -> Self {
+        Self { entry: Some(entry.clone()), ..self.clone() }
+    }
+
     async fn opened(&self) -> Result<&Opened, Error> {
         self.opened.get_or_try_init(|| self.open()).await
     }
@@ -370,7 +375,7 @@ impl ImageSource for LayoutSource {
     }
 
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
-        Some(Box::new(Self { entry: Some(entry.clone()), ..self.clone() }))
+        Some(Box::new(self.within(entry)))
     }
 
     fn store(&self) -> Option<&dyn Store> {

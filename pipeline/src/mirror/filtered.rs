@@ -1,0 +1,352 @@
+//! Images that pass filters on their way, each at its target alone, whose manifest says what it was made of: so it is known there
+//! without a record of our own.
+//!
+//! A layer that several images have passes the filters once in the whole mirror. Everywhere else it is mounted, or copied from
+//! where it was brought to first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::config::Mirror;
+use super::image::MirrorOutput;
+use super::progress::MirrorProgress;
+use super::run::Outcome;
+use super::{Ends, TagLocks, locked};
+use crate::blob::{ByteCount, LayerStream};
+use crate::codec::Pool;
+use crate::compression::Format;
+use crate::copy::signatures::SOURCE_DIGEST;
+use crate::copy::subset::of_platforms;
+use crate::digest::Digest;
+use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
+use crate::error::Error;
+use crate::executor::{Executor, LayerTask, LocalExecutor};
+use crate::index::{IndexPlan, process_index};
+use crate::named::{Beside, process_named};
+use crate::output::content::ContentOutput;
+use crate::output::manifest::ManifestFormat;
+use crate::output::registry::RegistryOutput;
+use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use crate::progress::{LayerState, Progress};
+use crate::reference::Reference;
+use crate::registry::Repository;
+use crate::source::stored::SourceIndex;
+use crate::task::LayerPlan;
+
+/// The annotation that says how an image was made of its source: a digest of the filters and of what else changes it, and not of the
+/// versions that did it. An image that an earlier version has made stays.
+const RECIPE: &str = "dev.occystrap.recipe";
+
+/// What an image was made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MadeOf {
+    source: Digest,
+    recipe: Digest,
+}
+
+impl MadeOf {
+    /// What a manifest says, if it does.
+    pub(super) fn told(manifest: &[u8]) -> Option<Self> {
+        let manifest: Value = serde_json::from_slice(manifest).ok()?;
+        let digest = |key| manifest["annotations"][key].as_str()?.parse().ok();
+        Some(Self { source: digest(SOURCE_DIGEST)?, recipe: digest(RECIPE)? })
+    }
+
+    /// What an entry of the configuration makes of a source.
+    pub(super) fn wanted(mirror: &Mirror, source: &Digest) -> Self {
+        let mut platforms: Vec<_> = mirror.platforms.iter().map(ToString::to_string).collect();
+        platforms.sort();
+        let recipe = serde_json::json!({
+            "filters": mirror.filters.specs(),
+            "platforms": platforms,
+            "attestations": mirror.attestations.to_string(),
+        });
+        Self { source: source.clone(), recipe: Digest::sha256(recipe.to_string()) }
+    }
+
+    fn annotations(&self) -> BTreeMap<String, String> {
+        [(SOURCE_DIGEST, &self.source), (RECIPE, &self.recipe)]
+            .map(|(key, digest)| (key.to_owned(), digest.to_string()))
+            .into()
+    }
+
+    /// What tells it from others, for whoever counts layers that are done once.
+    pub(super) fn recipe(&self) -> &Digest {
+        &self.recipe
+    }
+}
+
+/// Makes an image of a source at a target, under its tag or not at all.
+pub(super) async fn make(
+    ends: &Ends,
+    mirror: &Mirror,
+    (source, digest): (&Reference, &Digest),
+    target: &Reference,
+    layers: &Arc<OncePerLayer>,
+) -> Result<Outcome, Error> {
+    let origin = ends.source.source(source, digest);
+    let origin = origin.as_ref();
+    let annotations = MadeOf::wanted(mirror, digest).annotations();
+    let plan = LayerPlan {
+        chain: mirror.filters.clone(),
+        annotations,
+        pool: Pool::shared().clone(),
+        spools: ends.spools.clone(),
+        max_layer_size: ends.max_layer_size,
+        limits: crate::tar::Limits::default(),
+        verify_diff_ids: false,
+    };
+    let output = Arc::new(TargetOutput::new(ends, target));
+    let executor = Arc::clone(layers) as Arc<dyn Executor>;
+    let beside = Beside { signatures: mirror.signatures, provenance: false };
+    let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
+    let begin = {
+        let begun = Arc::clone(&begun);
+        move || {
+            let progress = Progress::default();
+            begun.lock().unwrap_or_else(PoisonError::into_inner).push(progress.clone());
+            progress
+        }
+    };
+    let manifests = match origin.index().await? {
+        None => {
+            process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
+            1
+        }
+        Some(index) => {
+            let index = match &mirror.platforms[..] {
+                [] => index,
+                platforms => {
+                    of_platforms(origin.store().ok_or(Error::NoSourceManifest)?, index, platforms).await?
+                }
+            };
+            let (layers, attestations) = (Arc::new(plan), mirror.attestations);
+            let begin = Arc::new(move |_: &_| begin());
+            let plan = IndexPlan { layers, attestations, beside, executor, begin };
+            1 + process_index(origin, &index, &plan, output.as_ref()).await?.images.len()
+        }
+    };
+    let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
+    let states = || begun.iter().flat_map(|image| image.layers()).map(|layer| layer.state());
+    let blobs = states().filter(|state| *state == LayerState::Done).count();
+    let blobs_found = states().filter(|state| *state == LayerState::Reused).count();
+    Ok(Outcome::Copied { blobs, blobs_found, manifests })
+}
+
+/// A tag of a target.
+struct TargetOutput {
+    inner: RegistryOutput,
+    ends: Ends,
+    target: Reference,
+}
+
+impl TargetOutput {
+    fn new(ends: &Ends, target: &Reference) -> Self {
+        let inner = RegistryOutput::new(&ends.target, target.clone(), None, ManifestFormat::Keep);
+        // What this process has not brought there itself is asked for.
+        let inner = inner.with_confirmation(ends.executor.is_some());
+        Self { inner, ends: ends.clone(), target: target.clone() }
+    }
+
+    fn locks(&self) -> Option<&Arc<dyn TagLocks>> {
+        self.ends.locks.as_ref()
+    }
+}
+
+#[async_trait::async_trait]
+impl ImageOutput for TargetOutput {
+    fn form(&self) -> LayerForm {
+        self.inner.form()
+    }
+
+    async fn begin(&self, image: &Image, expected: &[ExpectedLayer]) -> Result<(), Error> {
+        self.inner.begin(image, expected).await
+    }
+
+    async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
+        self.inner.copy_layer(layer, progress).await
+    }
+
+    async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
+        self.inner.has_layer(layer).await
+    }
+
+    async fn write_layer(
+        &self,
+        index: usize,
+        stream: LayerStream,
+        format: Format,
+        progress: &ByteCount,
+    ) -> Result<StoredLayer, Error> {
+        self.inner.write_layer(index, stream, format, progress).await
+    }
+
+    fn repository(&self) -> Option<&Repository> {
+        self.inner.repository()
+    }
+
+    async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
+        locked(self.locks(), &self.target, self.inner.finalize(finished)).await
+    }
+
+    fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
+        self.inner.entry(digest)
+    }
+
+    fn entry_to_be(&self) -> Option<Arc<dyn ImageOutput>> {
+        self.inner.entry_to_be()
+    }
+
+    fn content(&self) -> Option<Arc<dyn ContentOutput>> {
+        Some(Arc::new(MirrorOutput::new(&self.ends, &self.target, None, None)))
+    }
+
+    async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
+        locked(self.locks(), &self.target, self.inner.put_index(index)).await
+    }
+}
+
+/// Runs the layers of a whole mirror: those that are the same once.
+pub(super) struct OncePerLayer {
+    inner: Arc<dyn Executor>,
+    /// By what has to be the same.
+    done: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Done>>>>>,
+    slots: Semaphore,
+    progress: MirrorProgress,
+}
+
+/// A layer that is at targets.
+struct Done {
+    written: WrittenLayer,
+    /// A repository of each registry that has it, at least one.
+    holders: Vec<Repository>,
+}
+
+impl OncePerLayer {
+    pub(super) fn new(ends: &Ends) -> Self {
+        let inner = ends.executor.clone().unwrap_or_else(|| LocalExecutor::new(ends.parallel));
+        let slots = Semaphore::new(ends.parallel.max(1));
+        Self { inner, done: Mutex::default(), slots, progress: ends.progress.clone() }
+    }
+
+    fn known(&self, task: &LayerTask) -> Arc<tokio::sync::Mutex<Option<Done>>> {
+        let LayerTask { layer, plan, .. } = task;
+        let media_type = layer.descriptor.as_ref().map(|descriptor| descriptor.media_type.as_str());
+        let key = format!(
+            "{} {} {} {}",
+            layer.blob.identity(),
+            media_type.unwrap_or_default(),
+            layer.keep_stored,
+            plan.chain.fingerprint()
+        );
+        Arc::clone(self.done.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+
+    /// Has a layer that is somewhere be here too. None: that did not help.
+    async fn take(&self, task: &LayerTask, done: &mut Done) -> Result<Option<WrittenLayer>, Error> {
+        let LayerTask { layer, output, .. } = task;
+        let Some(own) = output.repository() else { return Ok(None) };
+        let Some(descriptor) = done.written.stored.descriptor(layer) else { return Ok(None) };
+        let (digest, size) = (descriptor.digest.clone(), descriptor.size);
+        let is_near = |holder: &&Repository| holder.host() == own.host();
+        let near = done.holders.iter().find(is_near);
+        let holder = near.unwrap_or(&done.holders[0]);
+        let stored = Layer {
+            blob: holder.blob(&digest, Some(size)),
+            descriptor: Some(descriptor),
+            origin: Some(holder.clone()),
+            ..layer.clone()
+        };
+        let progress = task.layer_progress();
+        let written = WrittenLayer { index: layer.index, ..done.written.clone() };
+        if let Some(near) = near {
+            if !output.has_layer(&stored).await? {
+                return Ok(None);
+            }
+            let is_mounted = own.name() != near.name();
+            self.progress.change(|counts| counts.mounted += u64::from(is_mounted));
+            progress.set(LayerState::Reused);
+            return Ok(Some(written));
+        }
+        let _slot = self.slots.acquire().await.expect("it is never closed");
+        progress.set(LayerState::Running);
+        let moved = output.copy_layer(&stored, &progress.bytes).await?;
+        self.progress.change(|counts| counts.bytes_uploaded += if moved == Moved::Bytes { size } else { 0 });
+        progress.set(if moved == Moved::Bytes { LayerState::Done } else { LayerState::Reused });
+        done.holders.push(own.clone());
+        Ok(Some(written))
+    }
+}
+
+#[async_trait::async_trait]
+impl Executor for OncePerLayer {
+    fn at_once(&self) -> usize {
+        self.inner.at_once()
+    }
+
+    fn may_begin_anew(&self) -> bool {
+        self.inner.may_begin_anew()
+    }
+
+    async fn run(&self, task: LayerTask) -> Result<WrittenLayer, Error> {
+        let Some(repository) = task.output.repository().filter(|_| !task.layer.is_foreign()).cloned() else {
+            return self.inner.run(task).await;
+        };
+        let known = self.known(&task);
+        let mut known = known.lock().await;
+        if let Some(done) = &mut *known
+            && let Some(written) = self.take(&task, done).await?
+        {
+            return Ok(written);
+        }
+        let _slot = self.slots.acquire().await.expect("it is never closed");
+        let written = self.inner.run(task.clone()).await?;
+        let is_moved = task.layer_progress().state() == LayerState::Done;
+        let fetched = task.layer.blob.size().filter(|_| is_moved).unwrap_or_default();
+        let uploaded = match &written.stored {
+            StoredLayer::Original => fetched,
+            StoredLayer::Written { size, .. } if is_moved => *size,
+            StoredLayer::Written { .. } => 0,
+        };
+        self.progress.change(|counts| {
+            counts.bytes_fetched += fetched;
+            counts.bytes_uploaded += uploaded;
+        });
+        // What filters that only look would report is not kept: a mirror has none.
+        *known = Some(Done { written: written.clone(), holders: vec![repository] });
+        Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Config;
+    use super::*;
+
+    fn wanted(more: &str) -> MadeOf {
+        let text = format!("mirrors: [{{sources: [a.example/x], targets: [b.example/x]{more}}}]");
+        MadeOf::wanted(&Config::parse(&text).unwrap().mirrors[0], &Digest::sha256(b"source"))
+    }
+
+    #[test]
+    fn a_manifest_says_what_it_was_made_of_and_by_which_filters() {
+        let made = wanted(", filters: ['exclude:pattern=*.key']");
+        let manifest = serde_json::json!({"annotations": made.annotations()}).to_string();
+        assert_eq!(MadeOf::told(manifest.as_bytes()), Some(made.clone()));
+        assert_eq!(MadeOf::told(b"{}"), None);
+        assert_eq!(MadeOf::told(b"none"), None);
+        for other in [
+            ", filters: ['exclude:pattern=*.pem']",
+            ", filters: ['exclude:pattern=*.key', normalize-timestamps]",
+            ", filters: ['exclude:pattern=*.key'], attestations: retarget",
+            ", filters: ['exclude:pattern=*.key'], platforms: [linux/amd64]",
+        ] {
+            assert_ne!(wanted(other), made, "{other}");
+        }
+        // Written otherwise it is the same.
+        assert_eq!(wanted(", filters: ['exclude:pattern=*.key'], attestations: drop"), made);
+    }
+}
