@@ -30,3 +30,4 @@ pub mod share;
 #[cfg(test)]
 mod simulation;
 pub mod worker;
+mod written;
