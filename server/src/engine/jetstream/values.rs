@@ -74,8 +74,15 @@ pub(super) enum WriteError {
 
 impl Buckets {
     fn stream(&self, subject: &str) -> &Stream {
-        let Self { jobs, parts, keys, leases, locks, .. } = self;
-        let all = [("jobs", jobs), ("parts", parts), ("keys", keys), ("leases", leases), ("locks", locks)];
+        let Self { jobs, parts, keys, leases, locks, layers, .. } = self;
+        let all = [
+            ("jobs", jobs),
+            ("parts", parts),
+            ("keys", keys),
+            ("leases", leases),
+            ("locks", locks),
+            ("layers", layers),
+        ];
         let its = all.into_iter().find(|(name, _)| subject.starts_with(&bucket(name)));
         its.expect("every subject is in a bucket").1
     }
