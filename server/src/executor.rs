@@ -91,7 +91,7 @@ impl FleetExecutor {
             match self.run_on(&lease, task).instrument(span).await? {
                 Ok(written) => {
                     drop(lease);
-                    leader.done(&written);
+                    leader.done(&written).await;
                     self.watcher.done(&task.layer, &written).await?;
                     return Ok(written);
                 }

@@ -18,6 +18,7 @@ use crate::budget::{Budgets, HERE};
 use crate::error::ServiceError;
 use crate::metrics::Metrics;
 use crate::schedule::{Assignment, Capabilities, Schedule, Standing, Tenant, WaitingLayer};
+use crate::share::elsewhere::Elsewhere;
 use crate::share::{SharedLayers, Turn};
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
@@ -138,7 +139,7 @@ impl Fleet {
         let metrics = Metrics::default();
         let fleet = Self(Arc::new(Shared {
             state: Mutex::default(),
-            layers: SharedLayers::default(),
+            layers: SharedLayers::new(metrics.clone()),
             running: watch::Sender::new(0),
             members: watch::Sender::new(0),
             closed: watch::Sender::new(false),
@@ -176,6 +177,7 @@ impl Fleet {
             id,
             needs: Arc::clone(needs),
             origin: Origin::default(),
+            elsewhere: None,
         }
     }
 
@@ -445,6 +447,7 @@ pub struct FleetQueue {
     id: u64,
     needs: Capabilities,
     origin: Origin,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl FleetQueue {
@@ -457,13 +460,20 @@ impl FleetQueue {
         task: &LayerTask,
         lease: impl Fn() -> F,
     ) -> Result<Turn<Lease>, Error> {
-        self.fleet.0.layers.turn(&self.tenant, task, lease).await
+        self.fleet.0.layers.turn(&self.tenant, task, self.elsewhere.as_ref(), lease).await
     }
 
     /// The same, of that origin.
     #[must_use]
     pub fn of(mut self, origin: Origin) -> Self {
         self.origin = origin;
+        self
+    }
+
+    /// The same, whose layers are shared with other coordinators too.
+    #[must_use]
+    pub fn and_elsewhere(mut self, elsewhere: Elsewhere) -> Self {
+        self.elsewhere = Some(elsewhere);
         self
     }
 
