@@ -448,9 +448,7 @@ impl Work {
             }
             _ => {}
         }
-        let is_ours =
-            chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
-        if is_ours && (!chain.is_empty() || compression.is_some()) {
+        if other::are_ours(chain) && (!chain.is_empty() || compression.is_some()) {
             needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
         }
         let registries = [&self.settings.source_registry, &self.settings.destination_registry];

@@ -10,7 +10,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use occy_pipeline::element::WrittenLayer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -132,11 +131,13 @@ impl EveryTurn {
         }
     }
 
-    /// Says what came of it, if that is little enough to be kept.
-    pub(super) async fn end(self, written: &WrittenLayer, repository: &str) {
-        let told = Told { repository: repository.to_owned(), written: written.into() };
-        let is_small = reports_size(written) <= KEPT_REPORTS;
-        let result = is_small.then(|| serde_json::to_string(&told).expect("it is plain data"));
+    /// Says what came of it, if there is something for others, and it is little enough to be kept.
+    pub(super) async fn end(self, done: Option<&Done>) {
+        let kept = done.filter(|done| reports_size(&done.written) <= KEPT_REPORTS);
+        let result = kept.map(|Done { written, repository }| {
+            let told = Told { repository: repository.clone(), written: written.into() };
+            serde_json::to_string(&told).expect("it is plain data")
+        });
         answered(self.engine.end_layer(&self.layer, &self.who, result)).await;
     }
 
@@ -172,6 +173,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use futures_util::future::{Either, select};
+    use occy_pipeline::element::WrittenLayer;
     use occy_pipeline::executor::LayerTask;
     use occy_pipeline::filter::Report;
     use occy_proto::v1::PipelineSpec;
@@ -182,7 +184,7 @@ mod tests {
     use crate::engine::jetstream::simulated::Nats;
     use crate::engine::{Limits, Submission, Submitted};
     use crate::share::tests::{SOON, task, written};
-    use crate::share::{Leader, SharedLayers, Turn};
+    use crate::share::{Leader, SharedLayers, Turn, Wants};
     use crate::simulation::world::{Link, World};
 
     const LIMITS: Limits = Limits { active: 9, active_each: 9, kept: 9 };
@@ -222,7 +224,8 @@ mod tests {
 
         async fn turn_of(&self, tenant: &str, task: &LayerTask) -> Turn<()> {
             let lease = || std::future::ready(Ok(()));
-            self.layers.turn(&tenant.into(), task, Some(&self.job), lease).await.unwrap()
+            let wants = Wants { tenant: &tenant.into(), others: Vec::new(), elsewhere: Some(&self.job) };
+            self.layers.turn(wants, task, lease).await.unwrap()
         }
 
         async fn lead(&self, task: &LayerTask) -> Leader {
@@ -241,7 +244,7 @@ mod tests {
         let leader = one.lead(&first).await;
         let mut waiting = std::pin::pin!(two.turn(&second));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
-        leader.done(&written()).await;
+        leader.done(&written(), Some(Vec::new())).await;
         assert!(matches!(waiting.await, Turn::Taken(taken) if taken.stored == written().stored));
         // Later too, and who has read of it in the same place, but no stranger.
         let three = Coordinator::new(&engine, "three").await;
@@ -266,7 +269,7 @@ mod tests {
         let (Either::Left((turn, mut waiting)) | Either::Right((turn, mut waiting))) = next;
         let Turn::Lead((), leader) = turn else { panic!("nobody had done it") };
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits again");
-        leader.done(&written()).await;
+        leader.done(&written(), Some(Vec::new())).await;
         assert!(matches!(waiting.await, Turn::Taken(_)));
     }
 
@@ -275,13 +278,13 @@ mod tests {
         let (_directory, engine) = engine();
         let (one, two) = (Coordinator::new(&engine, "one").await, Coordinator::new(&engine, "two").await);
         let (layer, output) = task("r.io/a", "to.io/first");
-        one.lead(&layer).await.done(&written()).await;
+        one.lead(&layer).await.done(&written(), Some(Vec::new())).await;
         output.has_layers.store(false, Ordering::Relaxed);
         let leader = two.lead(&layer).await;
         let mut waiting = std::pin::pin!(one.turn(&layer));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it is made by the other one");
         output.has_layers.store(true, Ordering::Relaxed);
-        leader.done(&written()).await;
+        leader.done(&written(), Some(Vec::new())).await;
         assert!(matches!(waiting.await, Turn::Taken(_)));
     }
 
@@ -294,9 +297,9 @@ mod tests {
             reports: vec![Some(Report::Other { text: "x".repeat(size) })],
             ..written()
         };
-        one.lead(&layer).await.done(&found(KEPT_REPORTS)).await;
+        one.lead(&layer).await.done(&found(KEPT_REPORTS), Some(Vec::new())).await;
         // It need not wait for anybody.
-        two.lead(&layer).await.done(&found(KEPT_REPORTS - 100)).await;
+        two.lead(&layer).await.done(&found(KEPT_REPORTS - 100), Some(Vec::new())).await;
         let three = Coordinator::new(&engine, "three").await;
         assert!(matches!(three.turn(&layer).await, Turn::Taken(taken) if taken.reports.len() == 1));
     }
@@ -315,12 +318,12 @@ mod tests {
         let waited = start.elapsed();
         assert!((70..72).contains(&waited.as_secs()), "{waited:?}");
         // Whose is there first is everybody's.
-        leader.done(&written()).await;
+        leader.done(&written(), Some(Vec::new())).await;
         let three = Coordinator::new(&engine, "three").await;
         let last = task("r.io/a", "to.io/first").0;
         assert!(matches!(three.turn(&layer).await, Turn::Taken(_)));
         drop(three.lead(&last).await);
-        slow.done(&written()).await;
+        slow.done(&written(), Some(Vec::new())).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -334,7 +337,7 @@ mod tests {
         link.cut(Duration::from_secs(1000));
         let start = Instant::now();
         let Turn::Lead((), leader) = one.turn(&layer).await else { panic!("nobody has done it") };
-        leader.done(&written()).await;
+        leader.done(&written(), Some(Vec::new())).await;
         let took = start.elapsed();
         assert!(took >= ANSWER && took < ANSWER * 3, "{took:?}");
     }

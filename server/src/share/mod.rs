@@ -61,6 +61,8 @@ struct Key {
     keep_stored: bool,
     /// The filters, and the version of what rewrites and compresses.
     chain: String,
+    /// The versions of those filters that only workers have.
+    others: Vec<String>,
     form: LayerForm,
     verify_diff_ids: bool,
     /// The registry.
@@ -70,15 +72,15 @@ struct Key {
 /// In words that are equal where the keys are.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { digest, size, media_type, diff_id, keep_stored, chain, form, verify_diff_ids, host } =
-            self;
+        let Self { digest, size, media_type, diff_id, keep_stored, .. } = self;
+        let Self { chain, others, form, verify_diff_ids, host, .. } = self;
         let compression = match form {
             LayerForm::Stored { compression } => compression.map(|compression| compression.to_string()),
             LayerForm::Tar => Some("tar".to_owned()),
             LayerForm::Nothing => Some("nothing".to_owned()),
         };
         let layer = (digest, size, media_type, diff_id);
-        let words = (layer, keep_stored, chain, compression, verify_diff_ids, host);
+        let words = (layer, keep_stored, chain, others, compression, verify_diff_ids, host);
         f.write_str(&serde_json::to_string(&words).map_err(|_| fmt::Error)?)
     }
 }
@@ -114,6 +116,17 @@ struct Done {
     written: WrittenLayer,
     /// The repository that has it.
     repository: String,
+}
+
+/// Who wants a layer, of what is not said in its task.
+#[derive(Debug)]
+pub struct Wants<'a> {
+    /// Whose it is.
+    pub tenant: &'a Tenant,
+    /// The versions of those of its filters that only workers have.
+    pub others: Vec<String>,
+    /// Of a job: how it is shared with other coordinators.
+    pub elsewhere: Option<&'a Elsewhere>,
 }
 
 /// What comes of waiting for one's turn at a layer.
@@ -168,12 +181,14 @@ impl SharedLayers {
     /// Dropped, it wants the layer no more.
     pub async fn turn<L, F: Future<Output = Result<L, Error>>>(
         &self,
-        tenant: &Tenant,
+        wants: Wants<'_>,
         task: &LayerTask,
-        elsewhere: Option<&Elsewhere>,
         lease: impl Fn() -> F,
     ) -> Result<Turn<L>, Error> {
-        let Some((key, repository)) = key(task) else { return Ok(Turn::Lead(lease().await?, Leader(None))) };
+        let Wants { tenant, others, elsewhere } = wants;
+        let Some((key, repository)) = key(task, others) else {
+            return Ok(Turn::Lead(lease().await?, Leader::alone()));
+        };
         let source = task.layer.origin.as_ref().map(|origin| format!("{}/{}", origin.host(), origin.name()));
         let mut everywhere = elsewhere.map(|elsewhere| elsewhere.turn(&key, tenant, source.clone()));
         let mut claim = self.claim(tenant, source, key);
@@ -335,9 +350,9 @@ impl Claim {
     }
 
     /// It is, and has done it.
-    fn end(&mut self, done: Done) {
+    fn end(&mut self, done: Arc<Done>) {
         self.is_awaited = false;
-        self.stage.send_replace(Stage::Done(Arc::new(done)));
+        self.stage.send_replace(Stage::Done(done));
     }
 }
 
@@ -349,20 +364,30 @@ impl Drop for Claim {
 }
 
 impl Leader {
-    /// It is done, and others may have it.
-    pub async fn done(self, written: &WrittenLayer) {
+    /// Of a layer that is shared with nobody.
+    pub fn alone() -> Self {
+        Self(None)
+    }
+
+    /// It is done, by a worker whose own filters have these versions, and others may have it, if they have asked for these.
+    pub async fn done(self, written: &WrittenLayer, others: Option<Vec<String>>) {
         let Some(led) = self.0 else { return };
         let Led { mut claim, repository, everywhere } = *led;
-        claim.end(Done { written: written.clone(), repository: repository.clone() });
+        let is_as_asked = others.as_ref() == Some(&claim.key.others);
+        let done = is_as_asked.then(|| Arc::new(Done { written: written.clone(), repository }));
+        match &done {
+            Some(done) => claim.end(Arc::clone(done)),
+            None => claim.leave(),
+        }
         if let Some(everywhere) = everywhere {
-            everywhere.end(written, &repository).await;
+            everywhere.end(done.as_deref()).await;
         }
     }
 }
 
 /// What has to be the same for a layer to be shared, and the repository that it goes to. None for what is not shared: what does
 /// not go to a registry, and what no digest describes for certain.
-fn key(task: &LayerTask) -> Option<(Key, String)> {
+fn key(task: &LayerTask, others: Vec<String>) -> Option<(Key, String)> {
     let LayerTask { layer, plan, output, .. } = task;
     let repository = output.repository()?;
     let descriptor = layer.descriptor.as_ref()?;
@@ -376,6 +401,7 @@ fn key(task: &LayerTask) -> Option<(Key, String)> {
         diff_id: layer.diff_id.as_ref().map(ToString::to_string),
         keep_stored: layer.keep_stored,
         chain: plan.chain.fingerprint(),
+        others,
         form: output.form(),
         verify_diff_ids: plan.verify_diff_ids,
         host: repository.host().to_owned(),
@@ -513,7 +539,17 @@ mod tests {
     }
 
     async fn turn(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Turn<()> {
-        layers.turn(&tenant.into(), task, None, || std::future::ready(Ok(()))).await.unwrap()
+        turn_of(layers, tenant, task, "1").await
+    }
+
+    async fn turn_of(layers: &SharedLayers, tenant: &str, task: &LayerTask, version: &str) -> Turn<()> {
+        let others = vec![version.to_owned()];
+        let wants = Wants { tenant: &tenant.into(), others, elsewhere: None };
+        layers.turn(wants, task, || std::future::ready(Ok(()))).await.unwrap()
+    }
+
+    fn made() -> Option<Vec<String>> {
+        Some(vec!["1".to_owned()])
     }
 
     async fn lead(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Leader {
@@ -530,7 +566,7 @@ mod tests {
         let leader = lead(&layers, "one", &first).await;
         let mut waiting = std::pin::pin!(turn(&layers, "one", &second));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
-        leader.done(&written()).await;
+        leader.done(&written(), made()).await;
         assert!(matches!(waiting.await, Turn::Taken(taken) if taken.stored == written().stored));
         assert!(matches!(turn(&layers, "one", &second).await, Turn::Taken(_)), "and who comes later");
         let elsewhere = task("r.io/a", "other.io/first").0;
@@ -548,7 +584,7 @@ mod tests {
         drop(leader);
         let Turn::Lead((), leader) = second.await else { panic!("nobody had done it") };
         assert!(timeout(SOON, &mut third).await.is_err(), "it waits again");
-        leader.done(&written()).await;
+        leader.done(&written(), made()).await;
         assert!(matches!(third.await, Turn::Taken(_)));
     }
 
@@ -556,7 +592,7 @@ mod tests {
     async fn another_tenant_shares_what_both_have_read_of_in_the_same_repository() {
         let layers = SharedLayers::new(Metrics::default());
         let first = task("r.io/a", "to.io/first").0;
-        lead(&layers, "one", &first).await.done(&written()).await;
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
         assert!(matches!(turn(&layers, "two", &first).await, Turn::Taken(_)));
         // Whoever writes a manifest of his own can name any layer in it.
         drop(lead(&layers, "two", &task("evil.io/a", "to.io/second").0).await);
@@ -567,12 +603,26 @@ mod tests {
     async fn a_result_that_the_destination_does_not_have_is_made_again_without_waiting() {
         let layers = SharedLayers::new(Metrics::default());
         let (first, output) = task("r.io/a", "to.io/first");
-        lead(&layers, "one", &first).await.done(&written()).await;
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
         output.has_layers.store(false, Ordering::Relaxed);
         let (one, another) = (lead(&layers, "one", &first).await, lead(&layers, "one", &first).await);
         drop(one);
-        another.done(&written()).await;
+        another.done(&written(), made()).await;
         output.has_layers.store(true, Ordering::Relaxed);
+        assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
+    }
+
+    #[tokio::test]
+    async fn what_another_version_of_a_workers_filter_made_is_not_taken() {
+        let layers = SharedLayers::new(Metrics::default());
+        let first = task("r.io/a", "to.io/first").0;
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
+        let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
+        // A worker of another version had it all the same, or one that has gone.
+        leader.done(&written(), made()).await;
+        let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
+        leader.done(&written(), None).await;
+        assert!(matches!(turn_of(&layers, "one", &first, "2").await, Turn::Lead(..)));
         assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
     }
 
@@ -583,7 +633,7 @@ mod tests {
             let mut one = task("r.io/a", "to.io/first").0;
             one.layer.diff_id = Some(Digest::sha256(number.to_string()));
             drop(lead(&layers, "one", &one).await);
-            lead(&layers, "one", &one).await.done(&written()).await;
+            lead(&layers, "one", &one).await.done(&written(), made()).await;
         }
         let state = layers.lock();
         assert_eq!((state.layers.len(), state.idle.len()), (KEPT, KEPT));

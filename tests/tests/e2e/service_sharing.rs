@@ -10,6 +10,7 @@ use occy_tests::nats::Nats;
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{Barrier, FaultProxy, status};
 use occy_tests::registry::Registry;
+use occy_tests::worker::PythonWorker;
 use serde_json::{Value, json};
 
 use crate::service_telemetry::{metrics, value};
@@ -232,4 +233,36 @@ fn a_layer_whose_coordinator_is_killed_at_work_is_done_by_the_one_that_waited() 
     let moved = setting.destination.count("PUT", "*/blobs/uploads/*");
     assert_eq!(moved, 2 + 2, "two layers and two configs:\n{}", setting.destination.story());
     barrier.open();
+}
+
+#[test]
+fn a_new_version_of_a_workers_filter_is_not_given_what_an_old_one_made() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let uri = from.push(&small(), "app", "1");
+    let source = FaultProxy::before(from.host());
+    let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "2"]);
+    let read = |name: &str| {
+        let spec = json!({
+            "source": uri.replace(from.host(), &source.host()),
+            "destination": to.uri(&format!("{name}:1")),
+            "filters": ["shout"],
+            "compression": "gzip",
+        });
+        source.forget();
+        let job = coordinator.ask("SubmitJob", &json!({"spec": spec})).one();
+        assert_eq!(end(&coordinator, &json!({"job_id": job["job"]["id"]})).0, "JOB_STATE_SUCCEEDED");
+        small()
+            .layer_digests()
+            .iter()
+            .map(|layer| source.count("GET", &format!("*/blobs/{layer}")))
+            .sum::<usize>()
+    };
+    let old = PythonWorker::start(&coordinator, &["--filter-version", "1"]);
+    assert_eq!(read("one"), 2);
+    assert_eq!(read("two"), 0);
+    drop(old);
+    coordinator.wait_for_log("a worker has gone", Duration::from_secs(20));
+    let _new = PythonWorker::start(&coordinator, &["--filter-version", "2"]);
+    assert_eq!(read("three"), 2);
+    assert_eq!(read("four"), 0);
 }
