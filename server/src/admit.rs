@@ -497,8 +497,7 @@ fn layer_needs(chain: &FilterChain, scheme: &str, form: LayerForm) -> BTreeSet<S
         }
         _ => {}
     }
-    let is_ours = chain.specs().iter().all(|spec| FILTERS.iter().any(|kind| kind.name == other::name(spec)));
-    if is_ours && (!chain.is_empty() || compression.is_some()) {
+    if other::are_ours(chain) && (!chain.is_empty() || compression.is_some()) {
         needs.insert(encoder_need(&ENCODER_VERSION.to_string()));
     }
     needs

@@ -96,8 +96,9 @@ impl FleetExecutor {
             let span = tracing::info_span!("attempt", worker = lease.worker());
             match self.run_on(&lease, task).instrument(span).await? {
                 Ok(written) => {
+                    let others = lease.versions(&task.plan.chain);
                     drop(lease);
-                    leader.done(&written);
+                    leader.done(&written, others).await;
                     self.watcher.done(&task.layer, &task.plan.chain, &written).await?;
                     return Ok(written);
                 }

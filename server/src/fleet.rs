@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use occy_pipeline::element::WrittenLayer;
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::LayerTask;
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::registry::Repository;
 use occy_proto::v1::{FilterCapability, SearchSpec};
 use tokio::sync::{oneshot, watch};
@@ -17,8 +18,10 @@ use tokio::sync::{oneshot, watch};
 use crate::budget::{Budgets, HERE};
 use crate::error::ServiceError;
 use crate::metrics::Metrics;
+use crate::other;
 use crate::schedule::{Assignment, Capabilities, Schedule, Standing, Tenant, WaitingLayer};
-use crate::share::{SharedLayers, Turn};
+use crate::share::elsewhere::Elsewhere;
+use crate::share::{Leader, SharedLayers, Turn, Wants};
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
 
@@ -138,7 +141,7 @@ impl Fleet {
         let metrics = Metrics::default();
         let fleet = Self(Arc::new(Shared {
             state: Mutex::default(),
-            layers: SharedLayers::default(),
+            layers: SharedLayers::new(metrics.clone()),
             running: watch::Sender::new(0),
             members: watch::Sender::new(0),
             closed: watch::Sender::new(false),
@@ -176,6 +179,7 @@ impl Fleet {
             id,
             needs: Arc::clone(needs),
             origin: Origin::default(),
+            elsewhere: None,
         }
     }
 
@@ -345,6 +349,17 @@ impl State {
         returned
     }
 
+    /// The versions of those filters of a chain that only workers have, if all workers that offer what its layers need have the same.
+    fn versions(&self, chain: &FilterChain, needs: &Capabilities) -> Option<Vec<String>> {
+        if other::are_ours(chain) {
+            return Some(Vec::new());
+        }
+        let able = self.members.values().filter(|member| needs.is_subset(&member.offers));
+        let mut versions = able.map(|member| other::versions(chain, &member.about.filters));
+        let first = versions.next()??;
+        versions.all(|others| others.as_ref() == Some(&first)).then_some(first)
+    }
+
     /// What of these needs no worker offers, for people. None where one offers all of them.
     fn missing(&self, needs: &Capabilities) -> Option<String> {
         let members = self.members.values();
@@ -445,10 +460,12 @@ pub struct FleetQueue {
     id: u64,
     needs: Capabilities,
     origin: Origin,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl FleetQueue {
-    /// Waits for a worker by `lease`, or for somebody else who does the same as is to be done for this layer.
+    /// Waits for a worker by `lease`, or for somebody else who does the same as is to be done for this layer. Nobody is known to do the same
+    /// while the workers that could have it have different versions of a filter that only they have, or there is none of them.
     ///
     /// # Cancel safety
     /// As `lease`.
@@ -457,13 +474,24 @@ impl FleetQueue {
         task: &LayerTask,
         lease: impl Fn() -> F,
     ) -> Result<Turn<Lease>, Error> {
-        self.fleet.0.layers.turn(&self.tenant, task, lease).await
+        let Some(others) = self.fleet.lock().versions(&task.plan.chain, &self.needs) else {
+            return Ok(Turn::Lead(lease().await?, Leader::alone()));
+        };
+        let wants = Wants { tenant: &self.tenant, others, elsewhere: self.elsewhere.as_ref() };
+        self.fleet.0.layers.turn(wants, task, lease).await
     }
 
     /// The same, of that origin.
     #[must_use]
     pub fn of(mut self, origin: Origin) -> Self {
         self.origin = origin;
+        self
+    }
+
+    /// The same, whose layers are shared with other coordinators too.
+    #[must_use]
+    pub fn and_elsewhere(mut self, elsewhere: Elsewhere) -> Self {
+        self.elsewhere = Some(elsewhere);
         self
     }
 
@@ -547,6 +575,15 @@ impl Lease {
     /// The worker's name.
     pub fn worker(&self) -> &str {
         &self.name
+    }
+
+    /// The versions of those filters of a chain that only workers have, as the worker has them. None: it has gone.
+    pub fn versions(&self, chain: &FilterChain) -> Option<Vec<String>> {
+        if other::are_ours(chain) {
+            return Some(Vec::new());
+        }
+        let state = self.fleet.lock();
+        other::versions(chain, &state.members.get(&self.assignment.worker)?.about.filters)
     }
 
     /// What of a registry's limits the worker waits for, to go on with a layer.

@@ -31,3 +31,4 @@ pub mod share;
 mod simulation;
 pub mod timetable;
 pub mod worker;
+mod written;

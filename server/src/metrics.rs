@@ -21,6 +21,15 @@ use crate::fleet::Fleet;
 /// One label with one of a few values.
 type Label = [(&'static str, &'static str); 1];
 
+/// Who had a layer done that another one wanted too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedBy {
+    /// This coordinator.
+    Same,
+    /// Another one.
+    Other,
+}
+
 /// What happens, counted. Clones count into the same.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Counted>);
@@ -32,6 +41,8 @@ struct Counted {
     layers: Family<Label, Counter>,
     wait_seconds: Histogram,
     layer_seconds: Histogram,
+    layers_shared: Family<Label, Counter>,
+    layers_repeated: Counter,
     refusals: Counter,
     budget_seconds: Histogram,
 }
@@ -40,15 +51,32 @@ impl Default for Metrics {
     fn default() -> Self {
         // From 5 ms to 3 hours, and from 5 ms to 23 minutes.
         let (long, short) = (exponential_buckets(0.005, 4.0, 12), exponential_buckets(0.005, 4.0, 10));
+        let layers_shared = Family::<Label, Counter>::default();
+        // What has not happened yet is zero, and not unknown.
+        for by in [SharedBy::Same, SharedBy::Other] {
+            drop(layers_shared.get_or_create(&by.label()));
+        }
         Self(Arc::new(Counted {
             jobs: Family::default(),
             job_seconds: Histogram::new(long.collect::<Vec<_>>()),
             layers: Family::default(),
             wait_seconds: Histogram::new(short.collect::<Vec<_>>()),
             layer_seconds: Histogram::new(exponential_buckets(0.005, 4.0, 12)),
+            layers_shared,
+            layers_repeated: Counter::default(),
             refusals: Counter::default(),
             budget_seconds: Histogram::new(exponential_buckets(0.005, 4.0, 10)),
         }))
+    }
+}
+
+impl SharedBy {
+    fn label(self) -> Label {
+        let coordinator = match self {
+            Self::Same => "same",
+            Self::Other => "other",
+        };
+        [("coordinator", coordinator)]
     }
 }
 
@@ -66,6 +94,16 @@ impl Metrics {
             let seconds = (to.seconds - from.seconds) as f64 + f64::from(to.nanos - from.nanos) / 1e9;
             self.0.job_seconds.observe(seconds);
         }
+    }
+
+    /// A layer was not done, for somebody else had it done.
+    pub fn layer_shared(&self, by: SharedBy) {
+        self.0.layers_shared.get_or_create(&by.label()).inc();
+    }
+
+    /// A layer is done here while another coordinator is at work on it, which takes too long.
+    pub fn layer_repeated(&self) {
+        self.0.layers_repeated.inc();
     }
 
     /// Registries refused so many requests of the fleet.
@@ -102,6 +140,10 @@ pub fn register(all: &mut Registry, fleet: Fleet) {
     all.register_with_unit("layer_wait", help, Unit::Seconds, counted.wait_seconds.clone());
     let help = "How long workers had a layer";
     all.register_with_unit("layer_duration", help, Unit::Seconds, counted.layer_seconds.clone());
+    let help = "Layers that were not done again, by whose workers had done them";
+    all.register("layers_shared", help, counted.layers_shared.clone());
+    let help = "Layers that were begun although another coordinator was at work on them";
+    all.register("layers_repeated", help, counted.layers_repeated.clone());
     let help =
         "Requests of the coordinator and its workers that registries refused because there were too many";
     all.register("budget_refusals", help, counted.refusals.clone());

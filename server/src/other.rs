@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use occy_pipeline::filter::{
-    Filter, FilterChain, FilterError, Finish, ImageFindings, LayerFilter, OutputFormat, Rendering, Report,
-    SpecError, Target, Targets, Verdict, spec,
+    FILTERS, Filter, FilterChain, FilterError, Finish, ImageFindings, LayerFilter, OutputFormat, Rendering,
+    Report, SpecError, Target, Targets, Verdict, spec,
 };
 use occy_pipeline::layer::Keep;
 use occy_pipeline::tar::{Limits, Member};
+use occy_proto::v1::FilterCapability;
 
 /// Such a filter.
 #[derive(Debug)]
@@ -30,6 +31,25 @@ pub fn chain(texts: &[String], is_known: impl Fn(&str) -> bool) -> Result<Filter
 /// The name of a filter, in a text that names it.
 pub fn name(text: &str) -> &str {
     text.split(':').next().unwrap_or_default()
+}
+
+/// Whether all filters of a chain are ours.
+pub fn are_ours(chain: &FilterChain) -> bool {
+    chain.specs().iter().all(|text| is_ours(text))
+}
+
+fn is_ours(text: &str) -> bool {
+    FILTERS.iter().any(|kind| kind.name == name(text))
+}
+
+/// The versions of those filters of a chain that are not ours, of a worker that has these, in their order. None: it does not have all of them.
+pub fn versions(chain: &FilterChain, has: &[FilterCapability]) -> Option<Vec<String>> {
+    let specs = chain.specs();
+    let others = specs.iter().filter(|text| !is_ours(text));
+    let version = |text: &String| {
+        has.iter().find(|filter| filter.name == name(text)).map(|filter| filter.version.clone())
+    };
+    others.map(version).collect()
 }
 
 impl Filter for OtherFilter {
@@ -72,6 +92,20 @@ impl LayerFilter for Elsewhere {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_versions_of_others_are_known_from_a_worker_that_has_them() {
+        let chain = chain(&["exclude:pattern=a".to_owned(), "other:x=1".to_owned()], |_| true).unwrap();
+        let filter = |name: &str, version: &str| FilterCapability {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            ..FilterCapability::default()
+        };
+        let has = [filter("exclude", "7"), filter("other", "2")];
+        assert_eq!(versions(&chain, &has), Some(vec!["2".to_owned()]));
+        assert_eq!(versions(&chain, &has[..1]), None);
+        assert_eq!(versions(&FilterChain::default(), &[]), Some(Vec::new()));
+    }
 
     #[test]
     fn a_filter_that_is_not_ours_keeps_its_words() {

@@ -26,6 +26,7 @@ parser.add_argument("address")
 parser.add_argument("--lie", choices=["written", "claimed", "unwritten", "size", "diff-id", "kept"], help="what is not true")
 parser.add_argument("--hold", action="store_true", help="do nothing with tasks, and print their attempts")
 parser.add_argument("--halves", action="store_true", help="write in two streams, the second of which goes on with the first")
+parser.add_argument("--filter-version", default="", help="which version of shout it is")
 options = parser.parse_args()
 
 CHUNK = 200_000
@@ -42,7 +43,7 @@ def message(value):
 
 def said():
     codecs = [image_pb2.COMPRESSION_GZIP, image_pb2.COMPRESSION_ZSTD]
-    shout = pipeline_pb2.FilterCapability(name="shout", about="write files in capitals")
+    shout = pipeline_pb2.FilterCapability(name="shout", about="write files in capitals", version=options.filter_version)
     yield worker_pb2.ConnectRequest(register=worker_pb2.Register(
         name="snake", version="1", filters=[shout], outputs=["registry", "tar"], codecs=codecs, slots=2
     ))

@@ -114,6 +114,8 @@ pub fn filters() -> Vec<FilterCapability> {
         name: filter.name.to_owned(),
         about: filter.help.to_owned(),
         options: filter.keys.iter().map(|key| key.names[0].to_owned()).collect(),
+        // That of all of them is the encoder's.
+        version: String::new(),
     });
     filters.collect()
 }

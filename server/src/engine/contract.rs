@@ -9,6 +9,7 @@ use std::time::Duration;
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{ImageResult, Job, JobError, JobEvent, JobState, LayerState, LayerStatus, PipelineSpec};
 
+use super::layers::{LayerResult, LayerTurn, SeenLayer, Sharer};
 use super::{Applied, Claim, Engine, Limits, Submission, Submitted, Written};
 use crate::job::state::Change;
 
@@ -45,6 +46,8 @@ macro_rules! contract {
             a_cancelled_job_has_no_owner,
             who_waits_for_a_job_is_woken,
             one_job_at_a_time_makes_an_image_visible,
+            one_job_at_a_time_does_a_layer,
+            what_came_of_a_layer_is_there_for_those_who_may_share_it,
         );
     };
 }
@@ -318,4 +321,85 @@ pub(super) async fn one_job_at_a_time_makes_an_image_visible(place: &impl Place)
     engine.cancel(&two.id).await.unwrap();
     assert!(engine.lock(&one, "here").await.unwrap());
     assert!(!engine.lock(&two, "here").await.unwrap(), "it has ended");
+}
+
+fn sharer(claim: &Claim, tenant: &str) -> Sharer {
+    Sharer {
+        claim: claim.clone(),
+        coordinator: format!("of {}", claim.id),
+        tenant: tenant.into(),
+        source: Some("r.io/app".to_owned()),
+    }
+}
+
+async fn look(engine: &dyn Engine, who: &Sharer) -> SeenLayer {
+    engine.layer_turn("layer", who).await.unwrap()
+}
+
+pub(super) async fn one_job_at_a_time_does_a_layer(place: &impl Place) {
+    let engine = place.open(LIMITS).await;
+    let (one, two) = (submit(&*engine, "a", "").await.id, submit(&*engine, "b", "").await.id);
+    let (one, two) = (claim(&*engine, &one).await, claim(&*engine, &two).await);
+    let (first, second) = (sharer(&one, ""), sharer(&two, ""));
+    // Both see that nobody is at work, and one gets the turn.
+    let (here, there) = tokio::join!(look(&*engine, &first), look(&*engine, &second));
+    assert_eq!((&here.turn, &there.turn), (&LayerTurn::Free, &LayerTurn::Free));
+    assert!(engine.take_layer(here.clone(), &first).await.unwrap());
+    assert!(!engine.take_layer(there, &second).await.unwrap());
+    assert!(!engine.take_layer(here, &first).await.unwrap(), "it is not as it was");
+    assert_eq!(look(&*engine, &second).await.turn, LayerTurn::Held(one.clone()));
+    let other = engine.layer_turn("another layer", &second).await.unwrap();
+    assert_eq!(other.turn, LayerTurn::Free);
+    // Who has it may begin it again.
+    let again = look(&*engine, &first).await;
+    assert!(engine.take_layer(again, &first).await.unwrap());
+    // The end of its claim is the end of its turn; its job in its next attempt is one who wants it like others.
+    engine.release(&one).await.unwrap();
+    let seen = look(&*engine, &second).await;
+    assert_eq!(seen.turn, LayerTurn::Free);
+    assert!(engine.take_layer(seen, &second).await.unwrap());
+    let one = sharer(&claim(&*engine, &one.id).await, "");
+    assert_eq!(look(&*engine, &one).await.turn, LayerTurn::Held(two.clone()));
+    engine.cancel(&two.id).await.unwrap();
+    let seen = look(&*engine, &one).await;
+    assert!(engine.take_layer(seen, &one).await.unwrap());
+    // So is that of a coordinator that is killed, when its jobs were found without an owner.
+    let engine = place.replace(engine).await;
+    unowned(&*engine).await;
+    let last = sharer(&claim(&*engine, &one.claim.id).await, "");
+    assert_eq!(look(&*engine, &last).await.turn, LayerTurn::Free);
+}
+
+pub(super) async fn what_came_of_a_layer_is_there_for_those_who_may_share_it(place: &impl Place) {
+    let engine = place.open(LIMITS).await;
+    let (one, two) = (submit(&*engine, "a", "").await.id, submit(&*engine, "b", "").await.id);
+    let (one, two) = (claim(&*engine, &one).await, claim(&*engine, &two).await);
+    let (first, second) = (sharer(&one, "one"), sharer(&two, "two"));
+    let stranger = Sharer { source: None, ..sharer(&two, "three") };
+    let done = |record: &str| {
+        LayerTurn::Done(LayerResult { coordinator: first.coordinator.clone(), record: record.to_owned() })
+    };
+    let seen = look(&*engine, &first).await;
+    assert!(engine.take_layer(seen, &first).await.unwrap());
+    engine.end_layer("layer", &first, Some("made".to_owned())).await.unwrap();
+    assert_eq!(look(&*engine, &second).await.turn, done("made"));
+    assert_eq!(look(&*engine, &stranger).await.turn, LayerTurn::Free);
+    // It outlives the job that made it.
+    engine.cancel(&one.id).await.unwrap();
+    let seen = look(&*engine, &second).await;
+    assert_eq!(seen.turn, done("made"));
+    // Who cannot use it does it again, once.
+    assert!(engine.take_layer(seen.clone(), &second).await.unwrap());
+    assert!(!engine.take_layer(seen, &second).await.unwrap());
+    let third = sharer(&one, "one");
+    assert_eq!(look(&*engine, &third).await.turn, LayerTurn::Held(two.clone()));
+    // What somebody does beside him is there at once.
+    engine.end_layer("layer", &third, Some("beside".to_owned())).await.unwrap();
+    assert_eq!(look(&*engine, &second).await.turn, done("beside"));
+    let seen = look(&*engine, &third).await;
+    assert!(!engine.take_layer(seen, &third).await.unwrap(), "it is another's turn");
+    assert_eq!(look(&*engine, &third).await.turn, LayerTurn::Held(two));
+    // What is of no use for others is the next one's to do.
+    engine.end_layer("layer", &second, None).await.unwrap();
+    assert_eq!(look(&*engine, &third).await.turn, LayerTurn::Free);
 }

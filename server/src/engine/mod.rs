@@ -6,6 +6,7 @@
 //! | NATS JetStream, for several | `jetstream` |
 //! | schedules, which every coordinator may change | `schedules` |
 //! | who waits for a job's next event | `subscribers` |
+//! | whose turn it is to do a layer | `layers` |
 //! | what every engine must do, as tests | `contract` |
 //!
 //! A job is *owned* by the coordinator that has claimed it, from its claim to its end. The claim has an epoch, which grows with every
@@ -18,6 +19,7 @@
 mod contract;
 pub mod embedded;
 pub mod jetstream;
+pub mod layers;
 pub mod schedules;
 mod subscribers;
 
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 
 use self::embedded::StoreError;
 use self::jetstream::JetStreamError;
+use self::layers::{SeenLayer, Sharer};
 use self::schedules::Schedules;
 use crate::job::state::{self, Change, Refused};
 use crate::schedule::{Standing, Tenant};
@@ -106,6 +109,18 @@ pub trait Engine: Schedules + Debug + Send + Sync {
 
     /// Lets others make an image visible there.
     async fn unlock(&self, claim: &Claim, place: &str) -> Result<(), EngineError>;
+
+    /// Whose turn it is to do a layer, for a job that wants it: of jobs that may share it, one has the turn, for as long as its claim
+    /// holds or until it has ended it.
+    async fn layer_turn(&self, layer: &str, who: &Sharer) -> Result<SeenLayer, EngineError>;
+
+    /// Takes the turn at a layer that was seen to be nobody's, or what came of whose last turn is of no use. False: it is not as it
+    /// was seen any more.
+    async fn take_layer(&self, seen: SeenLayer, who: &Sharer) -> Result<bool, EngineError>;
+
+    /// Ends the turn at a layer. What came of it is there for a while, for those who may share it; None: they cannot use it. It is
+    /// there too if somebody else has the turn.
+    async fn end_layer(&self, layer: &str, who: &Sharer, result: Option<String>) -> Result<(), EngineError>;
 
     /// What an earlier attempt at a job that has not ended wrote of a layer.
     async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, EngineError>;

@@ -12,7 +12,7 @@ use occy_pipeline::compression::Format;
 use occy_pipeline::digest::Digest;
 use occy_pipeline::element::{Image, ImageName, Layer, StoredLayer, WrittenLayer};
 use occy_pipeline::error::Error;
-use occy_pipeline::filter::{FilterChain, Report};
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::output::content::ContentOutput;
 use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Permit, Receipt};
@@ -21,7 +21,6 @@ use occy_pipeline::registry::{FetchedManifest, Repository};
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{LayerState, LayerStatus};
-use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::state::Change;
@@ -29,6 +28,7 @@ use crate::engine::{Applied, Claim, Engine, Written};
 use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
 use crate::metrics::Metrics;
+use crate::written::Record;
 
 /// Layers that a job may have, of all its images together: all that a record can list in one message.
 const MAX_LAYERS: usize = 2048;
@@ -211,7 +211,7 @@ impl ImageOutput for JobOutput {
         }
         let record = self.attempt.engine.written(&self.attempt.claim.id, &key(layer, chain)).await;
         let record = record.map_err(ServiceError::from)?;
-        let Some(written) = record.and_then(|record| Record::parse(&record, layer.index)) else {
+        let Some(written) = record.and_then(|record| Record::parse(&record)?.layer(layer.index)) else {
             return Ok(None);
         };
         let origin = match &written.stored {
@@ -397,7 +397,7 @@ impl LayerWatcher for JobWatcher {
         chain: &FilterChain,
         written: &WrittenLayer,
     ) -> Result<(), ServiceError> {
-        let record = Written { layer: key(layer, chain), record: Record::of(written) };
+        let record = Written { layer: key(layer, chain), record: Record::from(written).text() };
         let done = Change::LayerDone(self.places.status(layer, written));
         self.attempt.apply(vec![done], Some(record)).await
     }
@@ -422,80 +422,4 @@ impl Drop for Counted {
 /// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.
 fn key(layer: &Layer, chain: &FilterChain) -> String {
     format!("{} {}", layer.blob.identity(), chain.fingerprint())
-}
-
-/// What an attempt wrote of a layer.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    /// None: the source's blob as it is.
-    stored: Option<StoredRecord>,
-    diff_id: Option<Digest>,
-    edited: bool,
-    reports: Vec<Option<Report>>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct StoredRecord {
-    digest: Digest,
-    size: u64,
-    format: String,
-}
-
-impl Record {
-    fn of(written: &WrittenLayer) -> String {
-        let stored = match &written.stored {
-            StoredLayer::Original => None,
-            StoredLayer::Written { digest, size, format } => {
-                Some(StoredRecord { digest: digest.clone(), size: *size, format: format.to_string() })
-            }
-        };
-        let record = Self {
-            stored,
-            diff_id: written.diff_id.clone(),
-            edited: written.edited,
-            reports: written.reports.clone(),
-        };
-        serde_json::to_string(&record).expect("a record is plain data")
-    }
-
-    /// None for one that another version wrote: its layer is done again.
-    fn parse(text: &str, index: usize) -> Option<WrittenLayer> {
-        let record: Self = serde_json::from_str(text).ok()?;
-        let stored = match record.stored {
-            None => StoredLayer::Original,
-            Some(StoredRecord { digest, size, format }) => {
-                let format = [Format::None, Format::Gzip, Format::Zstd]
-                    .into_iter()
-                    .find(|known| known.to_string() == format)?;
-                StoredLayer::Written { digest, size, format }
-            }
-        };
-        let Self { diff_id, edited, reports, .. } = record;
-        Some(WrittenLayer { index, stored, diff_id, edited, reports })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_written_is_read_again() {
-        let digest = Digest::sha256(b"x");
-        for stored in [
-            StoredLayer::Original,
-            StoredLayer::Written { digest: digest.clone(), size: 7, format: Format::Zstd },
-        ] {
-            let written = WrittenLayer {
-                index: 3,
-                stored: stored.clone(),
-                diff_id: Some(digest.clone()),
-                edited: true,
-                reports: vec![None],
-            };
-            let read = Record::parse(&Record::of(&written), 3).unwrap();
-            assert_eq!((read.stored, read.diff_id, read.edited), (stored, Some(digest.clone()), true));
-        }
-        assert!(Record::parse("{}", 0).is_none());
-    }
 }

@@ -37,6 +37,7 @@ use crate::error::ServiceError;
 use crate::executor::FleetExecutor;
 use crate::fleet::{Fleet, FleetQueue, Origin, Patience};
 use crate::schedule::{Capabilities, Standing, Tenant};
+use crate::share::elsewhere::Elsewhere;
 
 /// Bytes of what filters print or append that one job may leave.
 const FOUND_MAX: usize = 64 * 1024 * 1024;
@@ -104,6 +105,8 @@ pub struct Jobs(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// What this coordinator is called among others, as long as it is there.
+    name: String,
     engine: Arc<dyn Engine>,
     live: LiveJobs,
     gate: Arc<Gate>,
@@ -151,6 +154,7 @@ impl Jobs {
         at_once: usize,
     ) -> Self {
         Self(Arc::new(Inner {
+            name: uuid::Uuid::new_v4().to_string(),
             engine,
             live: LiveJobs::default(),
             gate,
@@ -212,12 +216,11 @@ impl Jobs {
         if !engine.is_shared() {
             return std::future::pending().await;
         }
-        let name = uuid::Uuid::new_v4().to_string();
         let mut tick = tokio::time::interval(engine.lease() / 3);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match engine.coordinators(&name).await {
+            match engine.coordinators(&self.0.name).await {
                 Ok(coordinators) => self.0.fleet.budgets().share(coordinators.max(1)),
                 Err(error) => tracing::warn!(%error, "coordinators could not be counted"),
             }
@@ -494,6 +497,11 @@ impl Jobs {
         let watcher = JobWatcher { attempt: attempt.clone(), places: Arc::clone(&places) };
         let output = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers, places));
         let queue = self.0.fleet.queue(&standing, &needs, true).of(Origin { job: job.id, ..origin });
+        let queue = queue.and_elsewhere(Elsewhere {
+            engine: Arc::clone(&attempt.engine),
+            claim: attempt.claim.clone(),
+            coordinator: self.0.name.clone(),
+        });
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let begin = {
             let layers = live.layers.clone();

@@ -209,7 +209,11 @@ impl ImageOutput for Destination {
 
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
         self.ends.link.delay().await;
-        Ok(self.ends.world.has_blob(&layer.label()))
+        let is_there = self.ends.world.has_blob(&layer.label());
+        if is_there {
+            self.ends.world.count("layers that were there");
+        }
+        Ok(is_there)
     }
 
     async fn write_layer(

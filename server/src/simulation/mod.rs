@@ -8,8 +8,9 @@
 //! Coordinators are killed, held up past their leases, drained, and cut off from the engine; workers are killed, stopped past their
 //! leases and cut off. However that goes: every job that was accepted ends, once, as its layers say, and its watcher hears of all
 //! that happened, once and in order; its record is changed by its owner alone; its manifest is put while it is owned, when every
-//! blob is there, and not beside another's to the same tag; no two attempts at a layer count at once; no worker has more than its slots, or
-//! what it does not offer.
+//! blob is there, and not beside another's to the same tag; no two attempts at a layer count at once; no two jobs have
+//! the turn at what is the same layer, and none is taken from one whose claim holds; no worker has more than its slots, or what it does
+//! not offer.
 //!
 //! A seed that fails is run again, with all that happens, by `OCCY_TEST_SEED=N OCCY_TEST_SEEDS=1 tests/simulate`. The order in which
 //! tokio wakes those who wait for the same is chance too, and follows the seed only where tokio is built to let it (`--cfg

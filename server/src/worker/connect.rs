@@ -128,7 +128,9 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     if attempts.len() > ATTEMPTS_MAX || attempts.iter().any(|attempt| attempt.len() > NAME_MAX) {
         return Err(bad("attempts", "a worker can come back with 4096 of them"));
     }
-    let words = filters.iter().flat_map(|filter| filter.options.iter().chain([&filter.name, &filter.about]));
+    let words = filters
+        .iter()
+        .flat_map(|filter| filter.options.iter().chain([&filter.name, &filter.about, &filter.version]));
     let words = words.chain(&outputs).chain([&version, &encoder_version]);
     if words.into_iter().any(|word| word.len() > NAME_MAX || word.chars().any(char::is_control)) {
         return Err(bad("filters", "expected words of at most 128 bytes that can be printed"));

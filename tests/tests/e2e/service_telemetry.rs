@@ -22,7 +22,7 @@ fn run(coordinator: &Coordinator, spec: &Value, metadata: &[&str]) {
     assert_eq!(events.last().expect("events")["event"]["state_changed"]["state"], "JOB_STATE_SUCCEEDED");
 }
 
-fn metrics(coordinator: &Coordinator) -> String {
+pub(crate) fn metrics(coordinator: &Coordinator) -> String {
     let log = coordinator.log();
     let line = log.lines().find(|line| line.contains("/metrics")).expect("it says where they are");
     let address = line.split("address=").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
@@ -32,7 +32,7 @@ fn metrics(coordinator: &Coordinator) -> String {
 }
 
 /// The value of a metric.
-fn value(metrics: &str, name: &str) -> f64 {
+pub(crate) fn value(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} is not in\n{metrics}")).parse().expect("a number")
 }

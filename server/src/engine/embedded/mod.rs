@@ -18,10 +18,11 @@
 //! Ids are UUIDs of version 7: their order is that of their time. `active_of`, `ended` and `keyed` say nothing new: they are there so
 //! that a submission costs the same however many jobs there are, and are made anew of the others when the file is opened.
 //!
-//! Who owns a job is in memory. The file is one process's, so an owner is gone when the process is, and until then its claim does
+//! Who owns a job is in memory, and so is whose turn it is to do a layer. The file is one process's, so an owner is gone when the process is, and until then its claim does
 //! not run out: a coordinator that was stopped for a while goes on where it was.
 
 mod file;
+mod layers;
 mod schedules;
 
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ use tokio::sync::watch;
 
 pub use self::file::StoreError;
 use self::file::{During, StoreFile};
+use self::layers::Layers;
+use super::layers::{SeenLayer, Sharer};
 use super::subscribers::Subscribers;
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{self, Change};
@@ -79,6 +82,8 @@ struct Owners {
     claims: HashMap<String, u64>,
     /// Who makes an image visible where.
     locks: HashMap<String, Claim>,
+    /// Who does which layer.
+    layers: Layers,
 }
 
 /// Who changes a job.
@@ -287,13 +292,13 @@ impl Store {
     fn try_lock(&self, claim: &Claim, place: &str) -> Option<Claim> {
         let mut owners = self.owners();
         let Owners { claims, locks, .. } = &mut *owners;
-        locks.retain(|_, holder| claims.get(&holder.id) == Some(&holder.epoch));
+        locks.retain(|_, holder| holds(claims, holder));
         let holder = locks.entry(place.to_owned()).or_insert_with(|| claim.clone());
         (holder != claim).then(|| holder.clone())
     }
 
     fn is_owner(&self, claim: &Claim) -> bool {
-        self.owners().claims.get(&claim.id) == Some(&claim.epoch)
+        holds(&self.owners().claims, claim)
     }
 
     fn owners(&self) -> MutexGuard<'_, Owners> {
@@ -474,6 +479,22 @@ impl Engine for Store {
         Ok(())
     }
 
+    async fn layer_turn(&self, layer: &str, who: &Sharer) -> Result<SeenLayer, EngineError> {
+        let owners = self.owners();
+        Ok(owners.layers.look(layer, who, |claim| holds(&owners.claims, claim)))
+    }
+
+    async fn take_layer(&self, seen: SeenLayer, who: &Sharer) -> Result<bool, EngineError> {
+        let Owners { claims, layers, .. } = &mut *self.owners();
+        Ok(layers.begin(seen, who, |claim| holds(claims, claim)))
+    }
+
+    async fn end_layer(&self, layer: &str, who: &Sharer, result: Option<String>) -> Result<(), EngineError> {
+        let Owners { claims, layers, .. } = &mut *self.owners();
+        layers.end(layer, who, result, |claim| holds(claims, claim));
+        Ok(())
+    }
+
     async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, EngineError> {
         let (id, layer) = (id.to_owned(), layer.to_owned());
         self.blocking(move |_, database| {
@@ -503,6 +524,11 @@ impl Engine for Store {
         })
         .await
     }
+}
+
+/// Whether a claim is its job's latest, by the epochs of all.
+fn holds(claims: &HashMap<String, u64>, claim: &Claim) -> bool {
+    claims.get(&claim.id) == Some(&claim.epoch)
 }
 
 /// Takes a job out of those that have not ended.

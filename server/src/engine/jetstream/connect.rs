@@ -7,6 +7,7 @@
 //! | `occystrap_keys` | hash of tenant and idempotency key | id |
 //! | `occystrap_leases` | id, epoch | nothing; it is there for a lease after the owner was heard of |
 //! | `occystrap_locks` | a destination, as a hash | the claim of the job that makes its image visible there |
+//! | `occystrap_layers` | a layer, what is done with it and where it goes, as a hash | whose turn it is to do that, and what came of it |
 //! | `occystrap_schedules` | hash of tenant and id | the schedule's record, in whose headers is when it has to be looked at |
 //!
 //! They are key-value buckets as NATS knows them, so that its tools show them. Reads go to the leader of a bucket, never to another
@@ -37,6 +38,8 @@ const OLDEST: (u32, u32) = (2, 9);
 const PAYLOAD: usize = 1024 * 1024;
 /// For how long at most a destination is locked: far longer than a manifest takes, and what is left of a coordinator that died goes then.
 const LOCK: Duration = Duration::from_secs(24 * 60 * 60);
+/// For how long it is known what came of a layer, or who is at work: who needs longer for one is found not to be, and it is done again.
+const LAYER: Duration = Duration::from_secs(60 * 60);
 
 /// Where JetStream is, and what of it is used.
 #[derive(Clone, Debug)]
@@ -65,6 +68,7 @@ pub(super) struct Buckets {
     pub(super) keys: Stream,
     pub(super) leases: Stream,
     pub(super) locks: Stream,
+    pub(super) layers: Stream,
     pub(super) schedules: Stream,
     pub(super) context: Context,
     /// Counts how often there was a connection.
@@ -106,6 +110,7 @@ pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
         keys: forever("keys").await?,
         leases: open(&context, "leases", place.replicas, place.lease).await?,
         locks: open(&context, "locks", place.replicas, LOCK).await?,
+        layers: open(&context, "layers", place.replicas, LAYER).await?,
         schedules: forever("schedules").await?,
         context: context.clone(),
         connections,

@@ -7,6 +7,7 @@
 //! | what every coordinator has in memory of all jobs | `index` |
 //! | whose image becomes visible at a destination | `lock` |
 //! | schedules | `schedules` |
+//! | whose turn it is to do a layer | `layer` |
 //! | the values themselves, and how they are asked for | `values` |
 //!
 //! A job is one value, and every change of it is a compare-and-set on the revision that was read: so of two coordinators one is
@@ -18,6 +19,7 @@
 
 pub mod connect;
 mod index;
+mod layer;
 mod lock;
 mod record;
 mod schedules;
@@ -42,6 +44,7 @@ use self::connect::{Place as Where, bucket, connect};
 use self::index::{Entry, Index};
 use self::record::{Events, Place, Record, since};
 use self::values::{Value, Values, WriteError};
+use super::layers::{SeenLayer, Sharer};
 use super::{Applied, Claim, Engine, EngineError, Limits, Submission, Submitted, Written, accepted, changed};
 use crate::job::state::{Change, is_final};
 use crate::schedule::{Standing, Tenant};
@@ -614,6 +617,18 @@ impl Engine for JetStream {
 
     async fn unlock(&self, claim: &Claim, place: &str) -> Result<(), EngineError> {
         Ok(self.unlock_place(claim, place).await?)
+    }
+
+    async fn layer_turn(&self, layer: &str, who: &Sharer) -> Result<SeenLayer, EngineError> {
+        Ok(self.look_at_layer(layer, who).await?)
+    }
+
+    async fn take_layer(&self, seen: SeenLayer, who: &Sharer) -> Result<bool, EngineError> {
+        Ok(self.begin_layer(seen, who).await?)
+    }
+
+    async fn end_layer(&self, layer: &str, who: &Sharer, result: Option<String>) -> Result<(), EngineError> {
+        Ok(self.finish_layer(layer, who, result).await?)
     }
 
     async fn written(&self, id: &str, layer: &str) -> Result<Option<String>, EngineError> {

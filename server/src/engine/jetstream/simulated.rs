@@ -16,7 +16,8 @@ use super::index::{Entry, Index};
 use super::record::Record;
 use super::values::{Value, Values, WriteError};
 use super::{JetStream, JetStreamError};
-use crate::engine::Limits;
+use crate::engine::layers::LayerRecord;
+use crate::engine::{Claim, Limits};
 use crate::job::state::is_final;
 use crate::simulation::world::{Link, World};
 
@@ -101,6 +102,10 @@ impl Nats {
             let before = before.as_ref().map(|(_, payload)| payload);
             self.look_at(state.jobs.entry(id.to_owned()).or_default(), coordinator, before, &value.payload);
         }
+        if subject.starts_with(&bucket("layers")) {
+            let before = before.as_ref().map(|(_, payload)| payload);
+            self.look_at_layer(&state, subject, before, &value.payload);
+        }
         state.revision += 1;
         let revision = state.revision;
         let stored = Stored { revision, payload: value.payload, headers: value.headers, at: Instant::now() };
@@ -113,6 +118,31 @@ impl Nats {
     fn live<'a>(&self, state: &'a State, subject: &str) -> Option<&'a Stored> {
         let is_lease = subject.starts_with(&bucket("leases"));
         state.values.get(subject).filter(|stored| !is_lease || stored.at.elapsed() < self.lease)
+    }
+
+    /// Holds what stands of a layer against what stood there before: one job has the turn, and while its claim holds, it alone ends it.
+    fn look_at_layer(&self, state: &State, subject: &str, before: Option<&Bytes>, after: &Bytes) {
+        let read = |bytes: &Bytes| LayerRecord::decode(bytes.clone()).expect("a layer was written");
+        let (old, new) = (before.map(read).unwrap_or_default(), read(after));
+        let (held, holders) = (old.holders(), new.holders());
+        self.world.event(&format!("layer {subject} is held by {holders:?}"));
+        let violated = |what: &str| self.world.violated(&format!("{what}: {old:?} became {new:?}"));
+        if let Some(both) = new.at_once() {
+            violated(&format!("{both:?} have the turn at a layer at once"));
+        }
+        let holds = |claim: &Claim| {
+            state.jobs.get(&claim.id).is_some_and(|history| {
+                let is_owned = history.owned.last().is_some_and(|(_, owner)| owner.is_some());
+                is_owned && history.owners.last_key_value().is_some_and(|(epoch, _)| *epoch == claim.epoch)
+            })
+        };
+        let lost = held.iter().filter(|claim| !holders.contains(claim) && !new.was_ended_by(claim));
+        for claim in lost.filter(|claim| holds(claim)) {
+            violated(&format!("the turn at a layer was taken from {claim:?}"));
+        }
+        if holders.iter().any(|holder| !held.contains(holder)) {
+            self.world.count("turns at layers");
+        }
     }
 
     /// Holds a new record against the one before.

@@ -82,13 +82,14 @@ pub(super) enum WriteError {
 
 impl Buckets {
     fn stream(&self, subject: &str) -> &Stream {
-        let Self { jobs, parts, keys, leases, locks, schedules, .. } = self;
+        let Self { jobs, parts, keys, leases, locks, layers, schedules, .. } = self;
         let all = [
             ("jobs", jobs),
             ("parts", parts),
             ("keys", keys),
             ("leases", leases),
             ("locks", locks),
+            ("layers", layers),
             ("schedules", schedules),
         ];
         let its = all.into_iter().find(|(name, _)| subject.starts_with(&bucket(name)));

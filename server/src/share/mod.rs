@@ -9,8 +9,14 @@
 //! A job comes here when its source was asked, with the credentials that it has, for the manifest that names the layer. That
 //! says something only about the repository that was asked: anybody can write a manifest that names a stranger's layer, and would
 //! learn here what filters found in it. So another tenant's result is shared only if both read it out of the same repository.
+//!
+//! All this is between the jobs and calls of one coordinator; a job's layers are shared with other coordinators' jobs too, by the same
+//! rules: [`elsewhere`].
+
+pub mod elsewhere;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +27,8 @@ use occy_pipeline::output::LayerForm;
 use occy_pipeline::progress::LayerState;
 use tokio::sync::watch;
 
+use self::elsewhere::{Elsewhere, EveryTurn};
+use crate::metrics::{Metrics, SharedBy};
 use crate::schedule::Tenant;
 
 /// Results that are remembered when nobody waits for them any more.
@@ -29,8 +37,11 @@ const KEPT: usize = 1024;
 const KEPT_REPORTS: usize = 32 * 1024;
 
 /// The layers of a coordinator that are, or were, on their way. Clones are handles on the same ones.
-#[derive(Clone, Debug, Default)]
-pub struct SharedLayers(Arc<Mutex<State>>);
+#[derive(Clone, Debug)]
+pub struct SharedLayers {
+    state: Arc<Mutex<State>>,
+    metrics: Metrics,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -50,10 +61,28 @@ struct Key {
     keep_stored: bool,
     /// The filters, and the version of what rewrites and compresses.
     chain: String,
+    /// The versions of those filters that only workers have.
+    others: Vec<String>,
     form: LayerForm,
     verify_diff_ids: bool,
     /// The registry.
     host: String,
+}
+
+/// In words that are equal where the keys are.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { digest, size, media_type, diff_id, keep_stored, .. } = self;
+        let Self { chain, others, form, verify_diff_ids, host, .. } = self;
+        let compression = match form {
+            LayerForm::Stored { compression } => compression.map(|compression| compression.to_string()),
+            LayerForm::Tar => Some("tar".to_owned()),
+            LayerForm::Nothing => Some("nothing".to_owned()),
+        };
+        let layer = (digest, size, media_type, diff_id);
+        let words = (layer, keep_stored, chain, others, compression, verify_diff_ids, host);
+        f.write_str(&serde_json::to_string(&words).map_err(|_| fmt::Error)?)
+    }
 }
 
 /// A layer, for those who may share it.
@@ -89,6 +118,17 @@ struct Done {
     repository: String,
 }
 
+/// Who wants a layer, of what is not said in its task.
+#[derive(Debug)]
+pub struct Wants<'a> {
+    /// Whose it is.
+    pub tenant: &'a Tenant,
+    /// The versions of those of its filters that only workers have.
+    pub others: Vec<String>,
+    /// Of a job: how it is shared with other coordinators.
+    pub elsewhere: Option<&'a Elsewhere>,
+}
+
 /// What comes of waiting for one's turn at a layer.
 #[derive(Debug)]
 pub enum Turn<L> {
@@ -100,14 +140,14 @@ pub enum Turn<L> {
 
 /// The one who does a layer. Dropped before it is done, it leaves it to the next one.
 #[derive(Debug)]
-pub struct Leader(Option<Led>);
+pub struct Leader(Option<Box<Led>>);
 
 #[derive(Debug)]
 struct Led {
     claim: Claim,
     repository: String,
-    /// Whether the others wait for this one.
-    is_awaited: bool,
+    /// The turn among all coordinators.
+    everywhere: Option<EveryTurn>,
 }
 
 /// A place among those who want a layer.
@@ -117,50 +157,99 @@ struct Claim {
     key: Key,
     id: u64,
     stage: Arc<watch::Sender<Stage>>,
+    /// Whether the others wait for this one.
+    is_awaited: bool,
+}
+
+/// What one's turn begins with.
+enum Begun<L> {
+    /// Another coordinator had the layer done.
+    Taken(WrittenLayer),
+    /// A worker is there.
+    Leased(L),
 }
 
 impl SharedLayers {
-    /// Waits for a worker, or for somebody else who does the same.
+    /// Those of a coordinator that counts them there.
+    pub fn new(metrics: Metrics) -> Self {
+        Self { state: Arc::default(), metrics }
+    }
+
+    /// Waits for a worker, or for somebody else who does the same: here, and for a job elsewhere.
     ///
     /// # Cancel safety
     /// Dropped, it wants the layer no more.
     pub async fn turn<L, F: Future<Output = Result<L, Error>>>(
         &self,
-        tenant: &Tenant,
+        wants: Wants<'_>,
         task: &LayerTask,
         lease: impl Fn() -> F,
     ) -> Result<Turn<L>, Error> {
-        let Some((key, repository)) = key(task) else { return Ok(Turn::Lead(lease().await?, Leader(None))) };
+        let Wants { tenant, others, elsewhere } = wants;
+        let Some((key, repository)) = key(task, others) else {
+            return Ok(Turn::Lead(lease().await?, Leader::alone()));
+        };
         let source = task.layer.origin.as_ref().map(|origin| format!("{}/{}", origin.host(), origin.name()));
-        let claim = self.claim(tenant, source, key);
+        let mut everywhere = elsewhere.map(|elsewhere| elsewhere.turn(&key, tenant, source.clone()));
+        let mut claim = self.claim(tenant, source, key);
         let mut stage = claim.stage.subscribe();
         loop {
             let now = stage.borrow_and_update().clone();
-            match now {
-                Stage::Open => tokio::select! {
-                    biased;
-                    // Losing this branch leaves the line of those who wait for a worker, or gives the slot back.
-                    lease = lease() => {
-                        let lease = lease?;
-                        if claim.begin() {
-                            let led = Led { claim, repository, is_awaited: true };
-                            return Ok(Turn::Lead(lease, Leader(Some(led))));
-                        }
-                    }
-                    // Losing this one loses nothing: the stage is looked at again. The claim keeps the sender.
-                    _ = stage.changed() => {}
-                },
-                // The claim keeps the sender.
-                Stage::Running => drop(stage.changed().await),
+            let is_open = match now {
+                Stage::Open => true,
+                Stage::Running => {
+                    // The claim keeps the sender.
+                    drop(stage.changed().await);
+                    continue;
+                }
                 Stage::Done(done) => {
                     if let Some(written) = take(task, &done).await? {
+                        self.metrics.layer_shared(SharedBy::Same);
                         return Ok(Turn::Taken(written));
                     }
-                    let led = Led { claim, repository, is_awaited: false };
-                    return Ok(Turn::Lead(lease().await?, Leader(Some(led))));
+                    false
                 }
+            };
+            let begun = tokio::select! {
+                biased;
+                // Losing this branch leaves the line of those who wait for a worker, or gives the slot back.
+                begun = self.begin(task, &mut everywhere, &lease) => begun?,
+                // Losing this one loses nothing: the stage is looked at again. The claim keeps the sender.
+                _ = stage.changed(), if is_open => continue,
+            };
+            let lease = match begun {
+                Begun::Taken(written) => return Ok(Turn::Taken(written)),
+                Begun::Leased(lease) => lease,
+            };
+            if is_open && !claim.begin() {
+                continue;
             }
+            if let Some(everywhere) = &mut everywhere
+                && !everywhere.begin(&self.metrics).await
+            {
+                claim.leave();
+                continue;
+            }
+            let led = Led { claim, repository, everywhere };
+            return Ok(Turn::Lead(lease, Leader(Some(Box::new(led)))));
         }
+    }
+
+    /// Waits for other coordinators, and then for a worker.
+    async fn begin<L, F: Future<Output = Result<L, Error>>>(
+        &self,
+        task: &LayerTask,
+        everywhere: &mut Option<EveryTurn>,
+        lease: impl Fn() -> F,
+    ) -> Result<Begun<L>, Error> {
+        if let Some(everywhere) = everywhere
+            && let Some((done, by)) = everywhere.result().await
+            && let Some(written) = take(task, &done).await?
+        {
+            self.metrics.layer_shared(by);
+            return Ok(Begun::Taken(written));
+        }
+        Ok(Begun::Leased(lease().await?))
     }
 
     /// A place at the layer, if there is one that this tenant may share, or at one of its own.
@@ -193,11 +282,11 @@ impl SharedLayers {
                 (*count, stage)
             }
         };
-        Claim { layers: self.clone(), key, id, stage }
+        Claim { layers: self.clone(), key, id, stage, is_awaited: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -242,43 +331,63 @@ impl State {
 
 impl Claim {
     /// Whether this is the one who does it.
-    fn begin(&self) -> bool {
-        self.stage.send_if_modified(|stage| {
+    fn begin(&mut self) -> bool {
+        self.is_awaited = self.stage.send_if_modified(|stage| {
             let is_open = matches!(stage, Stage::Open);
             if is_open {
                 *stage = Stage::Running;
             }
             is_open
-        })
+        });
+        self.is_awaited
+    }
+
+    /// It is, and leaves it to the next one.
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_awaited) {
+            self.stage.send_replace(Stage::Open);
+        }
+    }
+
+    /// It is, and has done it.
+    fn end(&mut self, done: Arc<Done>) {
+        self.is_awaited = false;
+        self.stage.send_replace(Stage::Done(done));
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.leave();
         self.layers.lock().give_up(&self.key, self.id);
     }
 }
 
 impl Leader {
-    /// It is done, and others may have it.
-    pub fn done(mut self, written: &WrittenLayer) {
-        if let Some(Led { claim, repository, .. }) = self.0.take() {
-            claim.stage.send_replace(Stage::Done(Arc::new(Done { written: written.clone(), repository })));
-        }
+    /// Of a layer that is shared with nobody.
+    pub fn alone() -> Self {
+        Self(None)
     }
-}
 
-impl Drop for Leader {
-    fn drop(&mut self) {
-        if let Some(Led { claim, is_awaited: true, .. }) = &self.0 {
-            claim.stage.send_replace(Stage::Open);
+    /// It is done, by a worker whose own filters have these versions, and others may have it, if they have asked for these.
+    pub async fn done(self, written: &WrittenLayer, others: Option<Vec<String>>) {
+        let Some(led) = self.0 else { return };
+        let Led { mut claim, repository, everywhere } = *led;
+        let is_as_asked = others.as_ref() == Some(&claim.key.others);
+        let done = is_as_asked.then(|| Arc::new(Done { written: written.clone(), repository }));
+        match &done {
+            Some(done) => claim.end(Arc::clone(done)),
+            None => claim.leave(),
+        }
+        if let Some(everywhere) = everywhere {
+            everywhere.end(done.as_deref()).await;
         }
     }
 }
 
 /// What has to be the same for a layer to be shared, and the repository that it goes to. None for what is not shared: what does
 /// not go to a registry, and what no digest describes for certain.
-fn key(task: &LayerTask) -> Option<(Key, String)> {
+fn key(task: &LayerTask, others: Vec<String>) -> Option<(Key, String)> {
     let LayerTask { layer, plan, output, .. } = task;
     let repository = output.repository()?;
     let descriptor = layer.descriptor.as_ref()?;
@@ -292,6 +401,7 @@ fn key(task: &LayerTask) -> Option<(Key, String)> {
         diff_id: layer.diff_id.as_ref().map(ToString::to_string),
         keep_stored: layer.keep_stored,
         chain: plan.chain.fingerprint(),
+        others,
         form: output.form(),
         verify_diff_ids: plan.verify_diff_ids,
         host: repository.host().to_owned(),
@@ -340,7 +450,7 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(20);
+    pub(super) const SOON: Duration = Duration::from_millis(20);
 
     fn repository(name: &str) -> Repository {
         let client = Client::new(Options::default()).unwrap();
@@ -348,9 +458,9 @@ mod tests {
     }
 
     /// A destination that is only asked whether it has layers.
-    struct Asked {
+    pub(super) struct Asked {
         repository: Repository,
-        has_layers: AtomicBool,
+        pub(super) has_layers: AtomicBool,
     }
 
     #[async_trait::async_trait]
@@ -396,7 +506,7 @@ mod tests {
         }
     }
 
-    fn task(source: &str, destination: &str) -> (LayerTask, Arc<Asked>) {
+    pub(super) fn task(source: &str, destination: &str) -> (LayerTask, Arc<Asked>) {
         let output =
             Arc::new(Asked { repository: repository(destination), has_layers: AtomicBool::new(true) });
         let progress = Progress::default();
@@ -424,13 +534,23 @@ mod tests {
         (LayerTask { layer, plan: Arc::new(plan), output: Arc::clone(&output) as _, progress }, output)
     }
 
-    fn written() -> WrittenLayer {
+    pub(super) fn written() -> WrittenLayer {
         let stored = StoredLayer::Written { digest: Digest::sha256("made"), size: 7, format: Format::Gzip };
         WrittenLayer { index: 0, stored, diff_id: None, edited: true, reports: Vec::new() }
     }
 
     async fn turn(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Turn<()> {
-        layers.turn(&tenant.into(), task, || std::future::ready(Ok(()))).await.unwrap()
+        turn_of(layers, tenant, task, "1").await
+    }
+
+    async fn turn_of(layers: &SharedLayers, tenant: &str, task: &LayerTask, version: &str) -> Turn<()> {
+        let others = vec![version.to_owned()];
+        let wants = Wants { tenant: &tenant.into(), others, elsewhere: None };
+        layers.turn(wants, task, || std::future::ready(Ok(()))).await.unwrap()
+    }
+
+    fn made() -> Option<Vec<String>> {
+        Some(vec!["1".to_owned()])
     }
 
     async fn lead(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Leader {
@@ -442,12 +562,12 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_while_another_is_at_work_waits_and_takes_what_came_of_it() {
-        let layers = SharedLayers::default();
+        let layers = SharedLayers::new(Metrics::default());
         let (first, second) = (task("r.io/a", "to.io/first").0, task("r.io/b", "to.io/second").0);
         let leader = lead(&layers, "one", &first).await;
         let mut waiting = std::pin::pin!(turn(&layers, "one", &second));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
-        leader.done(&written());
+        leader.done(&written(), made()).await;
         assert!(matches!(waiting.await, Turn::Taken(taken) if taken.stored == written().stored));
         assert!(matches!(turn(&layers, "one", &second).await, Turn::Taken(_)), "and who comes later");
         let elsewhere = task("r.io/a", "other.io/first").0;
@@ -456,7 +576,7 @@ mod tests {
 
     #[tokio::test]
     async fn when_the_one_at_work_fails_the_next_goes_on_and_only_one() {
-        let layers = SharedLayers::default();
+        let layers = SharedLayers::new(Metrics::default());
         let (first, other) = (task("r.io/a", "to.io/first").0, task("r.io/a", "to.io/second").0);
         let leader = lead(&layers, "one", &first).await;
         let (mut second, mut third) =
@@ -465,15 +585,15 @@ mod tests {
         drop(leader);
         let Turn::Lead((), leader) = second.await else { panic!("nobody had done it") };
         assert!(timeout(SOON, &mut third).await.is_err(), "it waits again");
-        leader.done(&written());
+        leader.done(&written(), made()).await;
         assert!(matches!(third.await, Turn::Taken(_)));
     }
 
     #[tokio::test]
     async fn another_tenant_shares_what_both_have_read_of_in_the_same_repository() {
-        let layers = SharedLayers::default();
+        let layers = SharedLayers::new(Metrics::default());
         let first = task("r.io/a", "to.io/first").0;
-        lead(&layers, "one", &first).await.done(&written());
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
         assert!(matches!(turn(&layers, "two", &first).await, Turn::Taken(_)));
         // Whoever writes a manifest of his own can name any layer in it.
         drop(lead(&layers, "two", &task("evil.io/a", "to.io/second").0).await);
@@ -482,25 +602,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_result_that_the_destination_does_not_have_is_made_again_without_waiting() {
-        let layers = SharedLayers::default();
+        let layers = SharedLayers::new(Metrics::default());
         let (first, output) = task("r.io/a", "to.io/first");
-        lead(&layers, "one", &first).await.done(&written());
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
         output.has_layers.store(false, Ordering::Relaxed);
         let (one, another) = (lead(&layers, "one", &first).await, lead(&layers, "one", &first).await);
         drop(one);
-        another.done(&written());
+        another.done(&written(), made()).await;
         output.has_layers.store(true, Ordering::Relaxed);
         assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
     }
 
     #[tokio::test]
+    async fn what_another_version_of_a_workers_filter_made_is_not_taken() {
+        let layers = SharedLayers::new(Metrics::default());
+        let first = task("r.io/a", "to.io/first").0;
+        lead(&layers, "one", &first).await.done(&written(), made()).await;
+        let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
+        // A worker of another version had it all the same, or one that has gone.
+        leader.done(&written(), made()).await;
+        let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
+        leader.done(&written(), None).await;
+        assert!(matches!(turn_of(&layers, "one", &first, "2").await, Turn::Lead(..)));
+        assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
+    }
+
+    #[tokio::test]
     async fn little_is_kept_of_what_nobody_wants() {
-        let layers = SharedLayers::default();
+        let layers = SharedLayers::new(Metrics::default());
         for number in 0..=KEPT {
             let mut one = task("r.io/a", "to.io/first").0;
             one.layer.diff_id = Some(Digest::sha256(number.to_string()));
             drop(lead(&layers, "one", &one).await);
-            lead(&layers, "one", &one).await.done(&written());
+            lead(&layers, "one", &one).await.done(&written(), made()).await;
         }
         let state = layers.lock();
         assert_eq!((state.layers.len(), state.idle.len()), (KEPT, KEPT));
