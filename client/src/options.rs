@@ -242,6 +242,8 @@ The source's registry is the statement's word: where it is not the image's own, 
 --destination-password. The statement is not signed, and whoever may write beside the image can put one there: read what it says the
 image was made of. Where there are several, each has to be right.
 
+With --coordinator it is done there, and the source's registry is one that its operator allows; it gets a login only with --source.
+
 Examples:
   occyctl process registry://localhost:5000/app:1 registry://localhost:5000/clean:1 -f normalize-timestamps --provenance
   occyctl verify localhost:5000/clean:1

@@ -118,6 +118,9 @@ pub enum Error {
         "the source has no manifest whose digest its provenance could name: it needs a registry or an OCI image layout"
     )]
     NoSourceManifest,
+    /// Nothing says how an image was made.
+    #[error("{0} has no provenance that says how it was made")]
+    Unstated(String),
     /// What says how an image was made cannot be used.
     #[error("the provenance {digest}: {problem}")]
     Provenance {
@@ -275,6 +278,7 @@ impl Error {
             | Self::NoSourceManifest
             | Self::SharedManifest { .. }
             | Self::NoSuchImage(_)
+            | Self::Unstated(_)
             | Self::Schema1(_)
             | Self::LayerTooLarge { .. }
             | Self::Build(_) => Blame::Caller,

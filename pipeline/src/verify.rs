@@ -75,7 +75,7 @@ pub struct Difference {
     pub derived: String,
 }
 
-/// The statements about an image.
+/// The statements about an image, at least one.
 pub async fn statements(store: &dyn Store) -> Result<Vec<Stated>, Error> {
     let image = store.first().await?;
     let mut stated = Vec::new();
@@ -99,7 +99,7 @@ pub async fn statements(store: &dyn Store) -> Result<Vec<Stated>, Error> {
         let provenance = Provenance::parse(&bytes).map_err(fail)?;
         stated.push(Stated { image: image.clone(), digest, provenance });
     }
-    Ok(stated)
+    if stated.is_empty() { Err(Error::Unstated(store.shown())) } else { Ok(stated) }
 }
 
 /// Makes an image again by what a statement says, from `origin`, where its source is, and compares.

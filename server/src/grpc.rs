@@ -20,6 +20,7 @@ use tracing::Instrument as _;
 
 use crate::access::{Access, Caller, Scope};
 use crate::admit::{self, Ends, Gate};
+use crate::call::verify::{self, Verifying};
 use crate::call::{self, Answer, Elements, copy, look, names};
 use crate::client::Client;
 use crate::credentials::Logins;
@@ -75,6 +76,7 @@ impl PipelineService for Api {
     type SearchImageStream = Answered<v1::SearchImageResponse>;
     type InspectImageStream = Answered<v1::InspectImageResponse>;
     type CheckImageStream = Answered<v1::CheckImageResponse>;
+    type VerifyImageStream = Answered<v1::VerifyImageResponse>;
     type CopyImageStream = Answered<v1::CopyImageResponse>;
     type ListNamesStream = Answered<v1::ListNamesResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
@@ -252,6 +254,29 @@ impl PipelineService for Api {
             self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &Logins::of(credentials)?).await?;
         let parts = answer(place, deadline, move |parts| look::check(work, fast, parts));
         Ok(Response::new(parts.map_ok(|part| v1::CheckImageResponse { part: Some(part) }).boxed()))
+    }
+
+    async fn verify_image(
+        &self,
+        request: Request<v1::VerifyImageRequest>,
+    ) -> Result<Response<Self::VerifyImageStream>, Status> {
+        let (caller, place, deadline) = self.begin(&request)?;
+        caller.may(Scope::Read)?;
+        let v1::VerifyImageRequest { image, source, parallel, max_layer_size, credentials } =
+            request.into_inner();
+        let logins = Logins::of(credentials)?;
+        let spec =
+            v1::PipelineSpec { source: image, parallel, max_layer_size, ..v1::PipelineSpec::default() };
+        let image = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &logins).await?;
+        let (gate, fleet) = (Arc::clone(&self.0.gate), self.0.fleet.clone());
+        let verifying = Verifying { image, source, gate, logins };
+        let parts =
+            answer(
+                place,
+                deadline,
+                move |parts| async move { verify::verify(verifying, &fleet, parts).await },
+            );
+        Ok(Response::new(parts.map_ok(|part| v1::VerifyImageResponse { part: Some(part) }).boxed()))
     }
 
     async fn copy_image(

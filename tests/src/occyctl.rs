@@ -49,7 +49,7 @@ pub struct Run {
 pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
     let is_shared = arguments.first().is_some_and(|command| {
-        ["process", "search", "info", "check", "ls", "tags", "digest", "delete"]
+        ["process", "search", "info", "check", "verify", "ls", "tags", "digest", "delete"]
             .iter()
             .any(|shared| command == *shared)
     });
@@ -58,6 +58,7 @@ pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
         uri.contains("://") && !uri.starts_with("registry://")
     };
     let is_any_here = arguments.iter().any(is_here);
+    let is_shared = is_shared && !(is_any_here && arguments[0] == *"verify");
     let is_own = |argument: &OsString| {
         let name = argument.to_string_lossy();
         let name = name.strip_prefix("--");

@@ -44,6 +44,7 @@ impl Verdict {
             (_, Error::Output(OutputError::BlobLost { .. })) => verdict(Code::Unavailable, "BLOB_LOST"),
             (Blame::Caller, error) if error.is_misuse() => verdict(Code::InvalidArgument, "MALFORMED"),
             (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
+            (Blame::Caller, Error::Unstated(_)) => verdict(Code::NotFound, "NO_PROVENANCE"),
             (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => {
                 verdict(Code::FailedPrecondition, "REGISTRY")
             }

@@ -6,54 +6,62 @@ use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::provenance::{Recipe, Versions};
 use occy_pipeline::reference::Reference;
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::tar::path::printable;
-use occy_pipeline::verify::{Stated, Verdict, Verified, statements, verify};
+use occy_pipeline::verify::{Stated, statements, verify};
+use occy_pipeline::wire::convert;
+use occy_proto::v1::{ProvenanceVersions, Verdict, VerifiedStatement, VerifyResult};
 use serde_json::{Value, json};
 
 use super::{print_bytes, print_json};
 use crate::Exit;
 use crate::options::{Global, OutputFormat, Verify};
+use crate::remote::verify as remote;
 use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exit> {
-    if global.coordinator.is_some() {
-        let problem = "`verify` cannot be had with --coordinator: it is done by this process only";
-        return Err(Misused(problem.to_owned()).into());
-    }
     let image = open::in_full(&options.image);
+    let (statements, result) = match &global.coordinator {
+        Some(_) => remote::verify(&image, options, global).await?,
+        None => here(&image, options, global).await?,
+    };
+    match global.output_format {
+        OutputFormat::Json => print_json(&document(&image, &statements, &result))?,
+        OutputFormat::Text => print_bytes(text(&image, &statements, &result).as_bytes())?,
+    };
+    // Anybody who may write there can put another statement beside the image: one that is right excuses none that is wrong.
+    let all_are = |verdicts: &[Verdict]| statements.iter().all(|one| verdicts.contains(&one.verdict()));
+    Ok(if all_are(&[Verdict::Same]) {
+        Exit::Done
+    } else if all_are(&[Verdict::Same, Verdict::SameContent, Verdict::Unknown]) {
+        Exit::Incomparable
+    } else {
+        Exit::Unsound
+    })
+}
+
+/// In this process.
+async fn here(
+    image: &str,
+    options: &Verify,
+    global: &Global,
+) -> anyhow::Result<(Vec<VerifiedStatement>, VerifyResult)> {
     // The image is where it was written to, and what it was made of is the source.
     let both = settings(global, "registry://", Some("registry://"))?;
     let of_image = open::Settings { source_registry: both.destination_registry.clone(), ..both.clone() };
-    let stated = statements(open::store(&image, &of_image)?.as_ref()).await?;
-    if stated.is_empty() {
-        anyhow::bail!("{} has no provenance that says how it was made", printable(image.as_bytes()));
-    }
-    let made = open::source(&image, &of_image)?.end;
+    let stated = statements(open::store(image, &of_image)?.as_ref()).await?;
+    let made = open::source(image, &of_image)?.end;
     let mut verified = Vec::new();
     for stated in &stated {
-        let origin = origin(options, global, stated, &image, &both)?;
+        let origin = origin(options, global, stated, image, &both)?;
         let plan = plan(global, &both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);
-        verified.push(verify(stated, made.as_ref(), origin.as_ref(), &plan, executor, begin).await?);
+        let one = verify(stated, made.as_ref(), origin.as_ref(), &plan, executor, begin).await?;
+        verified.push(convert::verified_statement(stated, one));
     }
-    let told: Vec<_> = stated.iter().zip(&verified).collect();
-    match global.output_format {
-        OutputFormat::Json => print_json(&document(&image, &told))?,
-        OutputFormat::Text => print_bytes(text(&image, &told).as_bytes())?,
-    };
-    // Anybody who may write there can put another statement beside the image: one that is right excuses none that is wrong.
-    let any = |verdict: Verdict| verified.iter().any(|one| one.verdict == verdict);
-    Ok(if any(Verdict::Differs) {
-        Exit::Unsound
-    } else if any(Verdict::SameContent) || any(Verdict::Unknown) {
-        Exit::Incomparable
-    } else {
-        Exit::Done
-    })
+    Ok((verified, convert::verify_result(&stated)))
 }
 
 /// Where the image that a statement names as its source is.
@@ -88,31 +96,25 @@ fn origin(
     Ok(open::source(&uri, &settings)?.end)
 }
 
-/// Where a recipe's source is, as it is named on a command line.
-fn place(recipe: &Recipe) -> Option<String> {
-    recipe.source.as_ref().map(|source| format!("registry://{}", source.name()))
-}
-
 fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Same => "same",
         Verdict::SameContent => "same-content",
         Verdict::Differs => "differs",
-        Verdict::Unknown => "unknown",
+        Verdict::Unknown | Verdict::Unspecified => "unknown",
     }
 }
 
-fn text(image: &str, told: &[(&Stated, &Verified)]) -> String {
+fn text(image: &str, statements: &[VerifiedStatement], result: &VerifyResult) -> String {
     let mut text = String::new();
-    for (stated, verified) in told {
-        let recipe = &stated.provenance.recipe;
-        let made = &stated.provenance.versions;
-        let own = Versions::own();
-        text += &format!("{image} ({})\n", stated.image.digest);
-        text += &format!("  provenance: {}\n", stated.digest);
-        let source = place(recipe).unwrap_or_else(|| "a source without a name".to_owned());
-        text += &format!("  made of {} in {source}\n", recipe.manifest.digest);
-        for filter in &recipe.filters {
+    let own = result.versions.clone().unwrap_or_default();
+    for one in statements {
+        let made = one.made_by.clone().unwrap_or_default();
+        text += &format!("{image} ({})\n", result.manifest_digest);
+        text += &format!("  provenance: {}\n", one.provenance);
+        let source = if one.source.is_empty() { "a source without a name" } else { &one.source };
+        text += &format!("  made of {} in {source}\n", one.source_digest);
+        for filter in &one.filters {
             text += &format!("  filter: {filter}\n");
         }
         for (what, made, own) in
@@ -122,42 +124,47 @@ fn text(image: &str, told: &[(&Stated, &Verified)]) -> String {
                 text += &format!("  made by version {made} of the {what}, and this is version {own}\n");
             }
         }
-        for one in &verified.differences {
+        for one in &one.differences {
             text += &format!("  {}: {}, and made again: {}\n", one.place, one.found, one.derived);
         }
-        text += match verified.verdict {
+        text += match one.verdict() {
             Verdict::Same => "  the same, bit for bit\n",
             Verdict::SameContent => {
                 "  the same config and the same tar in every layer; how these are compressed cannot be compared\n"
             }
             Verdict::Differs => "  NOT what its provenance says\n",
-            Verdict::Unknown => "  not comparable: this version makes something else of the source\n",
+            Verdict::Unknown | Verdict::Unspecified => {
+                "  not comparable: this version makes something else of the source\n"
+            }
         };
     }
     let lines = text.lines().map(|line| format!("{}\n", printable(line.as_bytes())));
     lines.collect()
 }
 
-fn document(image: &str, told: &[(&Stated, &Verified)]) -> Value {
-    let versions = |versions: &Versions| json!({"occystrap": versions.occystrap, "rewriter": versions.rewriter, "encoder": versions.encoder});
-    let statements = told.iter().map(|(stated, verified)| {
-        let differences = verified.differences.iter();
+fn document(image: &str, statements: &[VerifiedStatement], result: &VerifyResult) -> Value {
+    let versions = |versions: &Option<ProvenanceVersions>| {
+        let ProvenanceVersions { occystrap, rewriter, encoder } = versions.clone().unwrap_or_default();
+        json!({"occystrap": occystrap, "rewriter": rewriter, "encoder": encoder})
+    };
+    let statements = statements.iter().map(|one| {
+        let differences = one.differences.iter();
         let differences =
             differences.map(|one| json!({"place": one.place, "found": one.found, "derived": one.derived}));
-        let recipe = &stated.provenance.recipe;
+        let source = Some(&one.source).filter(|source| !source.is_empty());
         json!({
-            "provenance": stated.digest,
-            "verdict": word(verified.verdict),
-            "source": {"uri": place(recipe), "digest": recipe.manifest.digest},
-            "filters": recipe.filters,
-            "made_by": versions(&stated.provenance.versions),
+            "provenance": one.provenance,
+            "verdict": word(one.verdict()),
+            "source": {"uri": source, "digest": one.source_digest},
+            "filters": one.filters,
+            "made_by": versions(&one.made_by),
             "differences": differences.collect::<Vec<_>>(),
         })
     });
     json!({
         "image": image,
-        "manifest_digest": told[0].0.image.digest,
-        "versions": versions(&Versions::own()),
+        "manifest_digest": result.manifest_digest,
+        "versions": versions(&result.versions),
         "statements": statements.collect::<Vec<_>>(),
     })
 }

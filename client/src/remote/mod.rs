@@ -16,6 +16,7 @@ pub(crate) mod mirror;
 pub(crate) mod names;
 pub(crate) mod spec;
 pub(crate) mod upload;
+pub(crate) mod verify;
 pub(crate) mod watch;
 
 use occy_pipeline::progress::{LayerState, Progress};

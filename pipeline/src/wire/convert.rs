@@ -19,7 +19,9 @@ use crate::output::Receipt;
 use crate::platform::Platform;
 use crate::process::{Outcome, Summary};
 use crate::progress::{self, Progress};
+use crate::provenance::{Provenance, Versions};
 use crate::registry::Credentials;
+use crate::verify::{Difference, Stated, Verdict, Verified};
 use crate::whole::Done;
 
 /// What a registry is logged in to with.
@@ -140,6 +142,45 @@ fn stale_attestation(stale: &StaleAttestation) -> v1::StaleAttestation {
 pub fn stale(stale: &v1::StaleAttestation) -> Result<StaleAttestation, WireError> {
     let v1::StaleAttestation { digest: own, image, became } = stale;
     Ok(StaleAttestation { digest: digest(own)?, image: digest(image)?, became: digest(became)? })
+}
+
+/// A statement about an image, and what came of it.
+pub fn verified_statement(stated: &Stated, verified: Verified) -> v1::VerifiedStatement {
+    let Provenance { recipe, versions: made_by, .. } = &stated.provenance;
+    let differences = verified
+        .differences
+        .into_iter()
+        .map(|Difference { place, found, derived }| v1::VerifyDifference { place, found, derived });
+    let source = recipe.source.as_ref().map(|source| format!("registry://{}", source.name()));
+    v1::VerifiedStatement {
+        provenance: stated.digest.to_string(),
+        source: source.unwrap_or_default(),
+        source_digest: recipe.manifest.digest.to_string(),
+        filters: recipe.filters.clone(),
+        made_by: Some(versions(made_by)),
+        verdict: match verified.verdict {
+            Verdict::Same => v1::Verdict::Same,
+            Verdict::SameContent => v1::Verdict::SameContent,
+            Verdict::Differs => v1::Verdict::Differs,
+            Verdict::Unknown => v1::Verdict::Unknown,
+        }
+        .into(),
+        differences: differences.collect(),
+    }
+}
+
+/// What was verified, by this program.
+pub fn verify_result(stated: &[Stated]) -> v1::VerifyResult {
+    let digest = stated.first().map(|stated| stated.image.digest.to_string());
+    v1::VerifyResult {
+        manifest_digest: digest.unwrap_or_default(),
+        versions: Some(versions(&Versions::own())),
+    }
+}
+
+fn versions(versions: &Versions) -> v1::ProvenanceVersions {
+    let Versions { occystrap, rewriter, encoder } = versions.clone();
+    v1::ProvenanceVersions { occystrap, rewriter, encoder }
 }
 
 /// A digest that a message has.

@@ -7,6 +7,7 @@
 //! | layers that such a caller has already | `choice` |
 //! | how far a call is | `progress` |
 //! | what an image is made of, and what is wrong with it | `look` |
+//! | whether an image is what its provenance says | `verify` |
 //! | whole images, indexes and artifacts, bit for bit | `copy` |
 //! | images by name: lists, digests, deletion | `names` |
 //! | one call, whichever ends are the caller's | here |
@@ -17,6 +18,7 @@ pub mod look;
 pub mod names;
 mod progress;
 pub mod source;
+pub mod verify;
 
 use std::sync::Arc;
 
@@ -131,16 +133,10 @@ pub async fn run(
     let progress = ImagesProgress::default();
     let telling =
         progress::tell(&progress, &workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
-    let begin = {
-        let (progress, workers) = (progress.clone(), workers.clone());
-        move || {
-            workers.forget();
-            progress.begin()
-        }
-    };
+    let begin = progress::begin_each(&progress, &workers);
     let plan = Arc::clone(&work.plan);
     let done = tokio::select! {
-        done = process_whole(source, plan, output, executor, work.wanted, Arc::new(begin)) => done?,
+        done = process_whole(source, plan, output, executor, work.wanted, begin) => done?,
         never = telling => match never {},
     };
     let result = convert::whole_result(&done);

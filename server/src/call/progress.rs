@@ -33,6 +33,18 @@ impl Workers {
     }
 }
 
+/// What begins each of the images that a call is about.
+pub(super) fn begin_each(
+    images: &ImagesProgress,
+    workers: &Workers,
+) -> Arc<dyn Fn() -> Progress + Send + Sync> {
+    let (images, workers) = (images.clone(), workers.clone());
+    Arc::new(move || {
+        workers.forget();
+        images.begin()
+    })
+}
+
 /// Tells whatever has changed, for as long as it is polled. What could not be sent is part of what is told next.
 pub(super) async fn tell(
     images: &ImagesProgress,

@@ -475,13 +475,26 @@ impl Jobs {
         self.open_sealed(id, self.0.engine.sealed(id).await?.as_deref())
     }
 
+    /// A queue for the layers of a job, which other coordinators' jobs share.
+    fn queue(
+        &self,
+        attempt: &Attempt,
+        standing: &Standing,
+        needs: &Capabilities,
+        origin: Origin,
+    ) -> FleetQueue {
+        let Attempt { engine, claim, .. } = attempt;
+        let queue = self.0.fleet.queue(standing, needs, true).of(Origin { job: claim.id.clone(), ..origin });
+        let (engine, claim, coordinator) = (Arc::clone(engine), claim.clone(), self.0.name.clone());
+        queue.and_elsewhere(Elsewhere { engine, claim, coordinator })
+    }
+
     async fn attempt(&self, attempt: &Attempt, job: Job, live: &Live) -> Result<(), ServiceError> {
         let logins = self.logins(&job.id).await?;
         if let Some(spec) = job.spec.as_ref().and_then(|spec| spec.mirror.as_ref()) {
             let mut work = self.0.gate.admit_mirror(spec, &job.tenant.as_str().into(), &logins).await?;
             if let Some(needs) = work.needs() {
-                let origin = Origin { job: job.id.clone(), ..Origin::default() };
-                let queue = self.0.fleet.queue(&Standing::of(&job), &needs, true).of(origin);
+                let queue = self.queue(attempt, &Standing::of(&job), &needs, Origin::default());
                 work.ends.executor = Some(mirror::executor(queue, work.ends.parallel));
             }
             return mirror::run(attempt, spec, work, &live.mirror).await;
@@ -496,12 +509,7 @@ impl Jobs {
         let places = Arc::<Places>::default();
         let watcher = JobWatcher { attempt: attempt.clone(), places: Arc::clone(&places) };
         let output = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers, places));
-        let queue = self.0.fleet.queue(&standing, &needs, true).of(Origin { job: job.id, ..origin });
-        let queue = queue.and_elsewhere(Elsewhere {
-            engine: Arc::clone(&attempt.engine),
-            claim: attempt.claim.clone(),
-            coordinator: self.0.name.clone(),
-        });
+        let queue = self.queue(attempt, &standing, &needs, origin);
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let begin = {
             let layers = live.layers.clone();

@@ -109,6 +109,7 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         ("SearchImage", &search, &["reader"]),
         ("InspectImage", &nothing, &["reader"]),
         ("CheckImage", &read, &["reader"]),
+        ("VerifyImage", &resolve, &["reader"]),
         ("ListNames", &list, &["reader"]),
         ("ResolveImage", &resolve, &["reader"]),
         ("WriteImage", &write, &["writer"]),

@@ -1,7 +1,5 @@
 //! Whole indexes, signatures and provenance by a coordinator and its workers: what one process makes of them.
 
-use std::time::Duration;
-
 use occy_tests::certificates::text;
 use occy_tests::conforming::Conforming;
 use occy_tests::coordinator::Coordinator;
@@ -189,9 +187,10 @@ fn a_job_of_an_index_goes_on_from_the_layers_that_are_there_when_its_coordinator
         let pattern = format!("/v2/app/blobs/{digest}");
         proxy.seen().iter().filter(|seen| seen.is("GET", &pattern)).count()
     };
-    while seen(&second) == 0 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    watcher.wait_for(|message| {
+        let layer = &message["event"]["layer_changed"];
+        layer["index"] == 4 && layer["state"] == "LAYER_STATE_RUNNING"
+    });
     let layers = job(&coordinator, &id)["layers"].clone();
     assert_eq!(layers.as_array().expect("layers").len(), 6);
     for layer in &layers.as_array().expect("layers")[..3] {
@@ -212,6 +211,43 @@ fn a_job_of_an_index_goes_on_from_the_layers_that_are_there_when_its_coordinator
     assert_eq!(made, expected);
     assert_eq!(job["result"]["manifest_digest"], sha256(&made));
     locally(["verify", &to.uri("app:1"), "--source", &source]).ok();
+}
+
+#[test]
+fn an_image_is_verified_by_workers_as_by_one_process() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let (index, source) = index(&from, "app");
+    let coordinator = Coordinator::start(&["--embedded-workers", "0"]);
+    let worker = Worker::start(&coordinator, &["--slots", "1"]);
+    locally(["process", &source, &to.uri("all:1"), "--all", "-f", FILTER, "--provenance"]).ok();
+    let one = from.push(&index.images[0], "one", "1");
+    locally(["process", &one, &to.uri("one:1"), "-f", FILTER, "--compression", "zstd:3", "--provenance"])
+        .ok();
+    for (name, source) in [("all", &source), ("one", &one)] {
+        let image = to.uri(&format!("{name}:1"));
+        let run = ["verify", &image, "--source", source, "--output-format", "json"];
+        let (here, there) = (locally(run).ok().json(), by(&coordinator, &run).ok().json());
+        assert_eq!(here, there);
+        assert_eq!(there["statements"][0]["verdict"], "same", "{there}");
+        let text = by(&coordinator, &["verify", &image, "--source", source]).ok().text();
+        assert_eq!(text, locally(["verify", &image, "--source", source]).ok().text());
+        // Where the statement says that its source is: a registry that this coordinator is allowed to reach.
+        by(&coordinator, &["verify", &image]).ok();
+    }
+    assert!(worker.log().contains("task begins"), "{}", worker.log());
+    // Another source is not what was told of, and an image without a statement has none.
+    let other = from.push(&index.images[1], "other", "1");
+    by(&coordinator, &["verify", &to.uri("one:1"), "--source", &other])
+        .fails(1)
+        .says(&[&index.images[0].digest()]);
+    by(&coordinator, &["verify", &source]).fails(1).says(&["has no provenance"]);
+    let none = json!({"image": source});
+    coordinator.ask("VerifyImage", &none).fails("NOT_FOUND", "NO_PROVENANCE");
+    // A stranger's statement leads this one nowhere that its operator has not allowed.
+    let strict = Coordinator::strict(&["--embedded-workers", "1"], &[]);
+    strict
+        .ask("VerifyImage", &json!({"image": to.uri("one:1")}))
+        .fails("PERMISSION_DENIED", "NETWORK_NOT_ALLOWED");
 }
 
 #[test]
