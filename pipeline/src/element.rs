@@ -144,17 +144,24 @@ impl Layer {
     }
 }
 
-/// For each layer, the first one that is the same in all respects: a layer that stands twice is read and written once.
-///
-/// The same bytes are another layer where they are said to be foreign, of another size or form, or of another tar: what was found
-/// right of the first would be said of the second, which was never looked at.
+impl Layer {
+    /// Equal for layers that are the same in all respects, of which what was found right of one is right of the other.
+    ///
+    /// The same bytes are another layer where they are said to be foreign, of another size or form, or of another tar: what was found
+    /// right of the first would be said of the second, which was never looked at.
+    pub fn sameness(&self) -> String {
+        let descriptor = self.descriptor.as_ref();
+        let size = descriptor.map(|descriptor| descriptor.size.to_string()).unwrap_or_default();
+        let diff_id = self.diff_id.as_ref().map(Digest::to_string).unwrap_or_default();
+        let (identity, format, is_foreign) = (self.blob.identity(), self.format, self.is_foreign());
+        format!("{identity} {size} {format} {is_foreign} {diff_id}")
+    }
+}
+
+/// For each layer, the first one that is the same: a layer that stands twice is read and written once.
 pub fn distinct_layers(layers: &[Layer]) -> Vec<usize> {
     let mut first = HashMap::new();
-    let key = |layer: &Layer| {
-        let size = layer.descriptor.as_ref().map(|descriptor| descriptor.size);
-        (layer.blob.identity(), size, layer.format, layer.is_foreign(), layer.diff_id.clone())
-    };
-    layers.iter().map(|layer| *first.entry(key(layer)).or_insert(layer.index)).collect()
+    layers.iter().map(|layer| *first.entry(layer.sameness()).or_insert(layer.index)).collect()
 }
 
 /// A layer that its output has.

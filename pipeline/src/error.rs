@@ -121,6 +121,9 @@ pub enum Error {
     /// Nothing says how an image was made.
     #[error("{0} has no provenance that says how it was made")]
     Unstated(String),
+    /// More statements than anybody means.
+    #[error("{0} has more statements of how it was made than can be looked at")]
+    ManyStatements(String),
     /// What says how an image was made cannot be used.
     #[error("the provenance {digest}: {problem}")]
     Provenance {
@@ -292,6 +295,7 @@ impl Error {
             | Self::Config { .. }
             | Self::LayerCount { .. }
             | Self::MissingManifest { .. }
+            | Self::ManyStatements(_)
             | Self::Provenance { .. }
             | Self::DiffId { .. } => Blame::Image,
             Self::SavedImage(error) if error.is_choice() => Blame::Caller,

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::executor::Executor;
 use crate::filter::FilterChain;
 use crate::index::{IndexPlan, process_index};
-use crate::manifest::{Descriptor, ParsedManifest};
+use crate::manifest::{Descriptor, MAX_DOCUMENT, ParsedManifest};
 use crate::named::{Beside, described, put_manifest};
 use crate::output::derived::DerivedOutput;
 use crate::process::process;
@@ -29,6 +29,8 @@ use crate::task::LayerPlan;
 
 /// Differences that are told of; the others are counted.
 const TOLD: usize = 100;
+/// Statements about one image: anybody who may write there can add one, and each is an image to be made.
+const MOST_STATEMENTS: usize = 16;
 
 /// A statement about an image, where it was found.
 #[derive(Clone, Debug)]
@@ -75,10 +77,12 @@ pub struct Difference {
     pub derived: String,
 }
 
-/// The statements about an image, at least one.
+/// The statements about an image, at least one and at most 16, of 4 MiB together.
 pub async fn statements(store: &dyn Store) -> Result<Vec<Stated>, Error> {
     let image = store.first().await?;
     let mut stated = Vec::new();
+    // Of all together: what they say is in memory, at many times its size.
+    let mut bytes_left = MAX_DOCUMENT as u64;
     for listed in store.referrers(&image.digest).await? {
         let says = |key: &str| listed.raw().get(key).and_then(Value::as_str);
         let other = listed.annotations.get(PREDICATE).is_some_and(|predicate| predicate != PREDICATE_TYPE);
@@ -92,6 +96,8 @@ pub async fn statements(store: &dyn Store) -> Result<Vec<Stated>, Error> {
             layer.media_type == STATEMENT && predicate.is_some_and(|predicate| predicate == PREDICATE_TYPE)
         };
         let Some(layer) = parsed.layers.iter().find(is_ours) else { continue };
+        let left = bytes_left.checked_sub(layer.size).filter(|_| stated.len() < MOST_STATEMENTS);
+        bytes_left = left.ok_or_else(|| Error::ManyStatements(store.shown()))?;
         let blob = store.blob(&layer.digest, Some(layer.size))?;
         let bytes = in_copy(&layer.digest, read_document(&blob, layer.size).await)?;
         let digest = artifact.digest;

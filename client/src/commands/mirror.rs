@@ -368,7 +368,7 @@ fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
 pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
     let (end, facts, problem) = match outcome {
         Outcome::Nothing => ("unchanged", None, None),
-        Outcome::Copied { blobs, blobs_found, manifests } => {
+        Outcome::Copied { blobs, blobs_found, manifests, .. } => {
             let facts = json!({"blobs": {"moved": blobs, "found": blobs_found}, "manifests": manifests});
             ("copied", Some(facts), None)
         }
@@ -377,6 +377,9 @@ pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
         Outcome::Failed { problem, .. } => ("failed", None, Some(problem)),
     };
     let mut document = action_document(action);
+    if let Outcome::Copied { made: Some(made), .. } = outcome {
+        document["becomes"] = json!(made);
+    }
     document["result"] = end.into();
     document["copied"] = facts.unwrap_or_default();
     document["problem"] = problem.cloned().into();

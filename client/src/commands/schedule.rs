@@ -45,7 +45,11 @@ pub(crate) async fn run(command: &Schedule, global: &Global) -> anyhow::Result<E
             let mut coordinator = connected.await?;
             let request = v1::DeleteScheduleRequest { schedule_id: name.clone(), tenant: tenant.clone() };
             let answered = coordinator.schedules.delete_schedule(request).await;
-            show(&answer(answered, &coordinator)?.schedule.unwrap_or_default(), global)
+            let was = answer(answered, &coordinator)?.schedule.unwrap_or_default();
+            match global.output_format {
+                OutputFormat::Json => show(&was, global),
+                OutputFormat::Text => print_bytes(format!("Deleted {}\n", shown(&was.id)).as_bytes()),
+            }
         }
         Schedule::Pause(ScheduleName { name, tenant }) => {
             let mut coordinator = connected.await?;

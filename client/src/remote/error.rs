@@ -87,6 +87,13 @@ impl RemoteError {
 
     /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
+        if self.reason.as_deref() == Some("NETWORK_NOT_ALLOWED") {
+            // Its own hint is for whoever has started what refused.
+            return Some(
+                "if this is right, the coordinator's operator can allow it: --allow-network of occy-server, and of its workers"
+                    .to_owned(),
+            );
+        }
         if let Some(hint) = &self.hint {
             return Some(hint.clone());
         }

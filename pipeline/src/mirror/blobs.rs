@@ -121,10 +121,7 @@ impl Blobs {
         if holder.is_some() {
             let size = descriptor.size;
             repository.upload_blob(layer.blob.as_ref(), digest, size, session, progress).await?;
-            self.progress.change(|counts| {
-                counts.bytes_fetched += size;
-                counts.bytes_uploaded += size;
-            });
+            self.progress.moved(size, size);
             known.brought.insert(path);
             return Ok(Moved::Bytes);
         }
@@ -176,7 +173,7 @@ impl Blobs {
             [_] => None,
             _ => {
                 let region = self.spool(layer.blob.as_ref(), digest).await?;
-                self.progress.change(|counts| counts.bytes_fetched += size);
+                self.progress.moved(size, 0);
                 Some(Arc::new(region))
             }
         };
@@ -191,10 +188,7 @@ impl Blobs {
             let session = session.take();
             async move {
                 repository.upload_blob(blob, digest, size, session, &progress).await?;
-                self.progress.change(|counts| {
-                    counts.bytes_fetched += if passes_on { size } else { 0 };
-                    counts.bytes_uploaded += size;
-                });
+                self.progress.moved(if passes_on { size } else { 0 }, size);
                 Ok(())
             }
         });

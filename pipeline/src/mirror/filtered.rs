@@ -18,7 +18,8 @@ use super::{Ends, TagLocks, locked};
 use crate::blob::{ByteCount, LayerStream};
 use crate::codec::Pool;
 use crate::compression::Format;
-use crate::copy::signatures::SOURCE_DIGEST;
+use crate::copy::SignaturePolicy;
+use crate::copy::signatures::{SOURCE_DIGEST, refuse_signed};
 use crate::copy::subset::of_platforms;
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
@@ -29,7 +30,7 @@ use crate::named::{Beside, process_named};
 use crate::output::content::ContentOutput;
 use crate::output::manifest::ManifestFormat;
 use crate::output::registry::RegistryOutput;
-use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Receipt};
+use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Permit, Receipt};
 use crate::progress::{LayerState, Progress};
 use crate::reference::Reference;
 use crate::registry::Repository;
@@ -101,7 +102,17 @@ pub(super) async fn make(
     };
     let output = Arc::new(TargetOutput::new(ends, target));
     let executor = Arc::clone(layers) as Arc<dyn Executor>;
-    let beside = Beside { signatures: mirror.signatures, provenance: false };
+    let index = origin.index().await?;
+    let mut signatures = mirror.signatures;
+    if signatures == SignaturePolicy::Refuse {
+        // It will be another manifest in any case, so that nothing need be moved to know.
+        let store = origin.store().ok_or(Error::NoSourceManifest)?;
+        refuse_signed(store, &source.to_string(), digest).await?;
+        if index.is_none() {
+            signatures = SignaturePolicy::Drop;
+        }
+    }
+    let beside = Beside { signatures, provenance: false };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);
@@ -111,10 +122,10 @@ pub(super) async fn make(
             progress
         }
     };
-    let manifests = match origin.index().await? {
+    let (receipt, manifests) = match index {
         None => {
-            process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
-            1
+            let done = process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
+            (done.0.receipt, 1)
         }
         Some(index) => {
             let index = match &mirror.platforms[..] {
@@ -126,14 +137,15 @@ pub(super) async fn make(
             let (layers, attestations) = (Arc::new(plan), mirror.attestations);
             let begin = Arc::new(move |_: &_| begin());
             let plan = IndexPlan { layers, attestations, beside, executor, begin };
-            1 + process_index(origin, &index, &plan, output.as_ref()).await?.images.len()
+            let done = process_index(origin, &index, &plan, output.as_ref()).await?;
+            (done.receipt, 1 + done.images.len())
         }
     };
     let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
     let states = || begun.iter().flat_map(|image| image.layers()).map(|layer| layer.state());
     let blobs = states().filter(|state| *state == LayerState::Done).count();
     let blobs_found = states().filter(|state| *state == LayerState::Reused).count();
-    Ok(Outcome::Copied { blobs, blobs_found, manifests })
+    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: receipt.manifest_digest })
 }
 
 /// A tag of a target.
@@ -189,7 +201,11 @@ impl ImageOutput for TargetOutput {
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
-        locked(self.locks(), &self.target, self.inner.finalize(finished)).await
+        let Some(locks) = self.locks() else { return self.inner.finalize(finished).await };
+        // What is asked of the registry before the manifest takes its time.
+        let permit = TagPermit { locks, tag: &self.target };
+        let finished = FinishedImage { permit: Some(&permit), ..finished };
+        locked(Some(locks), &self.target, self.inner.finalize(finished)).await
     }
 
     fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {
@@ -206,6 +222,20 @@ impl ImageOutput for TargetOutput {
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
         locked(self.locks(), &self.target, self.inner.put_index(index)).await
+    }
+}
+
+/// The right to change a tag, which is asked for once more when it is changed.
+#[derive(Debug)]
+struct TagPermit<'a> {
+    locks: &'a Arc<dyn TagLocks>,
+    tag: &'a Reference,
+}
+
+#[async_trait::async_trait]
+impl Permit for TagPermit<'_> {
+    async fn check(&self) -> Result<(), Error> {
+        self.locks.lock(self.tag).await
     }
 }
 
@@ -237,7 +267,7 @@ impl OncePerLayer {
         let media_type = layer.descriptor.as_ref().map(|descriptor| descriptor.media_type.as_str());
         let key = format!(
             "{} {} {} {}",
-            layer.blob.identity(),
+            layer.sameness(),
             media_type.unwrap_or_default(),
             layer.keep_stored,
             plan.chain.fingerprint()
@@ -273,8 +303,16 @@ impl OncePerLayer {
         }
         let _slot = self.slots.acquire().await.expect("it is never closed");
         progress.set(LayerState::Running);
-        let moved = output.copy_layer(&stored, &progress.bytes).await?;
-        self.progress.change(|counts| counts.bytes_uploaded += if moved == Moved::Bytes { size } else { 0 });
+        let moved = match output.copy_layer(&stored, &progress.bytes).await {
+            Ok(moved) => moved,
+            // Which of the two it was will be seen.
+            Err(error) => {
+                tracing::warn!(layer = layer.label(), %error, "a layer could not be copied from where it is; it is made again");
+                progress.bytes.reset();
+                return Ok(None);
+            }
+        };
+        self.progress.moved(0, if moved == Moved::Bytes { size } else { 0 });
         progress.set(if moved == Moved::Bytes { LayerState::Done } else { LayerState::Reused });
         done.holders.push(own.clone());
         Ok(Some(written))
@@ -311,12 +349,13 @@ impl Executor for OncePerLayer {
             StoredLayer::Written { size, .. } if is_moved => *size,
             StoredLayer::Written { .. } => 0,
         };
-        self.progress.change(|counts| {
-            counts.bytes_fetched += fetched;
-            counts.bytes_uploaded += uploaded;
-        });
+        self.progress.moved(fetched, uploaded);
         // What filters that only look would report is not kept: a mirror has none.
-        *known = Some(Done { written: written.clone(), holders: vec![repository] });
+        match &mut *known {
+            // It was made again, because this registry could not have it otherwise.
+            Some(done) if done.written.stored == written.stored => done.holders.push(repository),
+            _ => *known = Some(Done { written: written.clone(), holders: vec![repository] }),
+        }
         Ok(written)
     }
 }

@@ -73,7 +73,7 @@ pub struct Ends {
 /// Sees to it that one at a time changes a tag, where others may be about to.
 #[async_trait::async_trait]
 pub trait TagLocks: std::fmt::Debug + Send + Sync {
-    /// Waits for the tag's turn, and fails if nothing may be changed any more.
+    /// Waits for the tag's turn, and fails if nothing may be changed any more. Whoever has it already may ask again.
     async fn lock(&self, tag: &Reference) -> Result<(), Error>;
 
     /// Lets others have it.

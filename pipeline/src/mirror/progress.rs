@@ -40,6 +40,14 @@ impl MirrorProgress {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Counts bytes that came from sources, and bytes that went to targets.
+    pub(super) fn moved(&self, fetched: u64, uploaded: u64) {
+        self.change(|counts| {
+            counts.bytes_fetched += fetched;
+            counts.bytes_uploaded += uploaded;
+        });
+    }
+
     /// Counts an image of which this came.
     pub(super) fn take(&self, outcome: &Outcome) {
         self.change(|counts| if outcome.is_failure() { counts.failed += 1 } else { counts.done += 1 });

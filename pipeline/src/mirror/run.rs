@@ -12,7 +12,7 @@ use super::filtered::{self, OncePerLayer};
 use super::image::MirrorOutput;
 use super::lists::Wanted;
 use super::plan::{Action, Plan, What};
-use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan};
+use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan, signed};
 use super::{Ends, locked};
 use crate::catalog::{self, delete};
 use crate::copy::write;
@@ -58,6 +58,8 @@ pub enum Outcome {
         blobs_found: usize,
         /// Manifests that were put.
         manifests: usize,
+        /// What the tag names now, where that was not known before.
+        made: Option<Digest>,
     },
     /// The tag is gone.
     Deleted,
@@ -195,6 +197,9 @@ fn told(action: &Action, outcome: Result<Outcome, Error>) -> Outcome {
         }
         Err(error) => {
             tracing::info!(source = action.source, target, %error, "failed");
+            if let Some(reason) = signed(&error) {
+                return Outcome::Refused(reason);
+            }
             Outcome::Failed { problem: error.to_string(), hint: error.hint() }
         }
     }
@@ -242,7 +247,7 @@ async fn copy_image(
     let name = ImageName { repository: wanted.source.name(), tag };
     let copied = write(gathered, &name, &output, &plan, &Progress::default()).await?;
     let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied { blobs, blobs_found, manifests })
+    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: None })
 }
 
 /// Gives the manifest that a tag is about to be taken from another one. If that fails, the tag stays.

@@ -87,6 +87,8 @@ pub(super) fn layout_uri(text: &str, options: &[&str]) -> Result<Uri, UriError> 
 struct Wanted {
     source: Reference,
     plan: CopyPlan,
+    /// Whether it passes filters over there, which read what a target may have.
+    is_read: bool,
 }
 
 struct Saving {
@@ -213,6 +215,7 @@ fn wanted(config: &Config, lists: &mut Lists, parallel: usize) -> Vec<Wanted> {
         plan.referrers |= may_change && plan.signatures != SignaturePolicy::Drop;
         match numbers.get(&source) {
             Some(number) => {
+                all[*number].is_read |= is_filtered;
                 let merged = &mut all[*number].plan;
                 merged.referrers |= plan.referrers;
                 if plan.platforms.is_empty() {
@@ -223,7 +226,7 @@ fn wanted(config: &Config, lists: &mut Lists, parallel: usize) -> Vec<Wanted> {
             }
             None => {
                 numbers.insert(source.clone(), all.len());
-                all.push(Wanted { source, plan });
+                all.push(Wanted { source, plan, is_read: is_filtered });
             }
         }
     }
@@ -258,7 +261,7 @@ async fn save_image(
 
 async fn try_save(
     ends: &Ends,
-    Wanted { source, plan }: &Wanted,
+    Wanted { source, plan, is_read }: &Wanted,
     documents: Arc<Documents>,
     saving: Arc<Saving>,
     action: &mut Action,
@@ -267,10 +270,10 @@ async fn try_save(
         return Err(Error::Host(format!("{source} does not exist").into()));
     };
     let store = MirrorSource::new(&ends.source, source, digest, documents);
-    let output = Output { saving: Arc::clone(&saving), source: source.clone() };
+    let output = Output { saving: Arc::clone(&saving), source: source.clone(), is_read: *is_read };
     let gathered = gather(&store, &output, plan).await?;
     action.becomes = Some(gathered.root().digest.clone());
-    action.price = saving.price(&gathered);
+    action.price = saving.price(&gathered, *is_read);
     if saving.dry_run {
         return Ok(Outcome::Nothing);
     }
@@ -278,7 +281,7 @@ async fn try_save(
     let output: Arc<dyn ContentOutput> = Arc::new(output);
     let copied = write(gathered, &name, &output, plan, &Progress::default()).await?;
     let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied { blobs, blobs_found, manifests })
+    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: None })
 }
 
 impl Saving {
@@ -286,11 +289,16 @@ impl Saving {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether all that want a blob have it, and nobody has to read it on its way.
+    fn need_not_be_carried(&self, digest: &Digest, is_read: bool) -> bool {
+        !is_read && self.have.everywhere(digest, &self.hosts)
+    }
+
     /// What it takes to save an image beside all that was priced before it.
-    fn price(&self, gathered: &Gathered) -> Price {
+    fn price(&self, gathered: &Gathered, is_read: bool) -> Price {
         let mut price = Price { manifests: gathered.manifests(), ..Price::default() };
         for descriptor in gathered.own_blobs() {
-            let is_there = self.have.everywhere(&descriptor.digest, &self.hosts) || {
+            let is_there = self.need_not_be_carried(&descriptor.digest, is_read) || {
                 let blob = std::fs::metadata(self.directory.join(blob_path(&descriptor.digest)));
                 blob.is_ok_and(|blob| blob.len() == descriptor.size)
             };
@@ -311,6 +319,8 @@ impl Saving {
 struct Output {
     saving: Arc<Saving>,
     source: Reference,
+    /// As in [`Wanted`].
+    is_read: bool,
 }
 
 #[async_trait::async_trait]
@@ -346,7 +356,7 @@ impl ContentOutput for Output {
             return Ok(Moved::Nothing);
         };
         let (saving, digest) = (&self.saving, &descriptor.digest);
-        if saving.have.everywhere(digest, &saving.hosts) {
+        if saving.need_not_be_carried(digest, self.is_read) {
             return Ok(Moved::Nothing);
         }
         let one = Arc::clone(saving.state().bringing.entry(digest.clone()).or_default());
@@ -355,10 +365,7 @@ impl ContentOutput for Output {
         let moved = saving.layout.put_blob(blob, progress).await?;
         saving.state().named.insert(digest.clone());
         if let Moved::Bytes = moved {
-            saving.progress.change(|counts| {
-                counts.bytes_fetched += descriptor.size;
-                counts.bytes_uploaded += descriptor.size;
-            });
+            saving.progress.moved(descriptor.size, descriptor.size);
         }
         Ok(moved)
     }

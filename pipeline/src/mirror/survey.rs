@@ -226,6 +226,10 @@ fn of_names(mirror: &Mirror, wanted: &Wanted, source: Digest, target: Option<&Na
     let made_of = target.and_then(|target| target.made_of.as_ref());
     let target = target.map(|target| &target.digest);
     if !mirror.filters.is_empty() {
+        if wanted.source == wanted.target {
+            let reason = "its target is its source, of which filters would make another one each time";
+            return Decision::Refused(None, reason.to_owned());
+        }
         if made_of == Some(&MadeOf::wanted(mirror, &source)) {
             return Decision::Same;
         }
@@ -315,9 +319,9 @@ async fn look_at(
     for (number, wanted, owner) in images {
         let target = target(&wanted);
         let was = target.as_ref().ok().and_then(Option::as_ref).map(|named| named.digest.clone());
-        let refused = |error: Error| match error {
-            Error::Signed { .. } => Found::Refused { becomes: None, reason: error.to_string() },
-            error => Found::Failed(error.to_string()),
+        let refused = |error: Error| match signed(&error) {
+            Some(reason) => Found::Refused { becomes: None, reason },
+            None => Found::Failed(error.to_string()),
         };
         let found = match decide(config, &wanted, owner.as_ref(), &named, &target) {
             Decision::Same => Found::Same,
@@ -337,6 +341,15 @@ async fn look_at(
         surveyed.push((number, Surveyed { wanted, was, found }));
     }
     surveyed
+}
+
+/// What is to be said of something signed that was not to be changed, if that is what is wrong.
+pub(super) fn signed(error: &Error) -> Option<String> {
+    matches!(error, Error::Signed { .. }).then(|| {
+        format!(
+            "{error}; `signatures: drop` in the file leaves its signatures behind, `keep` takes them along"
+        )
+    })
 }
 
 /// What an entry of the configuration says of a copy.

@@ -90,7 +90,9 @@ impl ImageSource for RegistrySource {
     }
 
     fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
-        Some(Box::new(Self { reference: self.reference.with_digest(entry.digest.clone()), ..self.clone() }))
+        let reference = self.reference.with_digest(entry.digest.clone());
+        // It is the entry that is wanted, whatever platform it is for.
+        Some(Box::new(Self { reference, platform: PlatformChoice::default(), ..self.clone() }))
     }
 
     fn store(&self) -> Option<&dyn Store> {

@@ -24,6 +24,9 @@ use crate::registry::Credentials;
 use crate::verify::{Difference, Stated, Verdict, Verified};
 use crate::whole::Done;
 
+/// Signatures that a result tells of: a source may list any number.
+const MOST_KEPT: usize = 256;
+
 /// What a registry is logged in to with.
 pub fn login(credentials: Credentials) -> Login {
     match credentials {
@@ -104,7 +107,8 @@ fn result(name: &ImageName, receipt: &Receipt, summary: Summary) -> ImageResult 
 
 fn with_attached(result: ImageResult, attached: &Attached) -> ImageResult {
     ImageResult {
-        signatures_kept: attached.kept.iter().cloned().map(kept_signature).collect(),
+        signatures_kept: attached.kept.iter().take(MOST_KEPT).cloned().map(kept_signature).collect(),
+        signatures_kept_count: attached.kept.len() as u64,
         provenance: attached.provenance.as_ref().map(Digest::to_string).unwrap_or_default(),
         ..result
     }

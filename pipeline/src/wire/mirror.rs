@@ -45,7 +45,8 @@ pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> Mirror
     let end = match outcome {
         None => MirrorOutcome::Unspecified,
         Some(Outcome::Nothing) => MirrorOutcome::Unchanged,
-        Some(Outcome::Copied { blobs, blobs_found, manifests }) => {
+        Some(Outcome::Copied { blobs, blobs_found, manifests, made }) => {
+            image.made = digest_text(made.as_ref());
             image.blobs = *blobs as u64;
             image.blobs_found = *blobs_found as u64;
             image.manifests = *manifests as u64;
@@ -85,6 +86,7 @@ pub fn of_image(image: MirrorImage) -> Result<(Action, Option<Outcome>), WireErr
             blobs: number(image.blobs),
             blobs_found: number(image.blobs_found),
             manifests: number(image.manifests),
+            made: digest(&image.made)?,
         }),
         MirrorOutcome::Deleted => Some(Outcome::Deleted),
         MirrorOutcome::Refused => Some(Outcome::Refused(problem)),
@@ -237,7 +239,12 @@ mod tests {
         let outcomes = [
             None,
             Some(Outcome::Nothing),
-            Some(Outcome::Copied { blobs: 1, blobs_found: 2, manifests: 3 }),
+            Some(Outcome::Copied {
+                blobs: 1,
+                blobs_found: 2,
+                manifests: 3,
+                made: Some(Digest::sha256(b"made")),
+            }),
             Some(Outcome::Deleted),
             Some(Outcome::Refused("no".to_owned())),
             Some(Outcome::Failed { problem: "gone".to_owned(), hint: Some("look".to_owned()) }),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use occy_pipeline::error::Error;
+use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::output::LayerForm;
 use occy_pipeline::progress::ImagesProgress;
@@ -35,6 +37,10 @@ impl Verifying {
     /// What a statement says that was done: as any request of a client, for anybody can have written it.
     async fn work(&self, stated: &Stated) -> Result<Work, ServiceError> {
         let recipe = &stated.provenance.recipe;
+        if let Err(error) = FilterChain::parse(&recipe.filters) {
+            let (digest, problem) = (stated.digest.clone(), error.to_string());
+            return Err(Error::Provenance { digest, problem }.into());
+        }
         let source = match (self.source.as_str(), &recipe.source) {
             ("", Some(named)) => format!("registry://{}", named.name()),
             ("", None) => {

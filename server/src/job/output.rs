@@ -421,5 +421,5 @@ impl Drop for Counted {
 
 /// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.
 fn key(layer: &Layer, chain: &FilterChain) -> String {
-    format!("{} {}", layer.blob.identity(), chain.fingerprint())
+    format!("{} {}", layer.sameness(), chain.fingerprint())
 }

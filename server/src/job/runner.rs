@@ -19,7 +19,7 @@ use occy_pipeline::source::ImageSource;
 use occy_pipeline::task::LayerPlan;
 use occy_pipeline::whole::{Wanted, process_whole};
 use occy_pipeline::wire::convert;
-use occy_proto::v1::{Job, JobState, PipelineSpec};
+use occy_proto::v1::{Job, JobState, MirrorSpec, PipelineSpec};
 use occy_worker::telemetry;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
@@ -452,13 +452,15 @@ impl Jobs {
     }
 
     /// Waits until a worker could begin a layer of the job: until then another coordinator, which has one, may take it. False: one has.
-    /// A mirror needs no worker.
+    /// A mirror without filters needs no worker.
     async fn waits_until_there_is_room(&self, id: &str) -> Result<bool, ServiceError> {
         let mut changed = self.0.engine.subscribe(id);
         loop {
             let job = self.0.engine.get(id).await?;
             let Some(job) = job.filter(|job| job.state() == JobState::Queued) else { return Ok(false) };
-            if job.spec.is_some_and(|spec| spec.mirror.is_some()) {
+            // What its file says exactly is seen when its turn comes; a word too many costs no more than waiting for a worker.
+            let needs_none = |mirror: MirrorSpec| !mirror.config.contains("filters");
+            if job.spec.and_then(|spec| spec.mirror).is_some_and(needs_none) {
                 return Ok(true);
             }
             tokio::select! {

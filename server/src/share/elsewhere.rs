@@ -54,6 +54,8 @@ pub(super) struct EveryTurn {
     until: Option<Instant>,
     /// How the layer was when nobody was at work, or what came of it is no use here. None: it is done without a turn.
     seen: Option<SeenLayer>,
+    /// Whether it may be this one's turn, of whose end nobody was told.
+    is_held: bool,
 }
 
 /// What came of a layer, for other coordinators.
@@ -75,6 +77,7 @@ impl Elsewhere {
             patience: PATIENCE + Duration::from_secs(key.size / BYTES_A_SECOND),
             until: None,
             seen: None,
+            is_held: false,
         }
     }
 }
@@ -121,7 +124,12 @@ impl EveryTurn {
     /// Takes the turn for oneself. False: another job has taken it meanwhile.
     pub(super) async fn begin(&mut self, metrics: &Metrics) -> bool {
         match self.seen.take() {
-            Some(seen) => answered(self.engine.take_layer(seen, &self.who)).await.unwrap_or(true),
+            Some(seen) => {
+                self.is_held = true;
+                let is_taken = answered(self.engine.take_layer(seen, &self.who)).await;
+                self.is_held = is_taken != Some(false);
+                is_taken.unwrap_or(true)
+            }
             None => {
                 if self.until.is_some_and(|until| Instant::now() >= until) {
                     metrics.layer_repeated();
@@ -132,13 +140,14 @@ impl EveryTurn {
     }
 
     /// Says what came of it, if there is something for others, and it is little enough to be kept.
-    pub(super) async fn end(self, done: Option<&Done>) {
+    pub(super) async fn end(mut self, done: Option<&Done>) {
         let kept = done.filter(|done| reports_size(&done.written) <= KEPT_REPORTS);
         let result = kept.map(|Done { written, repository }| {
             let told = Told { repository: repository.clone(), written: written.into() };
             serde_json::to_string(&told).expect("it is plain data")
         });
         answered(self.engine.end_layer(&self.layer, &self.who, result)).await;
+        self.is_held = false;
     }
 
     /// None: another version said it.
@@ -148,6 +157,17 @@ impl EveryTurn {
         let by = if is_own { SharedBy::Same } else { SharedBy::Other };
         // Where it stands in an image is the taker's to say.
         Some((Done { written: written.layer(0)?, repository }, by))
+    }
+}
+
+/// The job goes on, and this layer of it does not: who waits must not wait for the job's end.
+impl Drop for EveryTurn {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_held {
+            let (engine, layer, who) = (Arc::clone(&self.engine), self.layer.clone(), self.who.clone());
+            runtime.spawn(async move { answered(engine.end_layer(&layer, &who, None)).await });
+        }
     }
 }
 
@@ -271,6 +291,19 @@ mod tests {
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits again");
         leader.done(&written(), Some(Vec::new())).await;
         assert!(matches!(waiting.await, Turn::Taken(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_a_layer_fails_and_its_job_goes_on_the_next_one_need_not_wait_for_its_end() {
+        let (_directory, engine) = engine();
+        let (one, two) = (Coordinator::new(&engine, "one").await, Coordinator::new(&engine, "two").await);
+        let layer = task("r.io/a", "to.io/first").0;
+        let failed = one.lead(&layer).await;
+        let mut waiting = std::pin::pin!(two.turn(&layer));
+        assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
+        drop(failed);
+        let soon = timeout(2 * LOOK_EVERY, waiting).await.expect("it does not wait for the job");
+        assert!(matches!(soon, Turn::Lead(..)));
     }
 
     #[tokio::test(start_paused = true)]

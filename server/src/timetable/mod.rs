@@ -260,6 +260,14 @@ impl Timetable {
         turn::accepted(&mut after, now);
         let run = record.pending().cloned().unwrap_or_default();
         let is_written = self.write(name, after, revision).await?;
+        if !is_written {
+            // It was removed meanwhile, or somebody else has found the run refused: then it was passed over, and is none.
+            let found = self.engine().schedule(name).await?;
+            let last = found.and_then(|(record, _)| record.schedule().last_run.clone());
+            if last.is_none_or(|last| last.job_id != run.job_id) {
+                self.0.jobs.cancel(&run.job_id).await?;
+            }
+        }
         if is_written {
             let late = self.lateness(record, &run, now).await;
             self.0.counted.begun(late);

@@ -121,6 +121,11 @@ fn an_attestation_can_be_kept_for_the_new_image() {
     assert_eq!(index["manifests"][0]["annotations"][OF], index["manifests"][1]["digest"]);
     assert_eq!(index["manifests"][0]["annotations"][TYPE], "attestation-manifest");
     assert_eq!(to.manifest("clean", &images[0].digest()).body, images[0].manifest);
+    // All platforms are meant, whichever is wanted otherwise.
+    let other = to.uri("other:1");
+    let run = ["process", &source, &other, "--all", "-f", "exclude:pattern=*.key", "--architecture", "s390x"];
+    occyctl([&run[..], &["--attestations", "retarget"]].concat()).ok();
+    assert_eq!(to.manifest("other", "1").body, to.manifest("clean", "1").body);
     occyctl(["process", &source, &to.uri("clean:1"), "--attestations", "drop"]).fails(2).says(&["--all"]);
 }
 

@@ -1,5 +1,6 @@
 //! `occyctl mirror` with filters on the way: made once, known again by what it says that it was made of.
 
+use occy_tests::certificates::text;
 use occy_tests::conforming::Conforming;
 use occy_tests::coordinator::Coordinator;
 use occy_tests::image::{Family, Image, Index, json_of};
@@ -8,7 +9,7 @@ use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::occyctl;
 use occy_tests::proxy::{FaultProxy, status};
 use occy_tests::registry::Registry;
-use occy_tests::tools::sha256;
+use occy_tests::tools::{sha256, write};
 use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 
@@ -61,6 +62,7 @@ fn every_layer_passes_once_and_a_warm_run_asks_once_at_each_end() {
     far.forget();
     let done = run("", &[]);
     assert_eq!((&done["done"], &done["failed"]), (&json!(9), &json!(0)), "{done}");
+    assert_eq!(done["images"][0]["becomes"], one.digest("a", "1"), "{done}");
     for tag in ["1", "2", "3"] {
         let source = image(tag.parse().expect("a number"));
         let local = one.uri(&format!("local:{tag}"));
@@ -166,7 +168,9 @@ fn an_index_is_rebuilt_whole_or_of_some_platforms_and_its_tag_comes_last() {
     let text = config(&from.host(), &[format!("{}/signed", proxy.host())], "");
     let planned = mirror(directory.path(), &text, &[&JSON[..], &["--dry-run"]].concat()).fails(1);
     planned.says(&["is signed as", bundle]);
+    from.forget();
     let refused = run("signed", "", 1);
+    assert_eq!(from.count("GET", "*/blobs/*"), 0, "{}", from.story());
     assert!(refused["images"][0]["problem"].as_str().is_some_and(|problem| problem.contains("is signed")));
     assert!(!to.has("signed", "1"));
     let lists = Conforming::start();
@@ -200,6 +204,16 @@ fn what_was_carried_passes_its_filters_where_it_arrives() {
     assert_eq!(run(&to, &["--from", &layout])["done"], 0);
     // Which way it came is all the same.
     assert_eq!(run(&to, &[])["done"], 0);
+    // What the target has is carried all the same where filters have to read it.
+    let kept = image(1).layers[2].clone();
+    from.push(&Image::oci(vec![kept, image(1).layers[0].clone()]), "app", "1");
+    let have = directory.path().join("have");
+    let digests = occyctl(["mirror", "digests", &format!("{}/app", to.host())]).ok();
+    write(&have, digests.text());
+    let (again, have) = (layout.replace("carried", "again"), text(&have));
+    run(&to, &["--to", &again, "--have", &have]);
+    let arrived = run(&to, &["--from", &again, "--have", &have]);
+    assert_eq!((&arrived["done"], &arrived["failed"]), (&json!(1), &json!(0)), "{arrived}");
 }
 
 #[test]
@@ -250,6 +264,12 @@ fn what_a_file_says_of_filters_is_checked_with_its_place() {
     error("    filters: ['search:pattern=x']\n", &["line 4, column 15", "changes nothing"]);
     error("    filters: ['exclude:patern=x']\n", &["line 4, column 15", "patern"]);
     error("    filters: [normalize-timestamps]\n    referrers: true\n", &["line 2", "referrers"]);
+    // It would be another one each time.
+    let registry = Registry::start();
+    registry.push(&image(1), "app", "1");
+    let own = config(registry.host(), &[format!("{}/app", registry.host())], "");
+    mirror(directory.path(), &own, &[]).fails(1).says(&["its target is its source"]);
+    assert_eq!(registry.digest("app", "1"), image(1).digest());
     error("    attestations: drop\n", &["line 2", "attestations says nothing without filters"]);
     let schema: Value = occyctl(["mirror", "schema"]).ok().json();
     let keys = &schema["properties"]["mirrors"]["items"]["properties"];

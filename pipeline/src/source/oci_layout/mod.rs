@@ -159,7 +159,8 @@ impl LayoutSource {
 
     /// What an index in it names.
     pub(crate) fn within(&self, entry: &Descriptor) -> Self {
-        Self { entry: Some(entry.clone()), ..self.clone() }
+        // Whatever platform it is for.
+        Self { entry: Some(entry.clone()), platform: PlatformChoice::default(), ..self.clone() }
     }
 
     async fn opened(&self) -> Result<&Opened, Error> {

@@ -333,6 +333,10 @@ impl JetStream {
             let Some((number, earlier)) = self.key(key).await? else {
                 return self.submit_at(record, spec, Some((key, 0))).await;
             };
+            if earlier == record.job().id {
+                // An attempt at this very submission took it, and may not have come further.
+                return self.submit_at(record, spec, Some((key, number))).await;
+            }
             if let Some(earlier) = self.earlier(&earlier).await? {
                 return Ok(if earlier.spec == spec {
                     Submitted::Earlier(earlier)
@@ -785,6 +789,35 @@ mod tests {
         }
         assert_eq!(told, [1, 2]);
         assert_eq!(two.list(None, None, Vec::new(), 9).await.unwrap().0.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_submission_that_is_tried_again_comes_to_something() {
+        let server = Server::new();
+        let engine = server.open(Limits { active: 3, active_each: 3, kept: 3 }).await;
+        let submission = Submission {
+            id: uuid::Uuid::now_v7().to_string(),
+            tenant: "".into(),
+            spec: occy_proto::v1::PipelineSpec::default(),
+            key: "key".to_owned(),
+            sealed: None,
+            trace: None,
+        };
+        // Whoever began it was killed when it had taken the key.
+        let address = server.0.lock().unwrap().address().to_owned();
+        let jetstream = async_nats::jetstream::new(async_nats::connect(address).await.unwrap());
+        let subject = bucket("keys") + &key_name(&"".into(), "key");
+        jetstream.publish(subject, submission.id.clone().into()).await.unwrap().await.unwrap();
+        for _ in 0..2 {
+            let (Submitted::New(job) | Submitted::Earlier(job)) =
+                engine.submit(submission.clone()).await.unwrap()
+            else {
+                panic!("it is accepted")
+            };
+            assert_eq!(job.id, submission.id);
+        }
+        let (jobs, _) = engine.list(None, None, Vec::new(), 9).await.unwrap();
+        assert_eq!(jobs.len(), 1);
     }
 
     #[tokio::test]
