@@ -436,7 +436,8 @@ fn files_of_others_become_ours() {
         from.host(),
         to.host()
     ));
-    let ended = occyctl(["mirror", "import-regsync", &path]).ok().says(&["sync[0].interval"]);
+    let ended = occyctl(["mirror", "import-regsync", &path]).ok();
+    assert!(ended.text().contains("schedule: {\"interval\":\"1h\"}"), "{}", ended.text());
     mirror(directory.path(), &ended.text(), &[]).ok();
     assert_eq!(tags(&to, "r/app"), ["2.0"]);
     write("sync: [\n".to_owned());
