@@ -68,6 +68,18 @@ pub(crate) struct LayerRecord {
     /// The latest last.
     #[prost(message, repeated, tag = "1")]
     entries: Vec<Entry>,
+    /// Who has given a turn back, if that was the last thing that happened.
+    #[prost(message, optional, tag = "2")]
+    given_back: Option<GivenBack>,
+}
+
+/// A turn that has ended with nothing that others can use.
+#[derive(Clone, PartialEq, Message)]
+struct GivenBack {
+    #[prost(string, tag = "1")]
+    job: String,
+    #[prost(uint64, tag = "2")]
+    epoch: u64,
 }
 
 /// A turn, and what came of it.
@@ -144,6 +156,7 @@ impl LayerRecord {
 
     /// What is known from earlier turns is of no use to somebody, whose turn it is now. False: it is another's that has not ended.
     pub(super) fn begin(&mut self, who: &Sharer) -> bool {
+        self.given_back = None;
         self.entries.retain(|entry| {
             let is_useless = entry.result.is_some() && entry.may_share(who);
             !is_useless && !entry.is_held_by(&who.claim)
@@ -157,6 +170,8 @@ impl LayerRecord {
 
     /// Somebody's turn has ended, or he has done the layer without one. None: with nothing that others can use.
     pub(super) fn end(&mut self, who: &Sharer, result: Option<String>) {
+        let Claim { id: job, epoch } = who.claim.clone();
+        self.given_back = result.is_none().then_some(GivenBack { job, epoch });
         self.entries.retain(|entry| {
             let is_replaced = entry.result.is_some() && result.is_some() && entry.may_share(who);
             !entry.is_held_by(&who.claim) && !is_replaced
@@ -175,10 +190,12 @@ impl LayerRecord {
         }
     }
 
-    /// Whether something came of that turn.
+    /// Whether something came of that turn, or it was given back.
     #[cfg(test)]
     pub(crate) fn was_ended_by(&self, claim: &Claim) -> bool {
-        self.entries.iter().any(|entry| entry.result.is_some() && entry.claim() == *claim)
+        let is_given_back =
+            self.given_back.as_ref().is_some_and(|back| (&back.job, back.epoch) == (&claim.id, claim.epoch));
+        is_given_back || self.entries.iter().any(|entry| entry.result.is_some() && entry.claim() == *claim)
     }
 
     /// The first two, if there are any, who have a turn at once and may share the layer.
