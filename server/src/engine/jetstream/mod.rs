@@ -791,23 +791,34 @@ mod tests {
         assert_eq!(two.list(None, None, Vec::new(), 9).await.unwrap().0.len(), 1);
     }
 
-    #[tokio::test]
-    async fn a_submission_that_is_tried_again_comes_to_something() {
-        let server = Server::new();
-        let engine = server.open(Limits { active: 3, active_each: 3, kept: 3 }).await;
-        let submission = Submission {
+    /// A job with the key `key`.
+    fn keyed() -> Submission {
+        Submission {
             id: uuid::Uuid::now_v7().to_string(),
             tenant: "".into(),
             spec: occy_proto::v1::PipelineSpec::default(),
             key: "key".to_owned(),
             sealed: None,
             trace: None,
-        };
-        // Whoever began it was killed when it had taken the key.
+        }
+    }
+
+    /// What is left of a submission of such a job whose coordinator was killed when it had taken the key.
+    async fn take_key(server: &Server, id: &str) -> async_nats::jetstream::Context {
         let address = server.0.lock().unwrap().address().to_owned();
         let jetstream = async_nats::jetstream::new(async_nats::connect(address).await.unwrap());
         let subject = bucket("keys") + &key_name(&"".into(), "key");
-        jetstream.publish(subject, submission.id.clone().into()).await.unwrap().await.unwrap();
+        jetstream.publish(subject, id.to_owned().into()).await.unwrap().await.unwrap();
+        jetstream
+    }
+
+    #[tokio::test]
+    async fn a_submission_that_is_tried_again_comes_to_something() {
+        let server = Server::new();
+        let engine = server.open(Limits { active: 3, active_each: 3, kept: 3 }).await;
+        let submission = keyed();
+        // Whoever began it was killed when it had taken the key.
+        take_key(&server, &submission.id).await;
         for _ in 0..2 {
             let (Submitted::New(job) | Submitted::Earlier(job)) =
                 engine.submit(submission.clone()).await.unwrap()
@@ -825,21 +836,10 @@ mod tests {
         let server = Server::new();
         let limits = Limits { active: 3, active_each: 3, kept: 3 };
         let engine = server.open(limits).await;
-        let submission = Submission {
-            id: uuid::Uuid::now_v7().to_string(),
-            tenant: "".into(),
-            spec: occy_proto::v1::PipelineSpec::default(),
-            key: "key".to_owned(),
-            sealed: None,
-            trace: None,
-        };
+        let submission = keyed();
         // Its coordinator was killed when it had taken the key.
-        let address = server.0.lock().unwrap().address().to_owned();
-        let client = async_nats::connect(address).await.unwrap();
-        let jetstream = async_nats::jetstream::new(client);
         let dead = uuid::Uuid::now_v7().to_string();
-        let subject = bucket("keys") + &key_name(&"".into(), "key");
-        jetstream.publish(subject, dead.clone().into()).await.unwrap().await.unwrap();
+        let jetstream = take_key(&server, &dead).await;
         let Submitted::New(job) = engine.submit(submission.clone()).await.unwrap() else {
             panic!("it is new")
         };
