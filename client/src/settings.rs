@@ -37,8 +37,12 @@ pub(crate) fn start_logging(global: &Global) {
         (false, _) => "debug,occy_pipeline=trace,occyctl=trace",
     };
     let filter = EnvFilter::try_from_env("OCCYSTRAP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Aside).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Aside)
+        .with_target(false)
+        // It would be told on standard error too, and a closed one panics there.
+        .log_internal_errors(false);
     if global.verbose == 0 && std::env::var_os("OCCYSTRAP_LOG").is_none() {
         subscriber.event_format(Plain).init();
     } else {

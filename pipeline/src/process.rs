@@ -179,7 +179,7 @@ async fn run_layers(
                 let total = image.layers.len();
                 let run = async move {
                     let _arrival = arrival;
-                    let (label, action) = (task.layer.label(), task.output.form().action());
+                    let (label, action) = (task.layer.label(), task.output.action());
                     let result = executor.run(task).await;
                     result.map_err(|error| Error::in_layer(action, index, total, label, error))
                 };

@@ -20,6 +20,7 @@ pub struct LayerProgress {
     pub bytes: ByteCount,
     state: AtomicU8,
     worker: Mutex<Option<Arc<str>>>,
+    reason: Mutex<Option<Arc<str>>>,
 }
 
 /// Where a layer is.
@@ -49,6 +50,7 @@ impl Progress {
             bytes: ByteCount::default(),
             state: AtomicU8::new(LayerState::Waiting as u8),
             worker: Mutex::default(),
+            reason: Mutex::default(),
         });
         // A second begin would be a second image on one display; the first stays.
         let _ = self.0.set(layers.collect());
@@ -107,6 +109,17 @@ impl LayerProgress {
     /// Says which worker has it.
     pub fn set_worker(&self, worker: &str) {
         *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker.into());
+    }
+
+    /// Says why it does not go on; empty, where it does. Whether that is another reason than before.
+    pub fn set_reason(&self, reason: &str) -> bool {
+        let reason = Some(reason).filter(|reason| !reason.is_empty());
+        let mut known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() == reason {
+            return false;
+        }
+        *known = reason.map(Arc::from);
+        known.is_some()
     }
 
     /// Says where it is now.

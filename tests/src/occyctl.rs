@@ -162,6 +162,11 @@ impl Run {
         self.command.stdout(stdout).stderr(Stdio::null()).spawn().expect("occyctl starts")
     }
 
+    /// Starts it with its messages in a pipe, for a test that means to stop it.
+    pub fn start_saying(mut self) -> Child {
+        self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("occyctl starts")
+    }
+
     /// Runs it to its end.
     pub fn run(mut self) -> Ended {
         let child = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

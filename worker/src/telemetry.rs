@@ -80,6 +80,8 @@ impl Telemetry {
         let provider = provider.build();
         let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(spans());
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        // It would be told on standard error too, and a closed one panics there: whoever reads logs may be started anew.
+        let lines = lines.log_internal_errors(false);
         let lines = match self.log_format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().boxed(),

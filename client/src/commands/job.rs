@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use occy_pipeline::mirror::config::Config;
 use occy_pipeline::tar::path::printable;
 use occy_proto::v1::{self, JobState, ListJobsRequest, SubmitJobRequest};
 use serde_json::json;
@@ -143,21 +144,64 @@ fn lines(jobs: &[v1::Job]) -> Result<String, std::fmt::Error> {
         let spec = job.spec.clone().unwrap_or_default();
         let (source, destination) = match &spec.mirror {
             None => (shown(&spec.source), shown(&spec.destination)),
-            Some(_) => ("mirror".to_owned(), String::new()),
+            Some(mirror) => mirror_ends(mirror),
+        };
+        let state = match failed(job) {
+            0 => word(job.state()),
+            failed => format!("{failed} failed"),
         };
         let created = time(job.create_time.as_ref());
-        let line =
-            format!("{} {:<10} {created:<30} {source} {destination}", shown(&job.id), word(job.state()));
+        let line = format!("{} {state:<10} {created:<30} {source} {destination}", shown(&job.id));
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(out)
+}
+
+/// The registries of a mirror. Of a file that only a later version understands, nothing but what it is.
+fn mirror_ends(mirror: &v1::MirrorSpec) -> (String, String) {
+    let Ok(config) = Config::parse(&mirror.config) else { return ("mirror".to_owned(), String::new()) };
+    let hosts = |hosts: Vec<String>| shown(&hosts.join(","));
+    (format!("mirror of {}", hosts(config.source_hosts())), format!("to {}", hosts(config.target_hosts())))
+}
+
+/// Images of a mirror that came to its end which failed or were refused.
+fn failed(job: &v1::Job) -> u64 {
+    job.result.as_ref().and_then(|result| result.mirror.as_ref()).map_or(0, |mirror| mirror.failed)
+}
+
+/// What was asked for besides source, destination and filters, in the words of `job submit`.
+fn options(spec: &v1::PipelineSpec) -> Vec<String> {
+    let mut options = Vec::new();
+    if let Some(platform) = &spec.platform {
+        let v1::Platform { os, architecture, variant, .. } = platform;
+        let named = [("os", os), ("architecture", architecture), ("variant", variant)];
+        let named = named.into_iter().filter(|(_, value)| !value.is_empty());
+        options.extend(named.map(|(option, value)| format!("--{option} {value}")));
+    }
+    let policy = |name: &str, value: &str, unsaid: &str| {
+        let value = value.trim_start_matches(unsaid).to_lowercase();
+        (value != "unspecified").then(|| format!("--{name} {value}"))
+    };
+    options.extend(spec.all.then(|| "--all".to_owned()));
+    options.extend(policy("attestations", spec.attestations().as_str_name(), "ATTESTATION_POLICY_"));
+    options.extend(policy("signatures", spec.signatures().as_str_name(), "SIGNATURE_POLICY_"));
+    options.extend(spec.provenance.then(|| "--provenance".to_owned()));
+    options.extend((!spec.compression.is_empty()).then(|| format!("--compression {}", spec.compression)));
+    options.extend(policy("format", spec.manifest_family().as_str_name(), "FAMILY_"));
+    options.extend(spec.verify_diff_ids.then(|| "--verify-diff-ids".to_owned()));
+    options.extend(spec.foreign_layers.then(|| "--foreign-layers".to_owned()));
+    options.extend((spec.priority != 0).then(|| format!("--priority {}", spec.priority)));
+    options
 }
 
 fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let spec = job.spec.clone().unwrap_or_default();
     writeln!(out, "Job:         {}", shown(&job.id))?;
-    writeln!(out, "State:       {}", word(job.state()))?;
+    match failed(job) {
+        0 => writeln!(out, "State:       {}", word(job.state()))?,
+        failed => writeln!(out, "State:       {}, {failed} failed", word(job.state()))?,
+    }
     match &spec.mirror {
         None => {
             writeln!(out, "Source:      {}", shown(&spec.source))?;
@@ -172,6 +216,10 @@ fn text(job: &v1::Job) -> Result<String, std::fmt::Error> {
     }
     for filter in &spec.filters {
         writeln!(out, "Filter:      {}", shown(filter))?;
+    }
+    let options = options(&spec);
+    if !options.is_empty() {
+        writeln!(out, "Options:     {}", shown(&options.join(" ")))?;
     }
     writeln!(out, "Created:     {}", time(job.create_time.as_ref()))?;
     writeln!(out, "Updated:     {}", time(job.update_time.as_ref()))?;
@@ -208,6 +256,7 @@ pub(super) fn document(job: &v1::Job) -> serde_json::Value {
         "source": spec.source,
         "destination": spec.destination,
         "filters": spec.filters,
+        "options": options(&spec),
         "priority": spec.priority,
         "mirror": spec.mirror.map(|mirror| json!({"config": mirror.config, "dry_run": mirror.dry_run})),
         "created": time(job.create_time.as_ref()),
@@ -270,4 +319,41 @@ pub(crate) fn error_document(error: &v1::JobError) -> serde_json::Value {
         "reason": error.reason,
         "retryable": error.retryable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_says_what_it_was_asked_for_and_how_many_images_failed() {
+        let spec = v1::PipelineSpec {
+            source: "registry://a.io/b:1".to_owned(),
+            platform: Some(v1::Platform { os: "linux".to_owned(), ..v1::Platform::default() }),
+            all: true,
+            attestations: v1::AttestationPolicy::Retarget.into(),
+            signatures: v1::SignaturePolicy::Keep.into(),
+            provenance: true,
+            priority: -3,
+            ..v1::PipelineSpec::default()
+        };
+        let said = "--os linux --all --attestations retarget --signatures keep --provenance --priority -3";
+        assert_eq!(options(&spec).join(" "), said);
+        let job = v1::Job { spec: Some(spec), state: JobState::Running.into(), ..v1::Job::default() };
+        assert!(text(&job).unwrap().contains(&format!("Options:     {said}\n")));
+        assert_eq!(options(&v1::PipelineSpec::default()), [""; 0]);
+
+        let config = "mirrors: [{sources: [a.io/b], targets: ['c.io/{repository}:{tag}']}]";
+        let mirror = v1::MirrorSpec { config: config.to_owned(), ..v1::MirrorSpec::default() };
+        let result = v1::MirrorResult { failed: 2, images: 3, ..v1::MirrorResult::default() };
+        let job = v1::Job {
+            spec: Some(v1::PipelineSpec { mirror: Some(mirror), ..v1::PipelineSpec::default() }),
+            state: JobState::Succeeded.into(),
+            result: Some(v1::ImageResult { mirror: Some(result), ..v1::ImageResult::default() }),
+            ..v1::Job::default()
+        };
+        assert!(lines(&[job.clone()]).unwrap().ends_with(" mirror of a.io to c.io\n"));
+        assert!(lines(&[job.clone()]).unwrap().contains(" 2 failed "));
+        assert!(text(&job).unwrap().contains("State:       succeeded, 2 failed\n"));
+    }
 }

@@ -135,7 +135,7 @@ fn tell_report(plan: &Plan, report: &Report, all: u64, global: &Global) -> anyho
         }
     }
     let told = match global.output_format {
-        OutputFormat::Json => print_json(&report_document(plan, report)),
+        OutputFormat::Json => print_json(&report_document(plan, report, all)),
         OutputFormat::Text => print_bytes(report_text(plan, report, all, global.quiet).as_bytes()),
     };
     if report.done() > 0 {
@@ -386,13 +386,16 @@ pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
     document
 }
 
-fn report_document(plan: &Plan, report: &Report) -> Value {
+fn report_document(plan: &Plan, report: &Report, all: u64) -> Value {
+    let (done, failed) = (report.done(), report.failed());
     let images = plan.actions.iter().zip(&report.outcomes);
     let images = images.map(|(action, outcome)| image_document(action, outcome));
     json!({
         "images": images.collect::<Vec<_>>(),
-        "done": report.done(),
-        "failed": report.failed(),
+        "done": done,
+        "failed": failed,
+        // Of a scheduled run those are counted that `images` leaves out.
+        "unchanged": unchanged(all, done + failed),
         "bytes": {"fetched": report.bytes_fetched, "uploaded": report.bytes_uploaded},
         "blobs_mounted": report.mounted,
         "seconds": report.elapsed.as_secs_f64(),

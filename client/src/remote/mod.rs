@@ -19,7 +19,8 @@ pub(crate) mod upload;
 pub(crate) mod verify;
 pub(crate) mod watch;
 
-use occy_pipeline::progress::{LayerState, Progress};
+use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
+use occy_pipeline::tar::path::printable;
 use occy_proto::v1::{self, CallProgress};
 
 /// Whether an end is the coordinator's.
@@ -44,13 +45,22 @@ fn show(progress: &Progress, told: &CallProgress, counts_bytes: bool) {
             v1::LayerState::Reused => layer.set(LayerState::Reused),
             v1::LayerState::Waiting | v1::LayerState::Unspecified => {}
         }
-        if !status.worker.is_empty() {
-            layer.set_worker(&status.worker);
-        }
+        tell_place(layer, status);
     }
     for running in told.running.iter().filter(|_| counts_bytes) {
         if let Some(layer) = progress.layers().get(running.index as usize) {
             layer.bytes.set(running.bytes);
         }
+    }
+}
+
+/// Shows which worker has a layer, and says why it does not go on, once for each reason.
+fn tell_place(layer: &LayerProgress, status: &v1::LayerStatus) {
+    if !status.worker.is_empty() {
+        layer.set_worker(&status.worker);
+    }
+    if layer.set_reason(&status.waiting_reason) {
+        let reason = printable(status.waiting_reason.as_bytes());
+        tracing::warn!("layer {} waits: {reason}", status.index + 1);
     }
 }

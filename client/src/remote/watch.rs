@@ -9,6 +9,7 @@ use occy_pipeline::mirror::{Counts, MirrorProgress};
 use occy_pipeline::process::Summary;
 use occy_pipeline::progress::{LayerProgress, LayerState, Progress};
 use occy_pipeline::spool::SpoolDir;
+use occy_pipeline::tar::path::printable;
 use occy_pipeline::wire::mirror::{of_image, of_progress};
 use occy_proto::v1::job_event::Event;
 use occy_proto::v1::{
@@ -20,6 +21,7 @@ use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::findings::{self, Findings};
 use super::mirror::Images;
+use super::tell_place;
 use crate::commands::job::{error_document, result_document, word};
 use crate::commands::process::{deliver, image_count, pushed, tell_beside};
 use crate::commands::{self, print_bytes};
@@ -30,6 +32,27 @@ use crate::{Exit, Untold, say};
 /// So often in a row a coordinator that is not there is asked again, the pauses growing to the longest one: some five minutes.
 const RECONNECTS: u32 = 60;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Says, when it is dropped, that a job goes on although nobody watches it here any more.
+struct GoesOn(Option<String>);
+
+impl GoesOn {
+    /// What became of the job is known, or that there is none.
+    fn settle(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        if let Some(id) = self.0.take() {
+            let id = printable(id.as_bytes());
+            say(&format!(
+                "job {id} goes on; `occyctl job watch {id}` follows it, `occyctl job cancel {id}` stops it"
+            ));
+        }
+    }
+}
 
 /// A job that is watched.
 pub(crate) struct Watch<'a> {
@@ -112,6 +135,7 @@ impl<'a> Watch<'a> {
 
     /// Watches the job to its end.
     pub(crate) async fn run(mut self) -> anyhow::Result<Exit> {
+        let goes_on = GoesOn(Some(self.id.clone()));
         self.begin_display();
         let mut lost = 0;
         let end = loop {
@@ -122,7 +146,11 @@ impl<'a> Watch<'a> {
             };
             match error.downcast_ref::<RemoteError>() {
                 Some(remote) if remote.is_lost() => {}
-                _ => return Err(error),
+                Some(_) => {
+                    goes_on.settle();
+                    return Err(error);
+                }
+                None => return Err(error),
             }
             lost = if self.after > seen { 1 } else { lost + 1 };
             if lost > RECONNECTS {
@@ -131,6 +159,7 @@ impl<'a> Watch<'a> {
             tracing::info!("{error:#}; asking again");
             tokio::time::sleep(LONGEST_PAUSE.min(Duration::from_millis(250) * lost)).await;
         };
+        goes_on.settle();
         drop(self.display.take());
         match end {
             End::Succeeded(result) => self.succeeded(&result),
@@ -239,9 +268,7 @@ impl<'a> Watch<'a> {
                 layer.bytes.set(layer.total.unwrap_or(0));
             }
         }
-        if !status.worker.is_empty() {
-            layer.set_worker(&status.worker);
-        }
+        tell_place(layer, status);
     }
 
     fn succeeded(self, result: &ImageResult) -> anyhow::Result<Exit> {

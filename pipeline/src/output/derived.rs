@@ -37,6 +37,10 @@ impl ImageOutput for DerivedOutput {
         LayerForm::Stored { compression: self.compression }
     }
 
+    fn action(&self) -> &'static str {
+        "derive"
+    }
+
     fn format(&self) -> ManifestFormat {
         self.format
     }

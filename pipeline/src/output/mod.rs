@@ -61,17 +61,6 @@ pub enum LayerForm {
     Nothing,
 }
 
-impl LayerForm {
-    /// What is done to a layer that goes there, for messages: "failed to … layer".
-    pub fn action(self) -> &'static str {
-        match self {
-            Self::Tar => "write",
-            Self::Stored { .. } => "push",
-            Self::Nothing => "read",
-        }
-    }
-}
-
 /// What it took to have a layer at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
@@ -240,6 +229,15 @@ fn refuse_artifact(image: &Image, destination: String) -> Result<(), OutputError
 pub trait ImageOutput: Send + Sync {
     /// The form in which it takes layers.
     fn form(&self) -> LayerForm;
+
+    /// What is done to a layer that goes there, for messages: "failed to … layer".
+    fn action(&self) -> &'static str {
+        match self.form() {
+            LayerForm::Tar => "write",
+            LayerForm::Stored { .. } => "push",
+            LayerForm::Nothing => "read",
+        }
+    }
 
     /// The format of the manifests that it keeps.
     fn format(&self) -> ManifestFormat {

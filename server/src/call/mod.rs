@@ -193,6 +193,16 @@ impl LayerWatcher for CallWatcher {
         Ok(())
     }
 
+    async fn waiting(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        self.workers.note_waiting(layer.index, reason);
+        Ok(())
+    }
+
+    async fn held(&self, layer: &Layer, reason: &str) -> Result<(), ServiceError> {
+        self.workers.note_waiting(layer.index, reason);
+        Ok(())
+    }
+
     async fn done(&self, layer: &Layer, _: &FilterChain, written: &WrittenLayer) -> Result<(), ServiceError> {
         match &self.to_caller {
             Some(output) => Ok(output.layer_done(layer, written).await?),

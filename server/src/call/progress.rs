@@ -14,13 +14,26 @@ const EVERY: Duration = Duration::from_millis(200);
 /// Layers of which one message tells, so that it has a message's size: an index may have any number.
 const LAYERS_AT_ONCE: usize = 1000;
 
-/// Which worker has which layer of the image that is on its way.
+/// Which worker has which layer of the image that is on its way, or why it waits.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Workers(Arc<Mutex<HashMap<usize, String>>>);
+pub(super) struct Workers(Arc<Mutex<HashMap<usize, At>>>);
+
+#[derive(Clone, Debug, Default)]
+struct At {
+    worker: String,
+    waiting_reason: String,
+}
 
 impl Workers {
     pub(super) fn note(&self, layer: usize, worker: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer, worker.to_owned());
+        let at = At { worker: worker.to_owned(), waiting_reason: String::new() };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(layer, at);
+    }
+
+    /// It waits, or its worker does; empty when that is over.
+    pub(super) fn note_waiting(&self, layer: usize, reason: &str) {
+        let mut layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reason.clone_into(&mut layers.entry(layer).or_default().waiting_reason);
     }
 
     /// The next image begins.
@@ -28,7 +41,7 @@ impl Workers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn of(&self, layer: usize) -> String {
+    fn of(&self, layer: usize) -> At {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&layer).cloned().unwrap_or_default()
     }
 }
@@ -84,6 +97,7 @@ pub(super) async fn tell(
 
 fn status(progress: &Progress, workers: &Workers, index: usize) -> LayerStatus {
     let layer = &progress.layers()[index];
+    let At { worker, waiting_reason } = workers.of(index);
     LayerStatus {
         index: convert::count(index),
         state: match layer.state() {
@@ -95,7 +109,8 @@ fn status(progress: &Progress, workers: &Workers, index: usize) -> LayerStatus {
         .into(),
         label: layer.label.clone(),
         source_size: layer.total,
-        worker: workers.of(index),
+        worker,
+        waiting_reason,
         ..LayerStatus::default()
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use occy_pipeline::error::Error;
-use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
 use occy_pipeline::output::LayerForm;
 use occy_pipeline::progress::ImagesProgress;
@@ -37,10 +36,6 @@ impl Verifying {
     /// What a statement says that was done: as any request of a client, for anybody can have written it.
     async fn work(&self, stated: &Stated) -> Result<Work, ServiceError> {
         let recipe = &stated.provenance.recipe;
-        if let Err(error) = FilterChain::parse(&recipe.filters) {
-            let (digest, problem) = (stated.digest.clone(), error.to_string());
-            return Err(Error::Provenance { digest, problem }.into());
-        }
         let source = match (self.source.as_str(), &recipe.source) {
             ("", Some(named)) => format!("registry://{}", named.name()),
             ("", None) => {
@@ -56,7 +51,14 @@ impl Verifying {
             ..PipelineSpec::default()
         };
         let tenant = &self.image.client.tenant;
-        self.gate.admit(&spec, Ends::SourceNamed, tenant, &self.logins).await
+        let admitted = self.gate.admit(&spec, Ends::SourceNamed, tenant, &self.logins).await;
+        admitted.map_err(|error| match error {
+            // The statement's, and not the request's.
+            ServiceError::Field { field: "filters", .. } | ServiceError::Pipeline(Error::Filter(_)) => {
+                Error::Provenance { digest: stated.digest.clone(), problem: error.to_string() }.into()
+            }
+            error => error,
+        })
     }
 }
 

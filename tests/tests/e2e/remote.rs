@@ -619,10 +619,14 @@ fn an_interrupt_cancels_the_call_and_leaves_a_job_alone() {
     assert!(!directory.path().join("out.tar").exists() && !registry.has("copy", "1"));
     let job = registry.uri("job:1");
     let id = through(&coordinator, &["job", "submit", &source, &job]).ok().text();
-    let mut child = through(&coordinator, &["job", "watch", id.trim()]).start();
+    let child = through(&coordinator, &["job", "watch", id.trim()]).start_saying();
     wait_for("the job begins", || free_slots(&coordinator) == 0);
     tool("kill", ["-INT", &child.id().to_string()]);
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let ended = child.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let hint = format!("job {0} goes on; `occyctl job watch {0}` follows it", id.trim());
+    assert!(said.contains(&hint) && said.ends_with("interrupted\n"), "{said}");
     through(&coordinator, &["job", "watch", id.trim()]).ok();
     assert!(registry.has("job", "1"));
     let other = registry.uri("other:1");

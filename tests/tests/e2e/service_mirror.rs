@@ -159,7 +159,8 @@ fn a_generated_client_submits_watches_and_lists_a_mirror() {
     let name = id["job_id"].as_str().expect("an id");
     let shown =
         |arguments: &[&str]| occyctl([arguments, &["--coordinator", &coordinator.url()]].concat()).ok();
-    assert!(shown(&["job", "list"]).text().contains(" mirror\n"));
+    let listed = format!(" mirror of {} to {}\n", from.host(), to.host());
+    assert!(shown(&["job", "list"]).text().contains(&listed));
     let watched = shown(&["job", "watch", name]).text();
     assert!(watched.contains("done: create") && watched.contains("3 done, 0 unchanged"), "{watched}");
     let got = shown(&["job", "get", name]).text();

@@ -1,5 +1,6 @@
 //! Layers that run on workers in processes of their own: the same images as without them, and only where what they need is offered.
 
+use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
 use occy_tests::certificates::{Certificates, text};
@@ -165,7 +166,24 @@ fn a_layer_goes_only_where_all_that_it_needs_is_offered() {
     );
     let waiting = job(&coordinator, &id);
     assert_eq!(waiting["layers"][0]["state"], "LAYER_STATE_WAITING");
+    // Whoever waits for it is told as well, of a job and of a call.
+    let name = id["job_id"].as_str().expect("an id");
+    let elsewhere = to.uri("elsewhere:1");
+    let watch = ["job", "watch", name];
+    let process = ["process", &source, &elsewhere, "-f", filters[0]];
+    let watching = [&watch[..], &process]
+        .map(|arguments| occyctl(arguments).env("OCCYSTRAP_COORDINATOR", coordinator.url()).start_saying());
+    let said = watching.map(|mut child| {
+        let said = BufReader::new(child.stderr.take().expect("piped")).lines().next();
+        (child, said.expect("a line").expect("text"))
+    });
     let all = Worker::start(&coordinator, &["--name", "remote-all"]);
+    for (mut child, said) in said {
+        // Nobody reads what it says any more, which stops no work.
+        assert_eq!(child.wait().expect("it ends").code(), Some(0));
+        let reason = "waits: no worker offers filter:normalize-timestamps";
+        assert!(said.starts_with("warning: layer ") && said.ends_with(reason), "{said}");
+    }
     coordinator.ask("WatchJob", &id).all();
     let done = job(&coordinator, &id);
     assert_eq!(done["state"], "JOB_STATE_SUCCEEDED", "{done}");
