@@ -226,15 +226,27 @@ impl Config {
     }
 }
 
+/// What the parser says of its own types, and what that means to whoever writes the file.
+const MEANT: [(&str, &str); 6] = [
+    ("expected sequence start", "a list belongs here: [a, b]"),
+    ("expected mapping start", "a mapping of keys to values belongs here"),
+    ("expected string scalar", "text belongs here"),
+    ("externally tagged enum expected scalar or mapping", "a single word belongs here"),
+    ("invalid boolean", "true or false belongs here"),
+    ("invalid u64", "a whole number belongs here"),
+];
+
 /// A YAML document, or what is wrong with it and where.
 pub(super) fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location();
         let (line, column) = place.map_or((0, 0), |place| (place.line(), place.column()));
-        let said = error.without_snippet().to_string();
+        let said = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
         // It says the place too, in its own form.
-        let problem = said.split_once(" at line ").map_or(&*said, |(problem, _)| problem).to_owned();
+        let problem = said.split_once(" at line ").map_or(&*said, |(problem, _)| problem);
+        let meant = MEANT.iter().find(|(words, _)| *words == problem);
+        let problem = meant.map_or(problem, |(_, meant)| meant).to_owned();
         ConfigError { line, column, problem }
     })
 }
@@ -655,7 +667,8 @@ schedule:
                     "object" => serde_json::json!("x"),
                     other => panic!("{other}"),
                 };
-                assert!(replaced(Some(wrong)).is_err(), "{pointer}/{key}");
+                let wrong = replaced(Some(wrong)).unwrap_err().to_string();
+                assert!(wrong.contains("belongs here"), "{pointer}/{key}: {wrong}");
                 let missing = replaced(None).err().map(|error| error.to_string()).unwrap_or_default();
                 assert_eq!(
                     required.contains(&&**key),

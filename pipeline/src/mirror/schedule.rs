@@ -129,7 +129,8 @@ impl When {
         let text = cron.value.split_whitespace().collect::<Vec<_>>().join(" ");
         let bad = |problem: CronError| {
             let problem = problem.to_string();
-            let problem = problem.trim_end_matches('.');
+            let problem =
+                problem.trim_start_matches("Component error: ").trim_end_matches('.').to_lowercase();
             fail(cron.referenced, format!("{text:?} is no time of 5 fields, as `0 3 * * *`: {problem}"))
         };
         if text.len() > CRON_MAX {
