@@ -14,6 +14,7 @@ use crate::binary;
 use crate::certificates::text;
 use crate::client::{Answers, Call};
 use crate::disk::SmallDisk;
+use crate::network::Node;
 use crate::process::{self, Process};
 
 fn path() -> &'static Path {
@@ -36,6 +37,8 @@ pub struct Coordinator {
     state: PathBuf,
     arguments: Vec<OsString>,
     variables: Vec<(String, OsString)>,
+    /// Its own, without a port.
+    ip: String,
     address: String,
     /// What it prints, where that is not waited for yet.
     starting: Option<BufReader<ChildStdout>>,
@@ -53,7 +56,14 @@ impl Coordinator {
     pub fn strict(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let state = directory.path().join("state");
-        Self::in_directories(directory, state, arguments, variables)
+        Self::in_directories(None, directory, state, arguments, variables)
+    }
+
+    /// On a node of a network, with nothing allowed but what these arguments allow.
+    pub fn on_node(node: &Node, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let state = directory.path().join("state");
+        Self::in_directories(Some(node), directory, state, arguments, &[])
     }
 
     /// With its state and its temporary files on a disk of its own, registries on loopback addresses allowed, and these arguments.
@@ -61,21 +71,23 @@ impl Coordinator {
         let temporary = text(disk.path());
         let all = [&["--allow-network", "127.0.0.0/8", "--temp-dir", &temporary], arguments].concat();
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::in_directories(directory, disk.path().join("state"), &all, &[])
+        Self::in_directories(None, directory, disk.path().join("state"), &all, &[])
     }
 
     fn in_directories(
+        node: Option<&Node>,
         directory: TempDir,
         state: PathBuf,
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
         let mut coordinator = Self {
-            process: Process::new(directory.path().join("log")),
+            process: Process::new(node.cloned(), directory.path().join("log")),
             directory,
             state,
             arguments: arguments.iter().map(OsString::from).collect(),
             variables: variables.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect(),
+            ip: node.map_or("127.0.0.1", Node::ip).to_owned(),
             address: String::new(),
             starting: None,
         };
@@ -85,7 +97,7 @@ impl Coordinator {
 
     /// Starts it on the state of the one before, on another port.
     pub fn restart(&mut self) {
-        self.start_on("127.0.0.1:0");
+        self.start_on(&format!("{}:0", self.ip));
     }
 
     /// Starts it on the state of the one before, where that was.
@@ -155,6 +167,11 @@ impl Coordinator {
         self.process.kill();
     }
 
+    /// Sends it a signal: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         self.process.signal("TERM");
@@ -178,6 +195,11 @@ impl Coordinator {
             assert!(start.elapsed() < limit, "it does not say {words:?}:\n{}", self.log());
             sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether it was neither killed nor waited for.
+    pub fn is_running(&self) -> bool {
+        self.process.is_running()
     }
 
     /// Waits until it has ended by itself.

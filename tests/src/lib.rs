@@ -1,7 +1,7 @@
 //! The servers, images and tools that the end-to-end tests share.
 //!
 //! Nothing of the product is linked in. [`occyctl`] runs the binary, and [`terminal`] shows what it leaves on one;
-//! [`coordinator`] and [`worker`] run the service's, on a [`disk`] that can be full, [`nats`] what several coordinators share,
+//! [`coordinator`] and [`worker`] run the service's, on a [`disk`] that can be full, [`nats`] what several coordinators share, each on a node of a [`network`] if need be,
 //! [`client`] asks it in Python, and [`collector`] takes their spans;
 //! [`registry`] starts real registries, [`conforming`] is one that follows the specification to the letter, [`fixed`] serves what
 //! none would store, [`relay`] cuts connections, [`mesh`] sends streams to several coordinators, [`proxy`] puts faults before registries, which [`random`] draws from a
@@ -26,6 +26,7 @@ pub mod layer;
 pub mod limited;
 pub mod mesh;
 pub mod nats;
+pub mod network;
 pub mod occyctl;
 mod process;
 pub mod proxy;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::network::Node;
+use crate::tools::tool;
+
 /// How long it may take to start.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -29,6 +32,7 @@ pub struct Nats {
     child: Child,
     address: String,
     directory: TempDir,
+    node: Option<Node>,
 }
 
 impl Nats {
@@ -39,12 +43,28 @@ impl Nats {
 
     /// With JetStream, and more lines in its configuration.
     pub fn with(configuration: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let store = directory.path().join("store");
-        let own = format!("jetstream {{ store_dir: {:?} }}\n", store.display().to_string());
-        std::fs::write(directory.path().join("nats.conf"), own + configuration).expect("a file");
-        let (child, address) = run(directory.path(), "-1");
-        Self { child, address, directory }
+        let directory = configured(configuration);
+        let (child, address) = run(directory.path(), None, "-1");
+        Self { child, address, directory, node: None }
+    }
+
+    /// As many servers as there are nodes, which are one cluster. Each has the engine's usual port.
+    pub fn cluster(nodes: &[Node]) -> Vec<Self> {
+        let routes: Vec<_> = nodes.iter().map(|node| format!("nats://{}:6222", node.ip())).collect();
+        let start = |(number, node): (usize, &Node)| {
+            let directory = configured(&format!(
+                "server_name: n{number}\ncluster {{ name: tests, listen: \"{}:6222\", routes: {routes:?} }}\n",
+                node.ip()
+            ));
+            let (child, address) = run(directory.path(), Some(node), "4222");
+            Self { child, address, directory, node: Some(node.clone()) }
+        };
+        nodes.iter().enumerate().map(start).collect()
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        tool("kill", [format!("-{name}"), self.child.id().to_string()]);
     }
 
     /// SIGKILL.
@@ -56,7 +76,7 @@ impl Nats {
     /// Starts it where it was, with what it had kept.
     pub fn restart(&mut self) {
         let (_, port) = self.address.rsplit_once(':').expect("an address");
-        let (child, address) = run(self.directory.path(), port);
+        let (child, address) = run(self.directory.path(), self.node.as_ref(), port);
         assert_eq!(address, self.address);
         self.child = child;
     }
@@ -72,10 +92,21 @@ impl Nats {
     }
 }
 
+/// A directory with a configuration.
+fn configured(more: &str) -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = directory.path().join("store");
+    let own = format!("jetstream {{ store_dir: {:?} }}\n", store.display().to_string());
+    std::fs::write(directory.path().join("nats.conf"), own + more).expect("a file");
+    directory
+}
+
 /// A server with the configuration that is in a directory, and its address.
-fn run(directory: &Path, port: &str) -> (Child, String) {
-    let mut command = Command::new(program());
-    command.args(["--addr", "127.0.0.1", "--port", port, "--config"]).arg(directory.join("nats.conf"));
+fn run(directory: &Path, node: Option<&Node>, port: &str) -> (Child, String) {
+    let path = program().to_str().expect("a path in UTF-8");
+    let mut command = node.map_or_else(|| Command::new(path), |node| node.command(path));
+    let ip = node.map_or("127.0.0.1", Node::ip);
+    command.args(["--addr", ip, "--port", port, "--config"]).arg(directory.join("nats.conf"));
     command.arg("--ports_file_dir").arg(directory).arg("--log").arg(directory.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("a NATS server starts");

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::network::Node;
 use crate::tools::{read, tool};
 
 /// How long it may take to start or to stop.
@@ -15,7 +16,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A program with default signals and no environment: who runs the tests in the background ignores signals, and what is started
 /// from there would too.
 pub(crate) fn command(program: &Path) -> Command {
-    let mut command = Command::new("env");
+    command_on(None, program)
+}
+
+/// The same, on a node of a network.
+fn command_on(node: Option<&Node>, program: &Path) -> Command {
+    let mut command = node.map_or_else(|| Command::new("env"), |node| node.command("env"));
     command.arg("--default-signal=HUP,INT,TERM").arg(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
@@ -26,12 +32,13 @@ pub(crate) fn command(program: &Path) -> Command {
 pub(crate) struct Process {
     child: Option<Child>,
     log: PathBuf,
+    node: Option<Node>,
 }
 
 impl Process {
-    /// Nothing yet, that will log there.
-    pub(crate) fn new(log: PathBuf) -> Self {
-        Self { child: None, log }
+    /// Nothing yet, that will log there; on a node of a network if one is named.
+    pub(crate) fn new(node: Option<Node>, log: PathBuf) -> Self {
+        Self { child: None, log, node }
     }
 
     /// Starts a program with default signals and no environment but what `configure` gives it. What it prints is returned.
@@ -42,7 +49,7 @@ impl Process {
     ) -> BufReader<ChildStdout> {
         assert!(self.child.is_none(), "it is running");
         let log = std::fs::File::options().create(true).append(true).open(&self.log);
-        let mut command = command(program);
+        let mut command = command_on(self.node.as_ref(), program);
         command.env("RUST_BACKTRACE", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.expect("a log file"));
         configure(&mut command);

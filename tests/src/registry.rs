@@ -1,5 +1,6 @@
 //! Debian's `docker-registry` on a loopback port, with its storage in a temporary directory.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -11,8 +12,9 @@ use tempfile::TempDir;
 use crate::certificates::Certificates;
 use crate::http::{Request, Response};
 use crate::image::{Image, Index, json_of};
+use crate::network::Node;
 use crate::token::{ISSUER, SERVICE, TokenServer, basic_header, mint};
-use crate::tools::{pipe, read, sha256, unpack, write};
+use crate::tools::{pipe, read, sha256, tool, unpack, write};
 
 /// How a registry is to be set up.
 #[derive(Clone, Copy, Default)]
@@ -29,6 +31,8 @@ pub struct Setup<'a> {
     pub client_certificates: bool,
     /// The address in place of 127.0.0.1.
     pub ip: Option<&'a str>,
+    /// The node of a network on which it is, and whose address it has.
+    pub node: Option<&'a Node>,
 }
 
 /// A running registry. It ends with the value.
@@ -41,6 +45,9 @@ pub struct Registry {
     authorization: Option<String>,
     is_token: bool,
     tls: bool,
+    node: Option<Node>,
+    /// What was logged by those that were killed.
+    past: String,
 }
 
 impl Registry {
@@ -68,7 +75,7 @@ impl Registry {
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
              validation: {{manifests: {{urls: {{allow: [\".*\"]}}}}}}\nhttp:\n  addr: {}:0\n  secret: test\n",
             at("data").display(),
-            setup.ip.unwrap_or("127.0.0.1")
+            setup.ip.or(setup.node.map(Node::ip)).unwrap_or("127.0.0.1")
         );
         let certificates = (setup.tls || setup.client_certificates).then(Certificates::shared);
         if let Some(certificates) = certificates {
@@ -95,13 +102,15 @@ impl Registry {
             );
         }
         let mut registry = Self {
-            child: serve(directory.path(), &config),
+            child: serve(directory.path(), &config, setup.node),
             config,
             host: String::new(),
             directory,
             authorization: setup.htpasswd.map(|(user, password)| basic_header(user, password)),
             is_token: setup.token.is_some(),
             tls: certificates.is_some(),
+            node: setup.node.cloned(),
+            past: String::new(),
         };
         registry.host = registry.wait_for_port();
         registry
@@ -111,6 +120,38 @@ impl Registry {
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a child can be waited for");
+        self.past += &self.logged();
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        tool("kill", [format!("-{name}"), self.child.id().to_string()]);
+    }
+
+    fn logged(&self) -> String {
+        String::from_utf8_lossy(&read(self.directory.path().join("log"))).into_owned()
+    }
+
+    /// How often each blob was stored by an upload, by repository and digest. A mount is none.
+    pub fn uploads(&self) -> BTreeMap<(String, String), usize> {
+        let mut uploads = BTreeMap::new();
+        for line in self.past.lines().chain(self.logged().lines()) {
+            let has = |part: &str| line.contains(part);
+            if !(has("response completed")
+                && has("http.request.method=PUT")
+                && has("http.response.status=201"))
+            {
+                continue;
+            }
+            let Some((_, uri)) = line.split_once("http.request.uri=\"/v2/") else { continue };
+            let Some((repository, rest)) = uri.split_once("/blobs/uploads/") else { continue };
+            // As its client wrote it, which may have escaped it.
+            let Some((_, digest)) = rest.split_once("digest=sha256") else { continue };
+            let digest = digest.trim_start_matches(':').trim_start_matches("%3A");
+            let digest = format!("sha256:{}", &digest[..64]);
+            *uploads.entry((repository.to_owned(), digest)).or_default() += 1;
+        }
+        uploads
     }
 
     /// Starts it again where it was, with the storage that it had.
@@ -118,14 +159,14 @@ impl Registry {
         let (ip, _) = self.host.rsplit_once(':').expect("IP:PORT");
         let config =
             self.config.replace(&format!("\n  addr: {ip}:0\n"), &format!("\n  addr: {}\n", self.host));
-        self.child = serve(self.directory.path(), &config);
+        self.child = serve(self.directory.path(), &config, self.node.as_ref());
         assert_eq!(self.wait_for_port(), self.host);
     }
 
     fn wait_for_port(&mut self) -> String {
         let start = Instant::now();
         loop {
-            let log = String::from_utf8_lossy(&read(self.directory.path().join("log"))).into_owned();
+            let log = self.logged();
             // The log line is flushed in one write; what follows the port ends the word.
             if let Some((_, rest)) = log.split_once("listening on ")
                 && let Some(end) = rest.find(['"', ','])
@@ -272,10 +313,11 @@ impl Registry {
 }
 
 /// Starts the program in its directory.
-fn serve(directory: &Path, config: &str) -> Child {
+fn serve(directory: &Path, config: &str, node: Option<&Node>) -> Child {
     write(directory.join("config.yml"), config);
     let log = std::fs::File::create(directory.join("log")).expect("a log file");
-    let mut command = Command::new("docker-registry");
+    let program = "docker-registry";
+    let mut command = node.map_or_else(|| Command::new(program), |node| node.command(program));
     command.arg("serve").arg(directory.join("config.yml"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().unwrap_or_else(|error| panic!("docker-registry: {error} (tests/setup installs it)"))

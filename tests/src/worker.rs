@@ -12,6 +12,7 @@ use crate::binary;
 use crate::client::script;
 use crate::coordinator::Coordinator;
 use crate::image::json_of;
+use crate::network::Node;
 use crate::process::{self, Process};
 
 fn path() -> &'static Path {
@@ -46,11 +47,15 @@ impl Worker {
 
     /// The same, of one that is not waited for: its coordinator may not be there.
     pub fn begin(url: &str, arguments: &[&str]) -> Self {
+        Self::begin_on(None, url, &[&["--allow-network", "127.0.0.0/8"], arguments].concat())
+    }
+
+    /// The same, on a node of a network if one is named, and with these arguments alone.
+    pub fn begin_on(node: Option<&Node>, url: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut process = Process::new(directory.path().join("log"));
+        let mut process = Process::new(node.cloned(), directory.path().join("log"));
         let stdout = process.start(path(), |command| {
-            command.env("HOME", directory.path());
-            command.args(["--coordinator", url, "--allow-network", "127.0.0.0/8"]).args(arguments);
+            command.env("HOME", directory.path()).args(["--coordinator", url]).args(arguments);
         });
         Self { process, stdout, name: String::new(), _directory: directory }
     }

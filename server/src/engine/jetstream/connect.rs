@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, StorageType, Stream};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -227,7 +227,16 @@ async fn open(
         },
         ..Config::default()
     };
-    let made = context.get_or_create_stream(wanted.clone()).await;
+    let start = Instant::now();
+    let made = loop {
+        match context.get_or_create_stream(wanted.clone()).await {
+            Err(cause) if is_electing(cause.kind()) && start.elapsed() < PATIENCE => {
+                tracing::warn!(bucket = name, %cause, "trying again");
+                sleep(PAUSE).await;
+            }
+            made => break made,
+        }
+    };
     let stream = made.map_err(|cause| JetStreamError::Bucket {
         name,
         problem: match cause.kind() {
@@ -239,6 +248,18 @@ async fn open(
     })?;
     check_bucket(name, &wanted, stream.cached_info())?;
     Ok(stream)
+}
+
+/// Whether servers of a cluster that has just been started, or has lost one, do not know yet who leads it, or who is there.
+fn is_electing(kind: CreateStreamErrorKind) -> bool {
+    match kind {
+        CreateStreamErrorKind::TimedOut => true,
+        CreateStreamErrorKind::JetStream(error) => {
+            [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NO_PEERS, ErrorCode::CLUSTER_NOT_LEADER]
+                .contains(&error.error_code())
+        }
+        _ => false,
+    }
 }
 
 /// Somebody else, or another configuration, may have made it.

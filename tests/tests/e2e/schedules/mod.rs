@@ -2,12 +2,14 @@
 //! an image that is not whole and expected.
 //!
 //! `plan.rs` draws a schedule from a seed, `stage.rs` runs it; `client.rs` has jobs done meanwhile, `prober.rs` looks at what is
-//! visible, `weather.rs` is what requests to registries meet, and `image.rs` what has to come of it all. Faults that are aimed at one
+//! visible, `weather.rs` is what requests to registries meet, and `image.rs` what has to come of it all. `fleet/` has a larger stage, on
+//! which processes are also cut off from each other, and replaced under load. Faults that are aimed at one
 //! moment are in `worker_faults.rs` and `service_jobs.rs`.
 //!
 //! `OCCY_TEST_SEED` is the first seed, and `OCCY_TEST_SCHEDULES` how many schedules there are, each with a seed of its own.
 
 mod client;
+mod fleet;
 mod image;
 mod plan;
 mod prober;

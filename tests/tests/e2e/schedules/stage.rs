@@ -16,7 +16,7 @@ use occy_tests::worker::Worker;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::client::{Clients, End};
+use super::client::{Clients, End, Rules};
 use super::image::{CHAINS, Expected, images, old};
 use super::plan::{ENGINE_LEASE, Event, LEASE, Place, Plan, Source, Target};
 use super::prober::{Prober, Tag, WholeFile};
@@ -24,6 +24,9 @@ use super::weather::Weather;
 
 /// How long it may take until all is well again when the last fault is over.
 const LIMIT: Duration = Duration::from_secs(45);
+
+/// How long a job may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How far one of several coordinators may be behind.
 const BEHIND: Duration = Duration::from_secs(3);
@@ -101,7 +104,7 @@ pub(super) fn run(plan: &Plan, expected: &Expected) -> Outcome {
 }
 
 /// Is set when the value is dropped.
-struct SetWhenDropped<'a>(&'a AtomicBool);
+pub(super) struct SetWhenDropped<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for SetWhenDropped<'_> {
     fn drop(&mut self) {
@@ -190,7 +193,8 @@ impl<'a> Stage<'a> {
             Target::File => crate::tar_uri(&self.file(number)),
         });
         let targets = targets.collect();
-        Clients::new(plan, self.urls(), sources, targets)
+        let rules = Rules { limit: PATIENCE, failures: usize::from(plan.strikes_registries()), waits: true };
+        Clients::new(&plan.jobs, rules, self.urls(), sources, targets)
     }
 
     /// What may be at the destinations, as the local tool says.
