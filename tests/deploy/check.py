@@ -5,6 +5,7 @@ Usage: check.py PROGRAMS   (a directory with occy-server, occy-worker and occyct
 Each function named check_* is one check. deploy/compose.yaml is run by ./compose, and not looked at here but for its words.
 """
 
+import base64
 import contextlib
 import copy
 import importlib
@@ -99,8 +100,8 @@ def documents():
             yield path, document
 
 
-def rendered(mesh):
-    """The example as kustomize makes it, with secrets that make-secrets has made. None without kustomize."""
+def rendered(*components):
+    """The example as kustomize makes it, with secrets that make-secrets has made, and with these components besides. None without kustomize."""
     kubectl = shutil.which("kubectl")
     # Debian 12's own is too old: it has version 2 of kustomize.
     if not kubectl or "Kustomize Version: v5" not in run(kubectl, "version", "--client"):
@@ -110,10 +111,13 @@ def rendered(mesh):
         shutil.copytree(DEPLOY / "kubernetes", tree, ignore=shutil.ignore_patterns("secrets"))
         run(DEPLOY / "make-secrets", tree / "example/secrets")
         example = tree / "example/kustomization.yaml"
-        if mesh:
-            text = example.read_text()
-            assert "# - ../mesh" in text
-            example.write_text(text.replace("# - ../mesh", "- ../mesh"))
+        text = example.read_text()
+        for component in components:
+            assert f"# - ../{component}" in text
+            text = text.replace(f"# - ../{component}", f"- ../{component}")
+        if "replicas" in components:
+            text = text.replace("  # - name: engine-secrets\n  #   files", "  - name: engine-secrets\n    files")
+        example.write_text(text)
         return list(yaml.safe_load_all(run(kubectl, "kustomize", example.parent)))
 
 
@@ -167,7 +171,7 @@ def check_variables(programs):
 
 
 def check_kubernetes(_programs):
-    """The manifests are what Kubernetes takes, as they lie here and as kustomize makes them, with and without a mesh."""
+    """The manifests are what Kubernetes takes, as they lie here and as kustomize makes them: alone, with a mesh, with several coordinators."""
     bare = [document for _, document in documents() if "kustomize" not in document.get("apiVersion", "") and "kind" in document]
     assert len(bare) > 12
     for document in bare:
@@ -180,17 +184,19 @@ def check_kubernetes(_programs):
         raise AssertionError("a field that is unknown was not found")
     except kubernetes_validate.ValidationError:
         pass
-    for mesh in (False, True):
-        all_of_it = rendered(mesh)
+    for components in ([], ["mesh"], ["replicas"]):
+        all_of_it = rendered(*components)
         if all_of_it is None:
             not_run("deploy/kubernetes as kustomize makes it (no kubectl with kustomize 5)")
             continue
         for document in all_of_it:
             validate(document)
-        agree(all_of_it, mesh)
+        agree(all_of_it, "mesh" in components, "replicas" in components)
+        if "replicas" in components:
+            agree_with_engine(all_of_it)
 
 
-def agree(manifests, mesh):
+def agree(manifests, mesh, replicas):
     """What the manifests say of each other is so."""
     by = {(document["kind"], document["metadata"]["name"]): document for document in manifests}
     kinds = {kind for kind, _ in by}
@@ -206,20 +212,33 @@ def agree(manifests, mesh):
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert set(mounts.values()) >= {settings["OCCYSTRAP_TEMP_DIR"]}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
-        given = by["Secret", volumes["secrets"]["secret"]["secretName"]]["data"]
-        named = {value for value in settings.values() if value.startswith("/secrets/")}
-        assert (named or mesh) and {name.removeprefix("/secrets/") for name in named} <= set(given), (named, set(given))
+        claims = {claim["metadata"]["name"] for claim in pod["spec"].get("volumeClaimTemplates", [])}
+        assert set(mounts) == set(volumes) | claims, (mounts, volumes)
+        secret = {mounts[name]: by["Secret", volume["secret"]["secretName"]]["data"] for name, volume in volumes.items() if "secret" in volume}
+        named = {value for value in settings.values() if re.match(r"/(secrets|engine)/", value)}
+        assert named or mesh
+        for name in named:
+            directory, _, file = name.rpartition("/")
+            assert file in secret[directory], (name, set(secret[directory]))
         probes = [probe for name, probe in container.items() if name.endswith("Probe")]
         assert len(probes) >= 2
         ports = {port["name"] for port in container["ports"]}
         for probe in probes:
             assert ("grpc" in probe) == (mesh and pod["kind"] == "StatefulSet"), probe
             assert "grpc" in probe or probe["httpGet"]["port"] in ports, probe
-        url = settings.get("OCCYSTRAP_COORDINATOR")
-        if url:
-            scheme, service, port = re.match(r"(https?)://([\w-]+):(\d+)$", url).groups()
+        for url in settings.get("OCCYSTRAP_COORDINATOR", "").split(",") if "OCCYSTRAP_COORDINATOR" in settings else []:
+            scheme, one, service, port = re.match(r"(https?)://(?:([\w-]+)\.)?([\w-]+):(\d+)$", url).groups()
             assert scheme == ("http" if mesh else "https")
             assert int(port) in [port["port"] for port in by["Service", service]["spec"]["ports"]]
+            assert (one is not None) == replicas, url
+    coordinators = by["StatefulSet", "occystrap-coordinator"]["spec"]
+    if replicas:
+        # Each is reached by its name, and nobody else is.
+        assert by["Service", coordinators["serviceName"]]["spec"]["clusterIP"] == "None"
+        names = {f"occystrap-coordinator-{number}.{coordinators['serviceName']}" for number in range(coordinators["replicas"])}
+        urls = by["ConfigMap", pods[1]["spec"]["template"]["spec"]["containers"][0]["envFrom"][0]["configMapRef"]["name"]]["data"]
+        assert {re.search(r"//(.*):", url)[1] for url in urls["OCCYSTRAP_COORDINATOR"].split(",")} == names
+        labels.append(by["StatefulSet", "nats"]["spec"]["template"]["metadata"]["labels"])
     for kind, name in [*itertools.product(["ServiceMonitor", "PodMonitor", "PodDisruptionBudget"], ["occystrap-coordinator", "occystrap-worker"])]:
         if (kind, name) in by:
             selector = by[kind, name]["spec"]["selector"]["matchLabels"]
@@ -231,6 +250,29 @@ def agree(manifests, mesh):
             assert any(selector.items() <= has.items() for has in labels), document
     scaled = by["HorizontalPodAutoscaler", "occystrap-worker"]["spec"]["scaleTargetRef"]
     assert (scaled["kind"], scaled["name"]) in by
+
+
+def agree_with_engine(manifests):
+    """NATS takes its configuration, and its nodes are the ones that coordinators and each other look for, by names that are in certificates."""
+    by = {(document["kind"], document["metadata"]["name"]): document for document in manifests}
+    nats = by["StatefulSet", "nats"]["spec"]
+    nodes = {f"nats-{number}.{nats['serviceName']}" for number in range(nats["replicas"])}
+    (pod,) = by["StatefulSet", "occystrap-coordinator"]["spec"]["template"]["spec"]["containers"]
+    settings = by["ConfigMap", pod["envFrom"][0]["configMapRef"]["name"]]["data"]
+    assert {server.partition(":")[0] for server in settings["OCCYSTRAP_ENGINE"].removeprefix("jetstream://").split(",")} == nodes
+    assert int(settings["OCCYSTRAP_ENGINE_REPLICAS"]) == len(nodes)
+    volumes = {volume["name"]: volume for volume in nats["template"]["spec"]["volumes"]}
+    config = by["ConfigMap", volumes["settings"]["configMap"]["name"]]["data"]["nats.conf"]
+    assert set(re.findall(r"nats-route://([\w.-]+):", config)) == nodes
+    files = by["Secret", volumes["secrets"]["secret"]["secretName"]]["data"]
+    with tempfile.TemporaryDirectory() as directory:
+        for name, data in files.items():
+            (pathlib.Path(directory) / name).write_bytes(base64.b64decode(data))
+        path = pathlib.Path(directory) / "nats.conf"
+        path.write_text(config.replace("/secrets/", f"{directory}/").replace("/data", f"{directory}/data"))
+        run(pathlib.Path(sys.executable).parent / "nats-server", "-t", "--config", path, env={**os.environ, "NODE": "nats-0"})
+        text = run("openssl", "x509", "-in", pathlib.Path(directory) / "engine.pem", "-noout", "-ext", "subjectAltName")
+        assert nodes <= set(re.findall(r"DNS:([\w.-]+)", text)), text
 
 
 def check_metrics(programs):
@@ -263,8 +305,8 @@ def check_metrics(programs):
     scaler = next(document for _, document in documents() if document.get("kind") == "HorizontalPodAutoscaler")
     scaled_by = [metric["external"]["metric"]["name"] for metric in scaler["spec"]["metrics"]]
     adapter = yaml.safe_load((DEPLOY / "kubernetes/autoscaling/prometheus-adapter.yaml").read_text())
-    served = re.findall(r"occystrap_\w+", adapter["rules"]["external"][0]["seriesQuery"])
-    assert set(scaled_by) == set(served), (scaled_by, served)
+    served = [re.match(r"\w+", rule["seriesQuery"])[0] for rule in adapter["rules"]["external"]]
+    assert sorted(scaled_by) == sorted(served), (scaled_by, served)
     expressions += scaled_by
     assert len(expressions) > 30
     used = {name for expression in expressions for name in re.findall(r"occystrap_\w+", expression)}

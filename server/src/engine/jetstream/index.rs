@@ -82,6 +82,14 @@ impl Index {
         self.subscribers.wake(id);
     }
 
+    /// What was read of a job now, which may be later than what is known; of one that is not known, nothing: it may have been
+    /// forgotten meanwhile.
+    pub(super) fn refresh(&self, id: &str, entry: impl FnOnce() -> Entry, revision: u64) {
+        if self.get(id).is_some_and(|known| known.revision < revision) {
+            self.put(id, entry());
+        }
+    }
+
     /// The job is not there any more.
     pub(super) fn remove(&self, id: &str) {
         self.lock().remove(id);
@@ -156,5 +164,25 @@ mod tests {
         index.put("a", entry(2, JobState::Succeeded));
         index.put("a", entry(1, JobState::Running));
         assert_eq!(index.get("a").unwrap().state, JobState::Succeeded);
+        index.refresh("a", || panic!("it is known"), 2);
+    }
+
+    #[test]
+    fn what_is_read_wakes_who_waits_if_nobody_has_told_of_it() {
+        let index = Index::default();
+        let standing = Standing { tenant: "".into(), priority: 0 };
+        let entry = |revision, sequence| Entry {
+            revision,
+            state: JobState::Running,
+            standing: standing.clone(),
+            sequence,
+        };
+        let mut woken = index.subscribers.subscribe("a");
+        index.refresh("a", || entry(1, 1), 1);
+        assert_eq!(index.get("a"), None, "it may have been forgotten");
+        index.put("a", entry(1, 1));
+        woken.mark_unchanged();
+        index.refresh("a", || entry(2, 4), 2);
+        assert_eq!((index.get("a").unwrap().sequence, woken.has_changed().unwrap()), (4, true));
     }
 }

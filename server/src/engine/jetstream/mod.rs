@@ -190,8 +190,10 @@ impl JetStream {
             // The place of a submission that came to nothing.
             return Ok(None);
         }
-        let record = Record::decode(message.1).map_err(|_| JetStreamError::Foreign(id.to_owned()))?;
-        Ok(Some((record, message.0)))
+        let (revision, record) = message;
+        let record = Record::decode(record).map_err(|_| JetStreamError::Foreign(id.to_owned()))?;
+        self.0.index.refresh(id, || Entry::of(&record.job(), revision), revision);
+        Ok(Some((record, revision)))
     }
 
     /// The value at a subject and its revision.

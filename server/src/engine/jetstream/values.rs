@@ -20,6 +20,9 @@ use tokio::time::sleep;
 use super::connect::{Buckets, bucket};
 use super::index::{Entry, Index};
 
+/// How long one request for changed records is open. Half of that is between two signs of life, and after some that did not come
+/// whoever follows begins anew: where the server that sends them is gone, and ours is another one, nothing else tells.
+const FOLLOWED: Duration = Duration::from_secs(2);
 /// How long what is left of a list of values stays that failed.
 const HEADS: Duration = Duration::from_secs(10);
 /// Values that are listed at once.
@@ -206,7 +209,7 @@ async fn follow(
         connections.mark_unchanged();
         let cause = tokio::select! {
             Err(cause) = follow_once(jobs, index, &mut known) => cause,
-            // What changed while there was none is not sent again; the consumer itself would find that out after a minute.
+            // What changed while there was none is not sent again; the consumer itself would find that out later.
             _ = connections.changed() => continue,
         };
         tracing::warn!(cause, "jobs cannot be followed in JetStream; trying again");
@@ -223,6 +226,7 @@ async fn follow_once(
         filter_subject: format!("{}>", bucket("jobs")),
         headers_only: true,
         deliver_policy: DeliverPolicy::LastPerSubject,
+        max_expires: FOLLOWED,
         ..pull::OrderedConfig::default()
     };
     let consumer = jobs.create_consumer(config).await.map_err(|error| error.to_string())?;
