@@ -41,6 +41,8 @@ pub struct Run {
     what: String,
     /// Whether a coordinator of the kit's is to do it.
     is_shared: bool,
+    /// How long it may run.
+    limit: Duration,
 }
 
 /// Prepares to run `occyctl` with the arguments: in its own process, or, where `OCCY_TEST_COORDINATOR` is set and they are of a
@@ -112,7 +114,7 @@ pub fn locally<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     }
     command.env("HOME", "/nonexistent").env("RUST_BACKTRACE", "1");
     let what = format!("{command:?}").split("occyctl").skip(1).collect::<Vec<_>>().join("occyctl");
-    Run { command, input: Vec::new(), what: format!("occyctl {what}"), is_shared: false }
+    Run { command, input: Vec::new(), what: format!("occyctl {what}"), is_shared: false, limit: LIMIT }
 }
 
 impl Run {
@@ -127,6 +129,13 @@ impl Run {
             self.command.env_remove("OCCYSTRAP_COORDINATOR");
         }
         self.command.env(name, value);
+        self
+    }
+
+    /// It may run for so long.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
         self
     }
 
@@ -178,11 +187,12 @@ impl Run {
             scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
             let stdout = scope.spawn(move || drain(stdout.expect("piped above")));
             let stderr = scope.spawn(move || drain(stderr.expect("piped above")));
-            let status = wait(&mut child);
+            let status = wait(&mut child, self.limit);
             (status, stdout.join().expect("a reader"), stderr.join().expect("a reader"))
         });
         let stderr = String::from_utf8(stderr).expect("messages are UTF-8");
-        let status = status.unwrap_or_else(|| panic!("{} ran for over {LIMIT:?}: {stderr}", self.what));
+        let status =
+            status.unwrap_or_else(|| panic!("{} ran for over {:?}: {stderr}", self.what, self.limit));
         Ended { what: self.what, status, stdout, stderr }
     }
 
@@ -204,13 +214,13 @@ impl Run {
     }
 }
 
-fn wait(child: &mut Child) -> Option<ExitStatus> {
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a child can be asked") {
             return Some(status);
         }
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             drop(child.kill());
             drop(child.wait());
             return None;

@@ -5,6 +5,7 @@
 //! `OCCY_TEST_SEED` is the seed of the faults, and `OCCY_TEST_FLEET_JOBS` how many jobs there are.
 
 mod faults;
+mod mirror;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,40 +46,11 @@ fn a_fleet_does_every_job_whoever_fails_and_whoever_is_cut_off() {
     let (seed, count) = (number("OCCY_TEST_SEED", 1), number("OCCY_TEST_FLEET_JOBS", 24));
     eprintln!("--- OCCY_TEST_SEED={seed} OCCY_TEST_FLEET_JOBS={count} runs it again");
     let jobs = jobs(seed, count);
-    let mut happened = BTreeMap::<&str, u64>::new();
-    let outcome = fleet.have_done(&jobs, FAILURES, |fleet, is_over| {
-        let start = Instant::now();
-        let mut faults = Faults::of(seed).peekable();
-        let mut steps: Vec<(Duration, Step)> = Vec::new();
-        loop {
-            let fault = faults.peek().and_then(|fault| fault.steps.first()).expect("a fault").0;
-            let step = steps.iter().map(|(at, _)| *at).min();
-            // Whatever has begun comes to its end, and then all is well.
-            if is_over.load(Ordering::Relaxed) && step.is_none() {
-                return;
-            }
-            if !is_over.load(Ordering::Relaxed) && step.is_none_or(|step| fault < step) {
-                if start.elapsed() < fault {
-                    sleep(Duration::from_millis(20));
-                    continue;
-                }
-                let fault = faults.next().expect("a fault");
-                *happened.entry(fault.name).or_default() += 1;
-                steps.extend(fault.steps);
-                continue;
-            }
-            let Some(next) = (0..steps.len()).min_by_key(|&index| steps[index].0) else { continue };
-            if start.elapsed() < steps[next].0 {
-                sleep(Duration::from_millis(20));
-                continue;
-            }
-            fleet.take(steps.remove(next).1);
-        }
-    });
+    let mut happened = Happened::new();
+    let outcome =
+        fleet.have_done(&jobs, FAILURES, |fleet, is_over| fleet.suffer(seed, is_over, &mut happened));
     println!("| of a fleet with {count} jobs | times |\n|---|---|");
-    for (name, times) in happened {
-        println!("| {name} | {times} |");
-    }
+    print_faults(&happened);
     outcome.print();
 }
 
@@ -104,6 +76,15 @@ fn a_fleet_is_replaced_one_after_the_other_and_nobody_notices() {
     println!("| of a fleet that was replaced, with {count} jobs | times |\n|---|---|");
     println!("| coordinators and workers replaced | {replaced} |");
     outcome.print();
+}
+
+/// How often which fault has happened.
+type Happened = BTreeMap<&'static str, u64>;
+
+fn print_faults(happened: &Happened) {
+    for (name, times) in happened {
+        println!("| {name} | {times} |");
+    }
 }
 
 /// What came of all jobs, all of which were done.
@@ -243,10 +224,15 @@ impl Fleet {
             .collect()
     }
 
+    /// Where its coordinators are reached.
+    fn urls(&self) -> Vec<String> {
+        self.coordinators.iter().map(|(_, coordinator)| coordinator.url()).collect()
+    }
+
     fn worker(&mut self, node: &Node) -> Worker {
         self.names += 1;
         let name = format!("worker-{}", self.names);
-        let urls: Vec<_> = self.coordinators.iter().map(|(_, coordinator)| coordinator.url()).collect();
+        let urls = self.urls();
         let own = ["--name", &name, "--slots", "2", "--drain-timeout", "1"];
         let access = self.access();
         let arguments: Vec<&str> = own.into_iter().chain(access.iter().map(String::as_str)).collect();
@@ -306,6 +292,31 @@ impl Fleet {
         }
     }
 
+    /// Has the faults of a seed befall it until it is over, and those that have begun come to their end.
+    fn suffer(&mut self, seed: u64, is_over: &AtomicBool, happened: &mut Happened) {
+        let start = Instant::now();
+        let mut faults = Faults::of(seed).peekable();
+        let mut steps: Vec<(Duration, Step)> = Vec::new();
+        loop {
+            let is_over = is_over.load(Ordering::Relaxed);
+            let fault = faults.peek().and_then(|fault| fault.steps.first()).expect("a fault").0;
+            let next = (0..steps.len()).min_by_key(|&index| steps[index].0);
+            let step = next.map(|index| steps[index].0);
+            match next {
+                None if is_over => return,
+                Some(next) if start.elapsed() >= steps[next].0 && (is_over || steps[next].0 <= fault) => {
+                    self.take(steps.remove(next).1);
+                }
+                _ if !is_over && start.elapsed() >= fault && step.is_none_or(|step| fault < step) => {
+                    let fault = faults.next().expect("a fault");
+                    *happened.entry(fault.name).or_default() += 1;
+                    steps.extend(fault.steps);
+                }
+                _ => sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Has clients do all jobs, while `meanwhile` happens until they are; and checks what came of it.
     fn have_done(
         &mut self,
@@ -314,7 +325,7 @@ impl Fleet {
         meanwhile: impl FnOnce(&mut Self, &AtomicBool),
     ) -> Outcome {
         let start = Instant::now();
-        let urls = self.coordinators.iter().map(|(_, coordinator)| coordinator.url()).collect();
+        let urls = self.urls();
         let source = |job: &Job| self.registries[0].1.uri(&format!("app:{}", job.image));
         let sources = jobs.iter().map(source).collect();
         let target = |job: &Job| {
