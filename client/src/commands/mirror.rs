@@ -16,7 +16,7 @@ use occy_pipeline::registry::{self, Client};
 use occy_pipeline::tar::path::printable;
 use serde_json::{Value, json};
 
-use super::{print_bytes, print_json, schedule};
+use super::{counted, print_bytes, print_json, schedule};
 use crate::display::{Display, Picture};
 use crate::options::{Global, Mirror, MirrorCommand, OutputFormat};
 use crate::settings::{Misused, settings};
@@ -352,7 +352,7 @@ fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
     let mut text = String::new();
     for (action, outcome) in plan.actions.iter().zip(&report.outcomes) {
         if let (Some(line), Outcome::Copied { .. } | Outcome::Deleted) = (line(action), outcome) {
-            text += &format!("done: {line}\n");
+            text += &format!("done: {line}{}\n", beside(outcome));
         }
     }
     let Report { bytes_fetched, bytes_uploaded, mounted, elapsed, .. } = report;
@@ -365,11 +365,25 @@ fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
     )
 }
 
+/// What became of what belongs to an image, where that is worth a word.
+fn beside(outcome: &Outcome) -> String {
+    let Outcome::Copied { attestations_dropped, signatures_kept, .. } = outcome else { return String::new() };
+    let words = [(*attestations_dropped, "attestation", "left out"), (*signatures_kept, "signature", "kept")];
+    let words = words.into_iter().filter(|(count, ..)| *count > 0);
+    let words: Vec<_> = words.map(|(count, what, how)| format!("{} {how}", counted(count, what))).collect();
+    if words.is_empty() { String::new() } else { format!("; {}", words.join(", ")) }
+}
+
 pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
     let (end, facts, problem) = match outcome {
         Outcome::Nothing => ("unchanged", None, None),
-        Outcome::Copied { blobs, blobs_found, manifests, .. } => {
-            let facts = json!({"blobs": {"moved": blobs, "found": blobs_found}, "manifests": manifests});
+        Outcome::Copied { blobs, blobs_found, manifests, attestations_dropped, signatures_kept, .. } => {
+            let facts = json!({
+                "blobs": {"moved": blobs, "found": blobs_found},
+                "manifests": manifests,
+                "attestations_dropped": attestations_dropped,
+                "signatures_kept": signatures_kept,
+            });
             ("copied", Some(facts), None)
         }
         Outcome::Deleted => ("deleted", None, None),
@@ -405,6 +419,22 @@ fn report_document(plan: &Plan, report: &Report, all: u64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_says_what_became_of_attestations_and_signatures() {
+        let copied = |attestations_dropped, signatures_kept| Outcome::Copied {
+            blobs: 1,
+            blobs_found: 0,
+            manifests: 1,
+            made: None,
+            attestations_dropped,
+            signatures_kept,
+        };
+        assert_eq!(beside(&copied(0, 0)), "");
+        assert_eq!(beside(&copied(2, 0)), "; 2 attestations left out");
+        assert_eq!(beside(&copied(1, 1)), "; 1 attestation left out, 1 signature kept");
+        assert_eq!(beside(&Outcome::Deleted), "");
+    }
 
     #[test]
     fn a_mirror_says_how_far_it_is() {

@@ -122,10 +122,11 @@ pub(super) async fn make(
             progress
         }
     };
-    let (receipt, manifests) = match index {
+    let (receipt, manifests, attestations_dropped, attached) = match index {
         None => {
-            let done = process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
-            (done.0.receipt, 1)
+            let (done, attached) =
+                process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
+            (done.receipt, 1, 0, attached)
         }
         Some(index) => {
             let index = match &mirror.platforms[..] {
@@ -138,14 +139,21 @@ pub(super) async fn make(
             let begin = Arc::new(move |_: &_| begin());
             let plan = IndexPlan { layers, attestations, beside, executor, begin };
             let done = process_index(origin, &index, &plan, output.as_ref()).await?;
-            (done.receipt, 1 + done.images.len())
+            (done.receipt, 1 + done.images.len(), done.dropped.len(), done.attached)
         }
     };
     let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
     let states = || begun.iter().flat_map(|image| image.layers()).map(|layer| layer.state());
     let blobs = states().filter(|state| *state == LayerState::Done).count();
     let blobs_found = states().filter(|state| *state == LayerState::Reused).count();
-    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: receipt.manifest_digest })
+    Ok(Outcome::Copied {
+        blobs,
+        blobs_found,
+        manifests,
+        made: receipt.manifest_digest,
+        attestations_dropped,
+        signatures_kept: attached.kept.len(),
+    })
 }
 
 /// A tag of a target.

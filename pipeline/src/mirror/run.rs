@@ -60,6 +60,10 @@ pub enum Outcome {
         manifests: usize,
         /// What the tag names now, where that was not known before.
         made: Option<Digest>,
+        /// Attestations that were left out, because filters changed their images.
+        attestations_dropped: usize,
+        /// Signatures of what changed that were kept beside it.
+        signatures_kept: usize,
     },
     /// The tag is gone.
     Deleted,
@@ -247,7 +251,14 @@ async fn copy_image(
     let name = ImageName { repository: wanted.source.name(), tag };
     let copied = write(gathered, &name, &output, &plan, &Progress::default()).await?;
     let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: None })
+    Ok(Outcome::Copied {
+        blobs,
+        blobs_found,
+        manifests,
+        made: None,
+        attestations_dropped: 0,
+        signatures_kept: copied.kept.len(),
+    })
 }
 
 /// Gives the manifest that a tag is about to be taken from another one. If that fails, the tag stays.

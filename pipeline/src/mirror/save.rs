@@ -281,7 +281,14 @@ async fn try_save(
     let output: Arc<dyn ContentOutput> = Arc::new(output);
     let copied = write(gathered, &name, &output, plan, &Progress::default()).await?;
     let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied { blobs, blobs_found, manifests, made: None })
+    Ok(Outcome::Copied {
+        blobs,
+        blobs_found,
+        manifests,
+        made: None,
+        attestations_dropped: 0,
+        signatures_kept: copied.kept.len(),
+    })
 }
 
 impl Saving {

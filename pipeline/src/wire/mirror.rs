@@ -45,8 +45,17 @@ pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> Mirror
     let end = match outcome {
         None => MirrorOutcome::Unspecified,
         Some(Outcome::Nothing) => MirrorOutcome::Unchanged,
-        Some(Outcome::Copied { blobs, blobs_found, manifests, made }) => {
+        Some(Outcome::Copied {
+            blobs,
+            blobs_found,
+            manifests,
+            made,
+            attestations_dropped,
+            signatures_kept,
+        }) => {
             image.made = digest_text(made.as_ref());
+            image.attestations_dropped = *attestations_dropped as u64;
+            image.signatures_kept = *signatures_kept as u64;
             image.blobs = *blobs as u64;
             image.blobs_found = *blobs_found as u64;
             image.manifests = *manifests as u64;
@@ -87,6 +96,8 @@ pub fn of_image(image: MirrorImage) -> Result<(Action, Option<Outcome>), WireErr
             blobs_found: number(image.blobs_found),
             manifests: number(image.manifests),
             made: digest(&image.made)?,
+            attestations_dropped: number(image.attestations_dropped),
+            signatures_kept: number(image.signatures_kept),
         }),
         MirrorOutcome::Deleted => Some(Outcome::Deleted),
         MirrorOutcome::Refused => Some(Outcome::Refused(problem)),
@@ -244,6 +255,8 @@ mod tests {
                 blobs_found: 2,
                 manifests: 3,
                 made: Some(Digest::sha256(b"made")),
+                attestations_dropped: 4,
+                signatures_kept: 5,
             }),
             Some(Outcome::Deleted),
             Some(Outcome::Refused("no".to_owned())),

@@ -175,7 +175,8 @@ fn an_index_is_rebuilt_whole_or_of_some_platforms_and_its_tag_comes_last() {
     assert!(!to.has("signed", "1"));
     let lists = Conforming::start();
     let text = config(&from.host(), &[format!("{}/signed", lists.host())], "    signatures: keep\n");
-    report(mirror(directory.path(), &text, &JSON), 0);
+    let kept = report(mirror(directory.path(), &text, &JSON), 0);
+    assert_eq!(kept["images"][0]["copied"]["signatures_kept"], 1, "{kept}");
     assert_eq!(lists.referrers("signed", &source), [sha256(&signature)]);
     let made = lists.manifest("signed", "1").expect("it").1;
     assert_eq!(annotation(&made, SOURCE), source);
