@@ -1,0 +1,275 @@
+//! Uploads that another worker goes on with: those of workers that are killed, or stopped, between two pieces of a layer.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use occy_tests::conforming::Conforming;
+use occy_tests::coordinator::Coordinator;
+use occy_tests::http::{Delivery, Request, Response};
+use occy_tests::image::Image;
+use occy_tests::layer::{Layer, Member, noise};
+use occy_tests::proxy::{Fault, FaultProxy};
+use occy_tests::registry::Registry;
+use occy_tests::worker::{PythonWorker, Worker};
+use serde_json::{Value, json};
+
+use crate::service_jobs::{job, submit};
+
+/// Bytes of the layer.
+const SIZE: usize = 12_000_000;
+/// The most that is in one piece: what was asked for, and one of the chunks in which bytes travel.
+const PIECE: usize = 2 * 256 * 1024;
+/// How workers are told to send so small a layer in pieces.
+const PIECES: [&str; 4] = ["--upload-chunk", "256K", "--resumable-from", "1M"];
+
+/// How long a message may take from a worker to its coordinator.
+const HEARD: Duration = Duration::from_millis(300);
+
+/// Pieces on their way to a registry. The one behind the first nine tenths is held, and never arrives.
+#[derive(Clone, Default)]
+struct Way {
+    arrived: Arc<Mutex<usize>>,
+    largest: Arc<AtomicUsize>,
+    is_held: Arc<AtomicBool>,
+    is_free: Arc<AtomicBool>,
+}
+
+impl Way {
+    fn fault(&self) -> Fault {
+        let way = self.clone();
+        Arc::new(move |request, upstream| {
+            let is_behind = *way.arrived.lock().unwrap() >= SIZE / 10 * 9;
+            if is_behind && !way.is_free.load(Ordering::SeqCst) {
+                way.is_held.store(true, Ordering::SeqCst);
+                while !way.is_free.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                return Response { delivery: Delivery::Reset(None), ..Response::status(500) };
+            }
+            *way.arrived.lock().unwrap() += request.body.len();
+            way.largest.fetch_max(request.body.len(), Ordering::SeqCst);
+            upstream(request)
+        })
+    }
+
+    fn arrived(&self) -> usize {
+        *self.arrived.lock().unwrap()
+    }
+
+    /// Waits until a piece is held; by then the coordinator knows, or hears at once, of those before it.
+    fn wait(&self) {
+        while !self.is_held.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(HEARD);
+    }
+
+    fn free(&self) {
+        self.is_free.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One layer of noise on its way from one registry to another.
+struct Case {
+    from: Conforming,
+    before: FaultProxy,
+    way: Way,
+    image: Image,
+    coordinator: Coordinator,
+}
+
+impl Case {
+    /// To the registry at this address.
+    fn to(host: &str) -> Self {
+        let from = Conforming::start();
+        let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, SIZE))])]);
+        from.add_image("app", "1", &image);
+        let (before, way) = (FaultProxy::before(host), Way::default());
+        before.fault(usize::MAX, "PATCH", "*", way.fault());
+        let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "3"]);
+        Self { from, before, way, image, coordinator }
+    }
+
+    fn worker(&self, name: &str, more: &[&str]) -> Worker {
+        Worker::start(&self.coordinator, &[&["--name", name], PIECES.as_slice(), more].concat())
+    }
+
+    /// Begins the job, and waits until the first worker has brought nine tenths of the layer.
+    fn begin(&self, filters: &[&str], more: &[&str]) -> (Worker, Value) {
+        let first = self.worker("first", more);
+        let destination = format!("registry://{}/app:1", self.before.host());
+        let spec = json!({"source": self.from.uri("app:1"), "destination": destination, "filters": filters});
+        let id = submit(&self.coordinator, &spec);
+        self.way.wait();
+        (first, id)
+    }
+
+    fn succeeds(&self, id: &Value) -> Value {
+        self.coordinator.ask("WatchJob", id).all();
+        let done = job(&self.coordinator, id);
+        assert_eq!(done["state"], "JOB_STATE_SUCCEEDED", "{done}\n{}", self.before.story());
+        done
+    }
+
+    /// What the first worker did not bring, and a piece more.
+    fn rest(&self) -> usize {
+        assert!(self.way.largest.load(Ordering::SeqCst) <= PIECE);
+        SIZE / 10 + SIZE / 100 + PIECE
+    }
+}
+
+/// What the filters make of the image in one process.
+fn made_locally(case: &Case, filters: &[&str]) -> Vec<u8> {
+    let to = Conforming::start();
+    let (source, destination) = (case.from.uri("app:1"), to.uri("app:1"));
+    let mut arguments = vec!["process", &source, &destination];
+    arguments.extend(filters.iter().flat_map(|filter| ["-f", filter]));
+    occy_tests::occyctl::locally(arguments).ok();
+    to.manifest("app", "1").expect("it was put").1
+}
+
+/// How the first worker comes to its end.
+type End = fn(&mut Worker);
+
+fn killed(worker: &mut Worker) {
+    worker.kill();
+}
+
+fn stopped(worker: &mut Worker) {
+    worker.signal("TERM");
+    assert!(worker.ended().success());
+}
+
+#[test]
+fn a_copied_layer_goes_on_at_another_worker_with_what_is_left_of_it() {
+    for end in [killed as End, stopped] {
+        let to = Conforming::start();
+        let case = Case::to(&to.host());
+        let (mut first, id) = case.begin(&[], &["--drain-timeout", "0"]);
+        assert!(to.tags("app").is_empty());
+        let _second = case.worker("second", &[]);
+        end(&mut first);
+        case.way.free();
+        let (sent, read) = (case.way.arrived(), case.from.sent());
+        let done = case.succeeds(&id);
+        assert_eq!(done["layers"][0]["worker"], "second");
+        assert_eq!(to.manifest("app", "1").expect("it was put").1, case.image.manifest);
+        let (sent, read) = (case.way.arrived() - sent, case.from.sent() - read);
+        assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
+        // What was acknowledged last may not have been told.
+        assert!(read <= (case.rest() + PIECE) as u64, "{read}\n{}", case.from.story());
+        assert_eq!(case.before.count("POST", "*/blobs/uploads/"), 2, "of the layer and of the config");
+    }
+}
+
+#[test]
+fn a_layer_that_filters_make_goes_on_at_another_worker_with_what_is_left_of_it() {
+    let filters = ["normalize-timestamps"];
+    for end in [killed as End, stopped] {
+        let to = Conforming::start();
+        let case = Case::to(&to.host());
+        let (mut first, id) = case.begin(&filters, &["--drain-timeout", "0"]);
+        assert!(to.tags("app").is_empty());
+        let _second = case.worker("second", &[]);
+        end(&mut first);
+        case.way.free();
+        let sent = case.way.arrived();
+        let done = case.succeeds(&id);
+        assert_eq!(done["layers"][0]["worker"], "second");
+        assert_eq!(to.manifest("app", "1").expect("it was put").1, made_locally(&case, &filters));
+        let sent = case.way.arrived() - sent;
+        assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
+        assert_eq!(case.before.count("POST", "*/blobs/uploads/"), 2, "of the layer and of the config");
+    }
+}
+
+#[test]
+fn dockers_registry_too_keeps_a_session_that_was_left_between_two_pieces() {
+    for end in [killed as End, stopped] {
+        let to = Registry::start();
+        let case = Case::to(to.host());
+        let (mut first, id) = case.begin(&[], &["--drain-timeout", "0"]);
+        assert!(!to.has("app", "1"));
+        let _second = case.worker("second", &[]);
+        end(&mut first);
+        case.way.free();
+        let sent = case.way.arrived();
+        case.succeeds(&id);
+        assert_eq!(to.digest("app", "1"), case.image.digest());
+        to.pull("app", "1");
+        let sent = case.way.arrived() - sent;
+        assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
+    }
+}
+
+#[test]
+fn a_registry_that_has_lost_the_session_gets_all_of_it_again() {
+    for filters in [vec![], vec!["normalize-timestamps"]] {
+        let to = Conforming::start();
+        let case = Case::to(&to.host());
+        let (mut first, id) = case.begin(&filters, &[]);
+        let _second = case.worker("second", &[]);
+        first.kill();
+        to.lose_uploads();
+        case.way.free();
+        let sent = case.way.arrived();
+        case.succeeds(&id);
+        assert!(case.way.arrived() - sent >= SIZE, "{}", case.before.story());
+        let expected =
+            if filters.is_empty() { case.image.manifest.clone() } else { made_locally(&case, &filters) };
+        assert_eq!(to.manifest("app", "1").expect("it was put").1, expected);
+    }
+}
+
+#[test]
+fn a_worker_that_knows_nothing_of_earlier_uploads_begins_anew() {
+    let to = Conforming::start();
+    let case = Case::to(&to.host());
+    let (mut first, id) = case.begin(&[], &[]);
+    let mut second = PythonWorker::start(&case.coordinator, &[]);
+    first.kill();
+    case.way.free();
+    let task = second.wait_for("task");
+    let digest = &case.image.layer_digests()[0];
+    assert_eq!(task["resume"]["digest"], **digest);
+    let offset: usize = task["resume"]["offset"].as_str().expect("a number").parse().expect("of bytes");
+    assert!((SIZE / 10 * 9 - PIECE..=case.way.arrived()).contains(&offset), "{offset}");
+    case.succeeds(&id);
+    assert_eq!(to.manifest("app", "1").expect("it was put").1, case.image.manifest);
+}
+
+#[test]
+fn what_a_worker_lies_of_an_upload_spoils_nothing() {
+    let to = Conforming::start();
+    let case = Case::to(&to.host());
+    case.way.free();
+    let victim = Image::docker(vec![Layer::noise(2, 1000)]);
+    to.add_image("app2", "victim", &victim);
+    // A session with a wrong byte, one of another repository, and what is no session at all.
+    let session = |name: &str| {
+        let begun = Request::new("POST", &format!("/v2/{name}/blobs/uploads/")).send(&to.host());
+        let path = begun.expect("an answer").get("Location").expect("a session").to_owned();
+        let patched = Request::new("PATCH", &path).body(b"b").send(&to.host());
+        assert_eq!(patched.expect("an answer").status, 202);
+        path
+    };
+    let paths = [session("app0"), session("other"), "/v2/app2/manifests/victim".to_owned()];
+    for (index, path) in paths.iter().enumerate() {
+        let url = format!("http://{}{path}", case.before.host());
+        let mut liar = PythonWorker::start(&case.coordinator, &["--hold", "--session", &url]);
+        let destination = format!("registry://{}/app{index}:1", case.before.host());
+        let id =
+            submit(&case.coordinator, &json!({"source": case.from.uri("app:1"), "destination": destination}));
+        while liar.wait_for("said") != "heartbeat" {}
+        std::thread::sleep(HEARD);
+        drop(liar);
+        let _honest = case.worker("honest", &[]);
+        case.succeeds(&id);
+        let (_, manifest) = to.manifest(&format!("app{index}"), "1").expect("it was put");
+        assert_eq!(manifest, case.image.manifest);
+        // The first one is looked at, and begun anew.
+        assert_eq!(case.before.count("*", path) > 0, index == 0, "{}", case.before.story());
+    }
+    assert_eq!(to.manifest("app2", "victim").expect("it is there").1, victim.manifest);
+}
