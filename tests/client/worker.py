@@ -28,13 +28,13 @@ parser.add_argument("--lie", choices=["written", "claimed", "unwritten", "size",
 parser.add_argument("--hold", action="store_true", help="do nothing with tasks, and print their attempts")
 parser.add_argument("--halves", action="store_true", help="write in two streams, the second of which goes on with the first")
 parser.add_argument("--filter-version", default="", help="which version of shout it is")
-parser.add_argument("--session", metavar="URL", help="say of each task that its upload is there, and has a byte")
+parser.add_argument("--session", metavar="URL", help="say of each task that its upload is there, and has two bytes")
 options = parser.parse_args()
 
 CHUNK = 200_000
-# What our own workers would have hashed of it, in their own form: the words that SHA-256 begins with, no block, and a byte behind.
+# What our own workers would have hashed of it, in their own form: the words that SHA-256 begins with, no block, and "aa" behind.
 WORDS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
-HASH_OF_A = struct.pack("<BQ8IQB", 1, 1, *WORDS, 0, 1) + b"a" + bytes(62)
+HASH_OF_AA = struct.pack("<BQ8IQB", 1, 2, *WORDS, 0, 2) + b"aa" + bytes(61)
 sent = queue.Queue()
 
 
@@ -195,7 +195,7 @@ def main():
             show(**{kind: message(getattr(told, kind))})
             if kind == "task" and options.session:
                 upload = worker_pb2.UploadState(
-                    session_url=options.session, offset=1, digest=told.task.source.digest, hash_state=HASH_OF_A
+                    session_url=options.session, offset=2, digest=told.task.source.digest, hash_state=HASH_OF_AA
                 )
                 progress = worker_pb2.TaskProgress(attempt=told.task.attempt, upload=upload)
                 sent.put(worker_pb2.ConnectRequest(heartbeat=worker_pb2.Heartbeat(tasks=[progress])))

@@ -246,11 +246,11 @@ fn what_a_worker_lies_of_an_upload_spoils_nothing() {
     case.way.free();
     let victim = Image::docker(vec![Layer::noise(2, 1000)]);
     to.add_image("app2", "victim", &victim);
-    // A session with a wrong byte, one of another repository, and what is no session at all.
+    // A session with wrong bytes, one of another repository, and what is no session at all.
     let session = |name: &str| {
         let begun = Request::new("POST", &format!("/v2/{name}/blobs/uploads/")).send(&to.host());
         let path = begun.expect("an answer").get("Location").expect("a session").to_owned();
-        let patched = Request::new("PATCH", &path).body(b"b").send(&to.host());
+        let patched = Request::new("PATCH", &path).body(b"bb").send(&to.host());
         assert_eq!(patched.expect("an answer").status, 202);
         path
     };
@@ -258,16 +258,19 @@ fn what_a_worker_lies_of_an_upload_spoils_nothing() {
     for (index, path) in paths.iter().enumerate() {
         let url = format!("http://{}{path}", case.before.host());
         let mut liar = PythonWorker::start(&case.coordinator, &["--hold", "--session", &url]);
+        // Of its own, for what is at one place is mounted from there.
+        let image = Image::docker(vec![Layer::noise(10 + index as u64, 2_000_000)]);
+        case.from.add_image(&format!("app{index}"), "1", &image);
+        let source = case.from.uri(&format!("app{index}:1"));
         let destination = format!("registry://{}/app{index}:1", case.before.host());
-        let id =
-            submit(&case.coordinator, &json!({"source": case.from.uri("app:1"), "destination": destination}));
+        let id = submit(&case.coordinator, &json!({"source": source, "destination": destination}));
         while liar.wait_for("said") != "heartbeat" {}
         std::thread::sleep(HEARD);
         drop(liar);
         let _honest = case.worker("honest", &[]);
         case.succeeds(&id);
         let (_, manifest) = to.manifest(&format!("app{index}"), "1").expect("it was put");
-        assert_eq!(manifest, case.image.manifest);
+        assert_eq!(manifest, image.manifest);
         // The first one is looked at, and begun anew.
         assert_eq!(case.before.count("*", path) > 0, index == 0, "{}", case.before.story());
     }
