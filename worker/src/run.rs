@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
@@ -46,7 +46,7 @@ pub const MESSAGE_MAX: usize = 1024 * 1024;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to say welcome.
 const WELCOME: Duration = Duration::from_secs(15);
-/// How long the last words of a worker that goes may take to arrive.
+/// How long the last words of a worker that goes may take to arrive, and before them the last pieces of uploads.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// The waits between attempts to connect: from about so long to about so long.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -329,6 +329,7 @@ impl Worker {
                 },
                 () = self::until(*until), if until.is_some() => {
                     // For whoever goes on with their uploads.
+                    tasks.pause().await;
                     said.send(Said::Heartbeat(tasks.heartbeat())).await?;
                     for attempt in tasks.abort() {
                         said.send(Said::Result(handed_back(attempt))).await?;
@@ -503,6 +504,13 @@ impl Tasks {
             }
             !is_meant
         });
+    }
+
+    /// Lets uploads come to the end of the piece that is on its way, if that is soon.
+    async fn pause(&self) {
+        let pauses = self.running.values().map(|running| running.uploads.pause());
+        // In time or not: where a piece is cut, some registries begin anew.
+        let _ = timeout(GOODBYE, join_all(pauses)).await;
     }
 
     /// Ends all of them, and gives their attempts.

@@ -20,12 +20,18 @@ pub struct Uploads {
     latest: Arc<Mutex<Latest>>,
     /// Woken when there is something to tell.
     changed: Arc<Notify>,
+    /// Woken when a piece has arrived.
+    arrived: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Latest {
     state: Option<UploadState>,
     is_told: bool,
+    /// A piece is on its way.
+    is_moving: bool,
+    /// No other piece goes.
+    is_pausing: bool,
     /// Nobody goes on with it.
     is_unwanted: bool,
 }
@@ -35,8 +41,9 @@ impl Uploads {
     pub fn of(task: &v1::Task, changed: &Arc<Notify>) -> Self {
         let state = task.resume.as_ref().and_then(read);
         // Who gave it needs not to be told.
-        let latest = Latest { state, is_told: true, is_unwanted: false };
-        Self { latest: Arc::new(Mutex::new(latest)), changed: Arc::clone(changed) }
+        let latest = Latest { state, is_told: true, ..Latest::default() };
+        let (latest, changed) = (Arc::new(Mutex::new(latest)), Arc::clone(changed));
+        Self { latest, changed, arrived: Arc::default() }
     }
 
     /// What the coordinator was not told yet. It counts as told from now on.
@@ -54,6 +61,21 @@ impl Uploads {
         self.changed.notify_one();
     }
 
+    /// Lets no other piece go, and waits until the one has arrived that is on its way.
+    pub async fn pause(&self) {
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut latest = self.lock();
+                latest.is_pausing = true;
+                if !latest.is_moving {
+                    return;
+                }
+            }
+            arrived.await;
+        }
+    }
+
     /// Nobody wants the layer any more, so that its registry may forget the session when the task ends.
     pub fn give_up(&self) {
         self.lock().is_unwanted = true;
@@ -64,16 +86,31 @@ impl Uploads {
     }
 }
 
+#[async_trait::async_trait]
 impl UploadLog for Uploads {
     fn latest(&self) -> Option<UploadState> {
         self.lock().state.clone()
+    }
+
+    async fn next_piece(&self) {
+        let is_pausing = {
+            let mut latest = self.lock();
+            latest.is_moving = !latest.is_pausing;
+            latest.is_pausing
+        };
+        if is_pausing {
+            // Until the task is handed back.
+            std::future::pending().await
+        }
     }
 
     fn record(&self, state: Option<UploadState>) {
         let mut latest = self.lock();
         latest.state = state.filter(|state| state.session.expose().len() <= URL_MAX);
         latest.is_told = false;
+        latest.is_moving = false;
         drop(latest);
+        self.arrived.notify_one();
         self.changed.notify_one();
     }
 
@@ -167,6 +204,22 @@ mod tests {
         let long = format!("http://{}", "u".repeat(URL_MAX));
         uploads.record(Some(UploadState { session: long.into(), ..state(b"") }));
         assert!(uploads.latest().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_pause_waits_for_the_piece_that_is_on_its_way_and_lets_no_other_go() {
+        let uploads = uploads(None);
+        uploads.next_piece().await;
+        let (pausing, told) = (uploads.clone(), uploads.clone());
+        let pause = tokio::spawn(async move { pausing.pause().await });
+        tokio::task::yield_now().await;
+        assert!(!pause.is_finished());
+        told.record(Some(state(b"some")));
+        pause.await.unwrap();
+        let next = tokio::time::timeout(std::time::Duration::from_millis(20), uploads.next_piece());
+        assert!(next.await.is_err());
+        // Where nothing is on its way there is nothing to wait for.
+        uploads.pause().await;
     }
 
     #[test]

@@ -27,10 +27,14 @@ pub struct UploadState {
     pub hasher: Hasher,
 }
 
-/// Keeps the state of the upload of one layer. Its methods return at once.
+/// Keeps the state of the upload of one layer.
+#[async_trait::async_trait]
 pub trait UploadLog: Send + Sync + fmt::Debug {
     /// The state that was recorded last, maybe by an earlier attempt at the same layer.
     fn latest(&self) -> Option<UploadState>;
+
+    /// Waits until another piece may be sent: a session is better left between two pieces than in one, with which some registries give it up.
+    async fn next_piece(&self) {}
 
     /// The upload has come so far. None: there is no session any more that could be gone on with.
     fn record(&self, state: Option<UploadState>);

@@ -167,6 +167,9 @@ impl Repository {
         while !chunk.is_empty() {
             let passed = pieces.hasher();
             let patched = async {
+                if let Some(log) = &self.uploads {
+                    log.next_piece().await;
+                }
                 let state = self.patch(session, &chunk, offset).await?;
                 if let State::Open = state {
                     // At once, and not when there is more: a source may take its time.

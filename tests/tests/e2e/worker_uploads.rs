@@ -1,20 +1,23 @@
 //! Uploads that another worker goes on with: those of workers that are killed, or stopped, between two pieces of a layer.
 
+use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use occy_tests::conforming::Conforming;
 use occy_tests::coordinator::Coordinator;
 use occy_tests::http::{Delivery, Request, Response};
 use occy_tests::image::Image;
-use occy_tests::layer::{Layer, Member, noise};
+use occy_tests::layer::{Layer, Member, noise, tar};
 use occy_tests::proxy::{Fault, FaultProxy};
 use occy_tests::registry::Registry;
+use occy_tests::tools::{sha256, tool};
 use occy_tests::worker::{PythonWorker, Worker};
 use serde_json::{Value, json};
 
 use crate::service_jobs::{job, submit};
+use crate::service_telemetry;
 
 /// Bytes of the layer.
 const SIZE: usize = 12_000_000;
@@ -26,35 +29,51 @@ const PIECES: [&str; 4] = ["--upload-chunk", "256K", "--resumable-from", "1M"];
 /// How long a message may take from a worker to its coordinator.
 const HEARD: Duration = Duration::from_millis(300);
 
-/// Pieces on their way to a registry. The one behind the first nine tenths is held, and never arrives.
-#[derive(Clone, Default)]
+/// Pieces of a layer on their way to a registry. The one behind the first nine tenths is held, and never arrives unless that is said.
+#[derive(Clone)]
 struct Way {
-    arrived: Arc<Mutex<usize>>,
+    size: usize,
+    arrived: Arc<AtomicUsize>,
     largest: Arc<AtomicUsize>,
     is_held: Arc<AtomicBool>,
     is_free: Arc<AtomicBool>,
+    /// Whether the one that is held arrives later.
+    arrives: Arc<AtomicBool>,
 }
 
 impl Way {
+    fn of(size: usize) -> Self {
+        Self {
+            size,
+            arrived: Arc::default(),
+            largest: Arc::default(),
+            is_held: Arc::default(),
+            is_free: Arc::default(),
+            arrives: Arc::default(),
+        }
+    }
+
     fn fault(&self) -> Fault {
         let way = self.clone();
         Arc::new(move |request, upstream| {
-            let is_behind = *way.arrived.lock().unwrap() >= SIZE / 10 * 9;
+            let is_behind = way.arrived.load(Ordering::SeqCst) >= way.size / 10 * 9;
             if is_behind && !way.is_free.load(Ordering::SeqCst) {
                 way.is_held.store(true, Ordering::SeqCst);
                 while !way.is_free.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                return Response { delivery: Delivery::Reset(None), ..Response::status(500) };
+                if !way.arrives.load(Ordering::SeqCst) {
+                    return Response { delivery: Delivery::Reset(None), ..Response::status(500) };
+                }
             }
-            *way.arrived.lock().unwrap() += request.body.len();
+            way.arrived.fetch_add(request.body.len(), Ordering::SeqCst);
             way.largest.fetch_max(request.body.len(), Ordering::SeqCst);
             upstream(request)
         })
     }
 
     fn arrived(&self) -> usize {
-        *self.arrived.lock().unwrap()
+        self.arrived.load(Ordering::SeqCst)
     }
 
     /// Waits until a piece is held; by then the coordinator knows, or hears at once, of those before it.
@@ -85,7 +104,7 @@ impl Case {
         let from = Conforming::start();
         let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, SIZE))])]);
         from.add_image("app", "1", &image);
-        let (before, way) = (FaultProxy::before(host), Way::default());
+        let (before, way) = (FaultProxy::before(host), Way::of(SIZE));
         before.fault(usize::MAX, "PATCH", "*", way.fault());
         let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "3"]);
         Self { from, before, way, image, coordinator }
@@ -204,6 +223,25 @@ fn dockers_registry_too_keeps_a_session_that_was_left_between_two_pieces() {
 }
 
 #[test]
+fn a_stopped_worker_hands_an_upload_back_behind_the_piece_that_is_on_its_way() {
+    let to = Registry::start();
+    let case = Case::to(to.host());
+    let (mut first, id) = case.begin(&[], &["--drain-timeout", "0"]);
+    first.signal("TERM");
+    std::thread::sleep(HEARD);
+    case.way.arrives.store(true, Ordering::SeqCst);
+    case.way.free();
+    assert!(first.ended().success());
+    let sent = case.way.arrived();
+    let _second = case.worker("second", &[]);
+    case.succeeds(&id);
+    assert_eq!(to.digest("app", "1"), case.image.digest());
+    let sent = case.way.arrived() - sent;
+    // Docker's registry knows its session by what it last said of it alone.
+    assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
+}
+
+#[test]
 fn a_registry_that_has_lost_the_session_gets_all_of_it_again() {
     for filters in [vec![], vec!["normalize-timestamps"]] {
         let to = Conforming::start();
@@ -275,4 +313,83 @@ fn what_a_worker_lies_of_an_upload_spoils_nothing() {
         assert_eq!(case.before.count("*", path) > 0, index == 0, "{}", case.before.story());
     }
     assert_eq!(to.manifest("app2", "victim").expect("it is there").1, victim.manifest);
+}
+
+/// A layer of the size that is asked for in the long run, 5 GB; a hundredth of it in a short one.
+#[test]
+fn a_layer_of_any_size_whose_worker_is_killed_moves_no_more_than_what_is_left() {
+    let wanted = std::env::var("OCCY_TEST_LAYER").ok();
+    let size: usize =
+        wanted.map_or(50_000_000, |size| size.parse().expect("OCCY_TEST_LAYER is a number of bytes"));
+    let piece = (size / 600).clamp(64 << 10, 8 << 20);
+    let (from, to) = (Registry::start(), Registry::start());
+    let source = noisy(&from, size);
+    let (before, way) = (FaultProxy::before(to.host()), Way::of(size));
+    before.fault(usize::MAX, "PATCH", "*", way.fault());
+    let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "3"]);
+    let piece_option = piece.to_string();
+    let options =
+        ["--upload-chunk", &piece_option, "--resumable-from", "16M", "--metrics-listen", "127.0.0.1:0"];
+    let mut first = Worker::start(&coordinator, &options);
+    let destination = format!("registry://{}/app:1", before.host());
+    let id = submit(&coordinator, &json!({"source": source, "destination": destination}));
+    way.wait();
+    let second = Worker::start(&coordinator, &options);
+    first.kill();
+    way.free();
+    let brought = way.arrived();
+    coordinator.ask("WatchJob", &id).all();
+    let done = job(&coordinator, &id);
+    assert_eq!(done["state"], "JOB_STATE_SUCCEEDED", "{done}");
+    assert_eq!(to.digest("app", "1"), from.digest("app", "1"));
+    let metrics = service_telemetry::metrics_in(&second.log());
+    let counted = |name: &str| service_telemetry::value(&metrics, name);
+    let (read, sent) =
+        (counted("occystrap_registry_received_bytes_total"), counted("occystrap_registry_sent_bytes_total"));
+    println!(
+        "| a layer of {size} bytes: {brought} before its worker was killed; behind that | {read} read | {sent} sent |"
+    );
+    // A chunk travels with a piece; the config is sent too; what was acknowledged last may not have been told.
+    let piece = piece + 256 * 1024;
+    assert!((1.0..=(size / 10 + piece + 10_000) as f64).contains(&sent), "{sent}");
+    assert!((1.0..=(size / 10 + 2 * piece + 10_000) as f64).contains(&read), "{read}");
+}
+
+/// An image in a registry with a layer of so many bytes, a tar that nothing makes smaller; gives its URI.
+fn noisy(registry: &Registry, size: usize) -> String {
+    const PART: usize = 1 << 20;
+    let path = registry.storage().join("layer");
+    std::fs::create_dir_all(registry.storage()).expect("its storage");
+    let mut file = std::fs::File::create(&path).expect("a file in it");
+    let content = (size - 3 * 512) / 512 * 512;
+    let mut header = tar(&[Member::file("noise", "").stating_size(content as u64)]);
+    header.truncate(512);
+    file.write_all(&header).expect("room on the disk");
+    let mut part = noise(1, PART);
+    for at in (0..content).step_by(PART) {
+        // No two parts are the same.
+        part[..8].copy_from_slice(&at.to_le_bytes());
+        file.write_all(&part[..PART.min(content - at)]).expect("room on the disk");
+    }
+    file.write_all(&[0; 1024]).expect("room on the disk");
+    let sum = tool("sha256sum", [&path]);
+    let digest = format!("sha256:{}", sum.split(' ').next().expect("a sum"));
+    registry.place_blob("app", &digest, &path);
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [digest]}
+    });
+    let config = config.to_string().into_bytes();
+    registry.push_blob("app", &config);
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": manifest_type,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha256(&config), "size": config.len()
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": content + 3 * 512
+        }],
+    });
+    registry.push_manifest("app", "1", manifest_type, manifest.to_string().as_bytes());
+    registry.uri("app:1")
 }
