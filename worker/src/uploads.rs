@@ -100,7 +100,7 @@ impl UploadLog for Uploads {
         };
         if is_pausing {
             // Until the task is handed back.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

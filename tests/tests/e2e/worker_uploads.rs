@@ -261,6 +261,20 @@ fn a_registry_that_has_lost_the_session_gets_all_of_it_again() {
 }
 
 #[test]
+fn a_cancelled_jobs_session_is_forgotten_by_its_registry() {
+    let to = Conforming::start();
+    let case = Case::to(&to.host());
+    let (_first, id) = case.begin(&[], &[]);
+    case.coordinator.ask("CancelJob", &id).one();
+    while case.before.count("DELETE", "*/blobs/uploads/*") == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    case.way.free();
+    assert_eq!(to.uploads(), 0);
+    assert!(to.tags("app").is_empty());
+}
+
+#[test]
 fn a_worker_that_knows_nothing_of_earlier_uploads_begins_anew() {
     let to = Conforming::start();
     let case = Case::to(&to.host());
