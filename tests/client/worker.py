@@ -54,9 +54,9 @@ def said():
     ))
     while True:
         try:
-            said = sent.get(timeout=0.3)
-            yield said
-            show(said=said.WhichOneof("message"))
+            request = sent.get(timeout=0.3)
+            yield request
+            show(said=request.WhichOneof("message"))
         except queue.Empty:
             yield worker_pb2.ConnectRequest(heartbeat=worker_pb2.Heartbeat())
 

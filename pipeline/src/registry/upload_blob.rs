@@ -40,7 +40,7 @@ impl Repository {
     /// `session` is one that a [mount](Repository::mount) has left. `progress` counts the bytes of the current attempt.
     ///
     /// An upload that is recorded ([`logging_to`](Self::logging_to)) goes on where an earlier one of the blob was, and reads the blob from
-    /// there on if it can be read so. It does so once: from then on it begins anew.
+    /// there on if it can be read so. Where that leads to nothing, it begins anew.
     ///
     /// # Cancel safety
     /// Cancelled, it asks the registry to forget the session, unless its log keeps it; nothing is stored under the digest.
