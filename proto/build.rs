@@ -12,7 +12,12 @@ const FILES: [&str; 5] = [
     "occy/v1/blob.proto",
     "occy/v1/worker.proto",
 ];
-const SECRET: [&str; 3] = [".occy.v1.RegistryCredentials", ".occy.v1.PasswordLogin", ".occy.v1.AccessAnswer"];
+const SECRET: [&str; 4] = [
+    ".occy.v1.RegistryCredentials",
+    ".occy.v1.PasswordLogin",
+    ".occy.v1.AccessAnswer",
+    ".occy.v1.UploadState",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["."])?;

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::engine::EngineError;
 use crate::registry::RegistryError;
 
@@ -30,6 +30,13 @@ pub trait Blob: Send + Sync + fmt::Debug {
     /// The stream ends without an error only after all bytes were delivered and, where the blob knows them, its size and
     /// digest were found right.
     async fn open(&self) -> Result<ByteStream, BlobError>;
+
+    /// Starts to read behind the bytes that `read` has taken, and ends as [`open`](Self::open) does, which counts for all bytes. None
+    /// where it is read from the first byte or not at all.
+    async fn open_behind(&self, read: &Hasher) -> Result<Option<ByteStream>, BlobError> {
+        let _ = read;
+        Ok(None)
+    }
 
     /// The size of the stored bytes, where it is known before they are read.
     fn size(&self) -> Option<u64>;

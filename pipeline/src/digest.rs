@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use sha2::digest::Digest as _;
+use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use sha2::{Sha256, Sha512};
 
 /// The hash algorithms that image-spec registers and that we compute.
@@ -137,6 +138,21 @@ enum State {
     Sha512(Sha512),
 }
 
+/// What the first byte of a hasher's state says of the others. A form that changes, with the crate, gets another byte.
+const FORM_SHA256: u8 = 1;
+const FORM_SHA512: u8 = 2;
+
+/// More bytes than any blob has. The algorithms count bits.
+const SIZE_MAX: u64 = 1 << 60;
+
+/// A state of the crate's own form: words, a number of blocks, a number of bytes behind these, and these bytes. The crate believes both
+/// numbers, so they are looked at here.
+fn deserialized<H: SerializableState>(bytes: &[u8], words: usize, blocks: &[u8], rest: u64) -> Option<H> {
+    let state = <&SerializedState<H>>::try_from(bytes).ok()?;
+    let numbers = bytes[words..].strip_prefix(blocks)?;
+    (u64::from(*numbers.first()?) == rest).then(|| H::deserialize(state).ok()).flatten()
+}
+
 impl Hasher {
     /// An empty hasher.
     pub fn new(algorithm: Algorithm) -> Self {
@@ -159,6 +175,41 @@ impl Hasher {
     /// Bytes taken so far.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What it computes.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.state {
+            State::Sha256(_) => Algorithm::Sha256,
+            State::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// The state, with which [`from_state`](Self::from_state) goes on in another process: at most 256 bytes, whose form is that of the
+    /// crate behind it.
+    pub fn state(&self) -> Vec<u8> {
+        let (form, state) = match &self.state {
+            State::Sha256(state) => (FORM_SHA256, state.serialize().to_vec()),
+            State::Sha512(state) => (FORM_SHA512, state.serialize().to_vec()),
+        };
+        [&[form], self.size.to_le_bytes().as_slice(), &state].concat()
+    }
+
+    /// A hasher that has taken the bytes which another one had taken when it gave its [`state`](Self::state). None for bytes of
+    /// another form. That they are true shows in the digest alone.
+    pub fn from_state(bytes: &[u8]) -> Option<Self> {
+        let (&form, rest) = bytes.split_first()?;
+        let (size, state) = rest.split_first_chunk()?;
+        let size = u64::from_le_bytes(*size);
+        let state = match form {
+            FORM_SHA256 => State::Sha256(deserialized(state, 32, &(size / 64).to_le_bytes(), size % 64)?),
+            FORM_SHA512 => {
+                let blocks = u128::from(size / 128).to_le_bytes();
+                State::Sha512(deserialized(state, 64, &blocks, size % 128)?)
+            }
+            _ => return None,
+        };
+        (size < SIZE_MAX).then_some(Self { state, size })
     }
 
     /// The digest of all bytes taken.
@@ -213,5 +264,55 @@ mod tests {
         assert_eq!(two.size(), 12);
         assert_eq!(one.finish(), Digest::sha256(b"common left"));
         assert_eq!(two.finish(), Digest::sha256(b"common right"));
+    }
+
+    #[test]
+    fn a_hasher_goes_on_from_its_state_after_any_number_of_bytes() {
+        let bytes: Vec<u8> = (0..300_u32).map(|at| at.to_le_bytes()[0]).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut whole = Hasher::new(algorithm);
+            whole.update(&bytes);
+            for at in 0..=bytes.len() {
+                let mut before = Hasher::new(algorithm);
+                before.update(&bytes[..at]);
+                let state = before.state();
+                assert!(state.len() <= 256, "{}", state.len());
+                let mut after = Hasher::from_state(&state).unwrap();
+                assert_eq!((after.size(), after.algorithm()), (at as u64, algorithm));
+                after.update(&bytes[at..]);
+                assert_eq!(after.finish(), whole.clone().finish());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_makes_no_hasher() {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(&[7; 100]);
+        let state = hasher.state();
+        for end in 0..state.len() {
+            assert!(Hasher::from_state(&state[..end]).is_none(), "{end}");
+        }
+        assert!(Hasher::from_state(&[state.as_slice(), &[0]].concat()).is_none());
+        assert!(Hasher::from_state(&[&[3], &state[1..]].concat()).is_none(), "an unknown form");
+        assert!(Hasher::from_state(&[&[2], &state[1..]].concat()).is_none(), "of another algorithm");
+        // Whatever else is changed makes another digest, or no hasher, and breaks nothing.
+        for at in 1..state.len() {
+            let mut other = state.clone();
+            other[at] ^= 0xff;
+            if let Some(mut other) = Hasher::from_state(&other) {
+                other.update(b"more");
+                let _ = other.finish();
+            }
+        }
+    }
+
+    /// Workers of different builds give each other these bytes: where they change, so must the form's number.
+    #[test]
+    fn the_form_of_a_state_is_this_one() {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(&[b'a'; 65]);
+        let hash = Digest::sha256(hasher.state());
+        assert_eq!(hash.hex(), "0872ccd153ae41d15a3dff6e6f7bfeb5e42c68901bacdebfc1caf8be752a0c08");
     }
 }

@@ -37,6 +37,12 @@ pub mod v1 {
         }
     }
 
+    impl std::fmt::Debug for UploadState {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("UploadState").field("offset", &self.offset).finish_non_exhaustive()
+        }
+    }
+
     impl std::fmt::Debug for PasswordLogin {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("PasswordLogin").finish_non_exhaustive()

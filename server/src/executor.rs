@@ -14,6 +14,7 @@ use crate::error::ServiceError;
 use crate::fleet::{FleetQueue, Lease};
 use crate::share::Turn;
 use crate::worker::attempt::Failure;
+use crate::worker::upload::Upload;
 
 /// How often it is looked whether a worker waits for a registry's patience.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -90,11 +91,11 @@ impl FleetExecutor {
                 return Ok(written);
             }
         };
-        let mut reasons = Vec::new();
+        let (mut reasons, upload) = (Vec::new(), Upload::default());
         loop {
             self.watcher.begun(&task.layer, lease.worker()).await?;
             let span = tracing::info_span!("attempt", worker = lease.worker());
-            match self.run_on(&lease, task).instrument(span).await? {
+            match self.run_on(&lease, task, &upload).instrument(span).await? {
                 Ok(written) => {
                     let others = lease.versions(&task.plan.chain);
                     drop(lease);
@@ -130,8 +131,9 @@ impl FleetExecutor {
         &self,
         lease: &Lease,
         task: &LayerTask,
+        upload: &Upload,
     ) -> Result<Result<WrittenLayer, Failure>, ServiceError> {
-        let mut work = std::pin::pin!(lease.run(task, self.queue.origin()));
+        let mut work = std::pin::pin!(lease.run(task, self.queue.origin(), upload));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_held = false;

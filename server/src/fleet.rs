@@ -24,6 +24,7 @@ use crate::share::elsewhere::Elsewhere;
 use crate::share::{Leader, SharedLayers, Turn, Wants};
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
+use crate::worker::upload::Upload;
 
 /// Workers that may be connected at once.
 const WORKERS_MAX: usize = 2048;
@@ -597,12 +598,19 @@ impl Lease {
         self.fleet.budgets().waits(who, &hosts)
     }
 
-    /// Runs a layer there. Dropped, it stops.
-    pub async fn run(&self, task: &LayerTask, origin: &Origin) -> Result<WrittenLayer, Failure> {
+    /// Runs a layer there. A connected worker goes on with its `upload`. Dropped, it stops.
+    pub async fn run(
+        &self,
+        task: &LayerTask,
+        origin: &Origin,
+        upload: &Upload,
+    ) -> Result<WrittenLayer, Failure> {
         let start = Instant::now();
         let result = match &*self.seat {
             Seat::Here => task.run().await.map_err(Failure::Task),
-            Seat::Remote(seat) => self.fleet.attempts().run(self.assignment.worker, seat, task, origin).await,
+            Seat::Remote(seat) => {
+                self.fleet.attempts().run(self.assignment.worker, seat, task, origin, upload).await
+            }
         };
         self.fleet.metrics().layer_ended(result.is_ok(), start.elapsed());
         result

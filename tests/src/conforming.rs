@@ -119,6 +119,16 @@ impl Conforming {
         assert!(deleted, "{name} had {reference}");
     }
 
+    /// How many uploads have begun and not ended.
+    pub fn uploads(&self) -> usize {
+        self.state.lock().expect("no handler panics").uploads.len()
+    }
+
+    /// Forgets all uploads that have begun.
+    pub fn lose_uploads(&self) {
+        self.state.lock().expect("no handler panics").uploads.clear();
+    }
+
     /// A manifest's media type and bytes.
     pub fn manifest(&self, name: &str, reference: &str) -> Option<(String, Vec<u8>)> {
         self.state.lock().expect("no handler panics").repositories.get(name)?.manifest(reference).cloned()

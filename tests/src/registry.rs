@@ -14,7 +14,7 @@ use crate::http::{Request, Response};
 use crate::image::{Image, Index, json_of};
 use crate::network::Node;
 use crate::token::{ISSUER, SERVICE, TokenServer, basic_header, mint};
-use crate::tools::{pipe, read, sha256, tool, unpack, write};
+use crate::tools::{hex, pipe, read, sha256, tool, unpack, write};
 
 /// How a registry is to be set up.
 #[derive(Clone, Copy, Default)]
@@ -221,6 +221,18 @@ impl Registry {
         let put = Request::new("PUT", &format!("{path}&digest={}", sha256(bytes))).body(bytes);
         let done = self.send(put.header("Content-Type", "application/octet-stream"));
         assert_eq!(done.status, 201, "{}", String::from_utf8_lossy(&done.body));
+    }
+
+    /// Stores a file as a blob, in the way of its storage: it may be larger than what a test has in memory.
+    pub fn place_blob(&self, name: &str, digest: &str, file: &Path) {
+        let root = self.storage().join("docker/registry/v2");
+        let hex = hex(digest);
+        let blob = root.join(format!("blobs/sha256/{}/{hex}", &hex[..2]));
+        std::fs::create_dir_all(&blob).expect("a directory of the storage");
+        std::fs::rename(file, blob.join("data")).expect("a file on the same disk");
+        let link = root.join(format!("repositories/{name}/_layers/sha256/{hex}"));
+        std::fs::create_dir_all(&link).expect("a directory of the storage");
+        write(link.join("link"), digest);
     }
 
     /// Stores a manifest under a tag or digest.

@@ -22,4 +22,5 @@ pub mod run;
 pub mod settings;
 pub mod task;
 pub mod telemetry;
+pub mod uploads;
 pub mod verdict;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
-use occy_pipeline::registry::{Budget, Client, Traffic};
+use occy_pipeline::registry::{Budget, Client, Options, Traffic};
 use occy_proto::v1::blob_service_client::BlobServiceClient;
 use occy_proto::v1::connect_request::Message as Said;
 use occy_proto::v1::connect_response::Message as Told;
@@ -25,7 +25,7 @@ use occy_proto::v1::{
     Compression, ConnectRequest, ConnectResponse, Draining, FilterCapability, Heartbeat, Register, Task,
     TaskError, TaskFault, TaskProgress, TaskResult, Welcome,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -37,6 +37,7 @@ use crate::access::Desk;
 use crate::budget::Leases;
 use crate::settings::Settings;
 use crate::task::Bench;
+use crate::uploads::Uploads;
 use crate::{connect, metrics, telemetry};
 
 /// The largest message, in bytes, in either direction.
@@ -45,12 +46,14 @@ pub const MESSAGE_MAX: usize = 1024 * 1024;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to say welcome.
 const WELCOME: Duration = Duration::from_secs(15);
-/// How long the last words of a worker that goes may take to arrive.
+/// How long the last words of a worker that goes may take to arrive, and before them the last pieces of uploads.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// The waits between attempts to connect: from about so long to about so long.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Messages that wait for the connection.
 const OUTGOING: usize = 16;
+/// So many uploads are told in one heartbeat, which has to fit into a message; the others in the next.
+const UPLOADS_MAX: usize = 128;
 
 /// Works for all its coordinators until `stop`, and then until the tasks that it has are done or handed back. `registered` hears its
 /// name each time that a coordinator has welcomed it.
@@ -61,7 +64,11 @@ pub async fn work(
 ) -> anyhow::Result<()> {
     let traffic = Traffic::default();
     let listener = metrics::listen(settings.telemetry.metrics_listen).await?;
-    let registries = Client::new(settings.registry.options(&traffic))?;
+    let registries = Client::new(Options {
+        upload_chunk: usize::try_from(settings.upload_chunk)?,
+        resumable_from: settings.resumable_from,
+        ..settings.registry.options(&traffic)
+    })?;
     let register = register(settings);
     let slots = Arc::new(Semaphore::new(register.slots as usize));
     let mut workers = Vec::new();
@@ -282,19 +289,21 @@ impl Worker {
         for used in self.budget.uses() {
             said.send(Said::Budget(used)).await?;
         }
+        session.tasks.running.values().for_each(|running| running.uploads.tell_again());
         for result in session.tasks.results() {
             said.send(Said::Result(result)).await?;
         }
         let Session { tasks, desk, until, .. } = session;
         let keeps_results = welcome.lease.is_some();
         let mut is_told = false;
+        let uploads_changed = Arc::clone(&tasks.uploads_changed);
         while until.is_none() || tasks.is_wanted_until(*until) {
             tokio::select! {
                 // Whichever branch is lost is there again in the next round: none takes anything before it is ready.
                 answer = answers.message() => match answer?.ok_or(Lost::Ended)?.message {
                     Some(Told::Task(task)) => tasks.start(&self.bench, task, desk),
                     Some(Told::Access(answer)) => desk.answer(answer),
-                    Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt),
+                    Some(Told::Cancel(cancel)) => tasks.cancel(&cancel.attempt, Wanted::Nowhere),
                     Some(Told::Taken(taken)) => tasks.forget(&taken.attempt),
                     Some(Told::Budget(lease)) => self.budget.lease(&lease),
                     Some(Told::Drain(_)) => tracing::info!("the coordinator is being stopped"),
@@ -311,6 +320,7 @@ impl Worker {
                 },
                 _ = beat.tick() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
                 _ = told_progress.tick(), if !tasks.is_empty() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
+                () = uploads_changed.notified() => said.send(Said::Heartbeat(tasks.heartbeat())).await?,
                 _ = stopping.wait_for(|&stopping| stopping), if !is_told => {
                     tracing::info!(tasks = tasks.running.len(), "stopping: tasks come to their end");
                     said.send(Said::Draining(Draining {})).await?;
@@ -318,6 +328,9 @@ impl Worker {
                     until.get_or_insert_with(|| Instant::now() + self.patience);
                 },
                 () = self::until(*until), if until.is_some() => {
+                    // For whoever goes on with their uploads.
+                    tasks.pause().await;
+                    said.send(Said::Heartbeat(tasks.heartbeat())).await?;
                     for attempt in tasks.abort() {
                         said.send(Said::Result(handed_back(attempt))).await?;
                     }
@@ -404,11 +417,23 @@ struct Tasks {
     running: HashMap<Id, Running>,
     /// Results of which nobody has said that they were taken, by their attempts.
     untaken: HashMap<String, TaskResult>,
+    /// Woken when there is something to tell of a task's upload.
+    uploads_changed: Arc<Notify>,
+}
+
+/// Who wants a layer that is not to be worked on here any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Nobody, as far as is known.
+    Nowhere,
+    /// Another worker may have it, and go on with its upload.
+    Elsewhere,
 }
 
 struct Running {
     attempt: String,
     progress: Progress,
+    uploads: Uploads,
     handle: AbortHandle,
 }
 
@@ -432,7 +457,7 @@ impl Tasks {
     /// Ends all but these.
     fn keep(&mut self, attempts: &[String]) {
         for attempt in self.attempts().iter().filter(|attempt| !attempts.contains(attempt)) {
-            self.cancel(attempt);
+            self.cancel(attempt, Wanted::Elsewhere);
             self.forget(attempt);
         }
     }
@@ -458,21 +483,34 @@ impl Tasks {
         tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
         let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
         let (shared, desk) = (progress.clone(), desk.clone());
+        let uploads = Uploads::of(&task, &self.uploads_changed);
+        let recorded = uploads.clone();
         let span = tracing::info_span!("task", job = task.job_id, layer = task.layer_index);
         telemetry::go_on(&span, &task.traceparent);
-        let handle = self.set.spawn(async move { bench.run(task, shared, &desk).await }.instrument(span));
-        self.running.insert(handle.id(), Running { attempt, progress, handle });
+        let handle =
+            self.set.spawn(async move { bench.run(task, shared, &desk, &recorded).await }.instrument(span));
+        self.running.insert(handle.id(), Running { attempt, progress, uploads, handle });
     }
 
-    fn cancel(&mut self, attempt: &str) {
+    fn cancel(&mut self, attempt: &str, wanted: Wanted) {
         // Its end is nobody's business any more.
         self.running.retain(|_, running| {
             let is_meant = running.attempt == attempt;
             if is_meant {
+                if wanted == Wanted::Nowhere {
+                    running.uploads.give_up();
+                }
                 running.handle.abort();
             }
             !is_meant
         });
+    }
+
+    /// Lets uploads come to the end of the piece that is on its way, if that is soon.
+    async fn pause(&self) {
+        let pauses = self.running.values().map(|running| running.uploads.pause());
+        // In time or not: where a piece is cut, some registries begin anew.
+        let _ = timeout(GOODBYE, join_all(pauses)).await;
     }
 
     /// Ends all of them, and gives their attempts.
@@ -497,10 +535,20 @@ impl Tasks {
         })))
     }
 
+    /// How far they are. What it says of their uploads counts as told.
     fn heartbeat(&self) -> Heartbeat {
-        let progress = |running: &Running| TaskProgress {
-            attempt: running.attempt.clone(),
-            bytes: running.progress.layers().first().map_or(0, |layer| layer.bytes.get()),
+        let mut room = UPLOADS_MAX;
+        let progress = |running: &Running| {
+            let upload = if room > 0 { running.uploads.untold() } else { None };
+            room -= usize::from(upload.is_some());
+            if room == 0 {
+                self.uploads_changed.notify_one();
+            }
+            TaskProgress {
+                attempt: running.attempt.clone(),
+                bytes: running.progress.layers().first().map_or(0, |layer| layer.bytes.get()),
+                upload,
+            }
         };
         Heartbeat { tasks: self.running.values().map(progress).collect() }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use occy_pipeline::filter::FILTERS;
 use occy_pipeline::output::OUTPUTS;
+use occy_pipeline::size;
 
 use crate::config::{RegistrySettings, SpoolSettings};
 use crate::telemetry::Telemetry;
@@ -55,6 +56,14 @@ pub struct Settings {
     /// When it is stopped, layers that are running have so many seconds to come to their end; what is left is handed back.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "OCCYSTRAP_DRAIN_TIMEOUT")]
     pub drain_timeout: u64,
+    /// Layers go up in pieces of so many bytes, from 64K to 64M, and another worker goes on behind the last one that the registry has
+    /// acknowledged. Each slot holds two of them in memory.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = upload_chunk, env = "OCCYSTRAP_UPLOAD_CHUNK")]
+    pub upload_chunk: u64,
+    /// A layer that is copied as it is goes up whole, and cannot be gone on with, if it is smaller than this: pieces wait for their
+    /// answers, which costs more than to send it again.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse, env = "OCCYSTRAP_RESUMABLE_FROM")]
+    pub resumable_from: u64,
     /// How registries are reached.
     #[command(flatten)]
     pub registry: RegistrySettings,
@@ -64,6 +73,12 @@ pub struct Settings {
     /// Logs, spans, metrics.
     #[command(flatten)]
     pub telemetry: Telemetry,
+}
+
+fn upload_chunk(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    let is_fit = (64 << 10..=64 << 20).contains(&bytes);
+    is_fit.then_some(bytes).ok_or_else(|| format!("{text:?}: expected 64K to 64M"))
 }
 
 fn filter(name: &str) -> Result<String, String> {
@@ -101,6 +116,14 @@ mod tests {
             let name = argument.get_id().as_str();
             let variable = format!("OCCYSTRAP_{}", name.to_uppercase());
             assert_eq!(argument.get_env().and_then(OsStr::to_str), Some(variable.as_str()), "{name}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_uploads_are_neither_tiny_nor_huge() {
+        assert_eq!(upload_chunk("64K"), Ok(65_536));
+        for bad in ["65535", "65M", "much"] {
+            assert!(upload_chunk(bad).unwrap_err().contains(bad));
         }
     }
 

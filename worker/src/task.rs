@@ -32,6 +32,7 @@ use tonic::transport::Channel;
 use crate::access::Desk;
 use crate::blobs::Blobs;
 use crate::convert::layer_form;
+use crate::uploads::Uploads;
 use crate::verdict::{self, Verdict};
 
 /// What all tasks of a worker share.
@@ -64,11 +65,18 @@ enum Failure {
 impl Bench {
     /// Runs a task, when it has a slot. Its progress is the first layer's. Dropped, it stops.
     ///
-    /// Rights at registries where the task's client has credentials of its own are had at the `desk`.
-    pub async fn run(&self, task: v1::Task, progress: Progress, desk: &Desk) -> TaskResult {
+    /// Rights at registries where the task's client has credentials of its own are had at the `desk`. Where the destination is a registry,
+    /// `uploads` has what there is to go on with, and hears how far it has come.
+    pub async fn run(
+        &self,
+        task: v1::Task,
+        progress: Progress,
+        desk: &Desk,
+        uploads: &Uploads,
+    ) -> TaskResult {
         let _slot = self.slots.acquire().await.expect("nobody closes it");
         let attempt = task.attempt.clone();
-        let outcome = match self.done(task, &progress, desk).await {
+        let outcome = match self.done(task, &progress, desk, uploads).await {
             Ok(done) => Outcome::Done(done),
             Err(failure) => Outcome::Error(error(&failure)),
         };
@@ -93,7 +101,13 @@ impl Bench {
         ends.map(granted).collect()
     }
 
-    async fn done(&self, task: v1::Task, progress: &Progress, desk: &Desk) -> Result<TaskDone, Failure> {
+    async fn done(
+        &self,
+        task: v1::Task,
+        progress: &Progress,
+        desk: &Desk,
+        uploads: &Uploads,
+    ) -> Result<TaskDone, Failure> {
         let ends = Ends {
             blobs: Blobs::new(self.blobs.clone(), task.attempt.clone().into()),
             own: &self.registries,
@@ -103,7 +117,7 @@ impl Bench {
         let chain = chain(&task).await?;
         progress.begin([(layer.label(), layer.blob.size())].into_iter());
         let task = LayerTask {
-            output: ends.output(&task)?,
+            output: ends.output(&task, uploads)?,
             plan: Arc::new(LayerPlan {
                 annotations: Annotations::default(),
                 chain,
@@ -176,7 +190,7 @@ impl Ends<'_> {
         })
     }
 
-    fn output(&self, task: &v1::Task) -> Result<Arc<dyn ImageOutput>, Failure> {
+    fn output(&self, task: &v1::Task, uploads: &Uploads) -> Result<Arc<dyn ImageOutput>, Failure> {
         use task_destination::Content;
         let destination = task.destination.as_ref().ok_or_else(|| unusable("it has no destination"))?;
         let form = layer_form(destination.form(), &destination.compression)
@@ -185,6 +199,7 @@ impl Ends<'_> {
             (Some(Content::Registry(at)), occy_pipeline::output::LayerForm::Stored { compression }) => {
                 let (registry, reference) = (self.registry(at), reference(at)?);
                 let output = RegistryOutput::new(registry, reference, compression, ManifestFormat::Keep);
+                let output = output.with_upload_log(Arc::new(uploads.clone()));
                 Ok(Arc::new(output.with_foreign_layers(destination.foreign_layers)))
             }
             (Some(Content::Coordinator(_)), form) => Ok(Arc::new(self.blobs.output(form))),

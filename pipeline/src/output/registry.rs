@@ -18,7 +18,7 @@ use crate::element::{Image, ImageName, Layer, StoredLayer};
 use crate::error::Error;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::reference::{ManifestRef, Reference, Tag};
-use crate::registry::{Access, Client, FetchedManifest, Mount, Repository, UploadSession};
+use crate::registry::{Access, Client, FetchedManifest, Mount, Repository, UploadLog, UploadSession};
 use crate::source::stored::SourceIndex;
 
 /// This output's line in the table.
@@ -74,6 +74,12 @@ impl RegistryOutput {
     #[must_use]
     pub fn with_confirmation(self, wanted: bool) -> Self {
         Self { confirm: wanted, ..self }
+    }
+
+    /// Records the upload of a layer in `log`, and goes on with what was recorded there: of an output that gets one layer.
+    #[must_use]
+    pub fn with_upload_log(self, log: Arc<dyn UploadLog>) -> Self {
+        Self { repository: self.repository.logging_to(log), ..self }
     }
 
     /// Whether the destination has a layer, or can be given it from another of its repositories.

@@ -48,6 +48,16 @@ impl Blob for RegistryBlob {
         read(Arc::clone(&self.repository.host), call, &self.digest, self.size).await
     }
 
+    async fn open_behind(&self, read: &Hasher) -> Result<Option<ByteStream>, BlobError> {
+        if read.algorithm() != self.digest.algorithm() || self.size.is_none_or(|size| size < read.size()) {
+            return Ok(None);
+        }
+        let operation = Operation::GetBlob(self.digest.clone());
+        let call = self.repository.call(Method::GET, &format!("blobs/{}", self.digest), operation).await?;
+        let host = Arc::clone(&self.repository.host);
+        read_behind(host, call, &self.digest, self.size, read.clone()).await.map(Some)
+    }
+
     fn size(&self) -> Option<u64> {
         self.size
     }
@@ -94,10 +104,22 @@ pub(super) async fn read(
     digest: &Digest,
     size: Option<u64>,
 ) -> Result<ByteStream, BlobError> {
+    read_behind(host, call, digest, size, Hasher::new(digest.algorithm())).await
+}
+
+/// The same, behind the bytes that `hasher` has taken.
+async fn read_behind(
+    host: Arc<RegistryHost>,
+    call: Call,
+    digest: &Digest,
+    size: Option<u64>,
+    hasher: Hasher,
+) -> Result<ByteStream, BlobError> {
+    let failed_at = hasher.size();
     let mut reader = Reader {
         backoff: Backoff::new(&host.options),
         host,
-        hasher: Hasher::new(digest.algorithm()),
+        hasher,
         digest: digest.clone(),
         size,
         // An intermediary must not encode what is hashed.
@@ -105,9 +127,14 @@ pub(super) async fn read(
         body: None,
         done: false,
         ranges: true,
-        failed_at: 0,
+        failed_at,
     };
-    reader.connect().await?;
+    if failed_at > 0 && size == Some(failed_at) {
+        reader.check_digest()?;
+        reader.done = true;
+    } else {
+        reader.connect().await?;
+    }
     Ok(Box::pin(stream::try_unfold(reader, |mut reader| async move {
         Ok(reader.next().await?.map(|bytes| (bytes, reader)))
     })))

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
 use crate::blob::{BlobError, BlobSummary, ByteStream, LayerPiece, LayerStream};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 
 /// What comes in smaller pieces than this, in bytes, is copied together.
 const PIECE_MIN: usize = 64 * 1024;
@@ -65,7 +65,11 @@ impl From<Bytes> for Chunks {
 pub(super) struct Pieces {
     content: Content,
     summary: Option<BlobSummary>,
+    /// Bytes that came and were not wanted yet.
+    rest: Bytes,
     passed: u64,
+    /// Of the bytes that have passed, where somebody wants to know.
+    hasher: Option<Hasher>,
 }
 
 enum Content {
@@ -75,12 +79,45 @@ enum Content {
 
 impl Pieces {
     pub(super) fn of_layer(stream: LayerStream) -> Self {
-        Self { content: Content::Layer(stream), summary: None, passed: 0 }
+        Self::of(Content::Layer(stream))
     }
 
     pub(super) fn of_blob(stream: ByteStream, digest: &Digest, size: u64) -> Self {
         let summary = BlobSummary { digest: digest.clone(), size };
-        Self { content: Content::Blob(stream, summary), summary: None, passed: 0 }
+        Self::of(Content::Blob(stream, summary))
+    }
+
+    fn of(content: Content) -> Self {
+        Self { content, summary: None, rest: Bytes::new(), passed: 0, hasher: None }
+    }
+
+    /// The same, hashed, which begin behind the bytes that the hasher has taken.
+    pub(super) fn hashed(self, hasher: Hasher) -> Self {
+        Self { passed: hasher.size(), hasher: Some(hasher), ..self }
+    }
+
+    /// The state of the hash of all that has passed.
+    pub(super) fn hasher(&self) -> Option<Hasher> {
+        self.hasher.clone()
+    }
+
+    /// Passes what a session has already. False if that are not the bytes that `known` has taken, or there are not so many.
+    pub(super) async fn go_on_at(&mut self, known: &Hasher, committed: u64) -> Result<bool, BlobError> {
+        if !self.pass(known.size()).await? {
+            return Ok(false);
+        }
+        let is_same = self.hasher().is_some_and(|hasher| hasher.finish() == known.clone().finish());
+        Ok(is_same && self.pass(committed).await?)
+    }
+
+    /// Drops bytes until so many have passed. False if there are not so many, or there were more already.
+    async fn pass(&mut self, end: u64) -> Result<bool, BlobError> {
+        while self.passed < end {
+            if self.take(end - self.passed).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(self.passed == end)
     }
 
     /// The digest, as soon as it is known.
@@ -91,24 +128,46 @@ impl Pieces {
         }
     }
 
+    /// The digest, where it was known before the bytes.
+    pub(super) fn known_digest(&self) -> Option<Digest> {
+        match &self.content {
+            Content::Layer(_) => None,
+            Content::Blob(_, summary) => Some(summary.digest.clone()),
+        }
+    }
+
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, BlobError> {
+        self.take(u64::MAX).await
+    }
+
+    /// The next bytes, at most so many. None at the end.
+    async fn take(&mut self, most: u64) -> Result<Option<Bytes>, BlobError> {
+        if self.rest.is_empty() {
+            match self.come().await? {
+                Some(bytes) => self.rest = bytes,
+                None => return Ok(None),
+            }
+        }
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(self.rest.len());
+        let bytes = self.rest.split_to(most);
+        self.passed += bytes.len() as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn come(&mut self) -> Result<Option<Bytes>, BlobError> {
         if self.summary.is_some() {
             return Ok(None);
         }
         let summary = match &mut self.content {
             Content::Layer(stream) => match stream.next().await? {
-                LayerPiece::Data(bytes) => {
-                    self.passed += bytes.len() as u64;
-                    return Ok(Some(bytes));
-                }
+                LayerPiece::Data(bytes) => return Ok(Some(bytes)),
                 LayerPiece::End(summary) => summary,
             },
             Content::Blob(stream, summary) => match stream.next().await {
-                Some(bytes) => {
-                    let bytes = bytes?;
-                    self.passed += bytes.len() as u64;
-                    return Ok(Some(bytes));
-                }
+                Some(bytes) => return bytes.map(Some),
                 None => summary.clone(),
             },
         };

@@ -14,6 +14,7 @@ use super::error::Operation;
 use super::transport::{Call, protocol, sendable};
 use super::{Repository, http};
 use crate::blob::{Blob, BlobError, BlobRef, ByteStream};
+use crate::digest::Hasher;
 use crate::manifest::Descriptor;
 
 /// So many of a layer's addresses are tried.
@@ -69,6 +70,13 @@ impl Blob for ForeignLayer {
             }
         }
         Err(failure)
+    }
+
+    async fn open_behind(&self, read: &Hasher) -> Result<Option<ByteStream>, BlobError> {
+        match self.stored.open_behind(read).await {
+            Err(BlobError::Registry(error)) if error.is_not_found() => Ok(None),
+            opened => opened,
+        }
     }
 
     fn size(&self) -> Option<u64> {

@@ -12,6 +12,7 @@
 //! | blobs up: check, mount, sessions | `mount`, `session` |
 //! | blobs up, digest known before: one PUT | `upload_blob` |
 //! | blobs up, digest known at the end: PATCH by PATCH | `upload_stream` |
+//! | blobs up, as far as another process brought them | `upload_log` |
 //!
 //! Below them, from the top down: `transport` sends a request, with its authorization, redirects and retries (`retry`); `sending`
 //! times it, `pace` says when it may go, or `budget` where it is one of many processes that share one, and `traffic` counts; `auth`
@@ -51,6 +52,7 @@ mod token;
 mod traffic;
 mod transport;
 mod upload_blob;
+mod upload_log;
 mod upload_stream;
 
 use std::collections::HashMap;
@@ -77,6 +79,7 @@ pub use self::referrers::{Referrers, fallback_tag};
 pub use self::session::{UploadSession, uploads_ended};
 pub use self::traffic::Traffic;
 use self::transport::Call;
+pub use self::upload_log::{UploadLog, UploadState};
 use crate::reference::{Reference, RegistryName};
 
 /// A client with one set of options and credentials. Clones share connections and tokens.
@@ -95,6 +98,8 @@ pub struct Repository {
     host: Arc<RegistryHost>,
     name: String,
     access: Access,
+    /// Where uploads are recorded.
+    uploads: Option<Arc<dyn UploadLog>>,
 }
 
 impl Client {
@@ -124,7 +129,12 @@ impl Client {
 
     /// The repository that a reference names, for this access.
     pub fn repository(&self, reference: &Reference, access: Access) -> Repository {
-        Repository { host: self.host(reference.host()), name: reference.repository().to_owned(), access }
+        Repository {
+            host: self.host(reference.host()),
+            name: reference.repository().to_owned(),
+            access,
+            uploads: None,
+        }
     }
 
     /// The names of all repositories of a registry.

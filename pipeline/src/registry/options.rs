@@ -49,6 +49,9 @@ pub struct Options {
     pub user_agent: String,
     /// The size of the pieces, in bytes, in which a blob of unknown size is uploaded. Each is held until it is acknowledged.
     pub upload_chunk: usize,
+    /// From this size on, in bytes, a blob goes up in such pieces if its upload is recorded (`Repository::logging_to`), so that
+    /// there is something to go on with. Each piece waits for its answer; below 256 MiB, 32 pieces, to send all again costs little more.
+    pub resumable_from: u64,
     /// What is added to every request.
     pub hook: Option<RequestHook>,
     /// Where what is sent and received is counted.
@@ -124,6 +127,7 @@ impl Default for Options {
             read_timeout: Duration::from_secs(60),
             user_agent: concat!("occystrap/", env!("CARGO_PKG_VERSION")).to_owned(),
             upload_chunk: 8 * 1024 * 1024,
+            resumable_from: 256 * 1024 * 1024,
             hook: None,
             traffic: Traffic::default(),
             paces: Paces::default(),

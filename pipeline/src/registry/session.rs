@@ -12,14 +12,17 @@ use url::Url;
 use super::Repository;
 use super::error::{Operation, RegistryError, Request};
 use super::transport::{Call, location, protocol};
-use crate::digest::Digest;
+use super::upload_log::UploadState;
+use crate::blob::BlobError;
+use crate::digest::{Digest, Hasher};
 
 /// How long the last word about an unwanted session may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest `OCI-Chunk-Min-Length` that is obeyed, in bytes: a chunk is held in memory.
 const MIN_CHUNK_MAX: usize = 64 * 1024 * 1024;
 
-/// An upload that a registry has begun. Dropped before its blob is stored, it is deleted, as well as that can be done.
+/// An upload that a registry has begun. Dropped before its blob is stored, it is deleted, as well as that can be done, unless
+/// its [`UploadLog`](super::UploadLog) says that somebody else goes on with it.
 pub struct UploadSession {
     repository: Repository,
     request: Box<Request>,
@@ -29,6 +32,8 @@ pub struct UploadSession {
     min_chunk: usize,
     /// While the registry still holds it, as far as we know.
     held: Option<Held>,
+    /// Whether others may know of it: it is in the repository's log.
+    is_recorded: bool,
 }
 
 /// How many sessions registries hold for this process.
@@ -87,8 +92,14 @@ impl UploadSession {
         };
         let url = upload_location(response, &request)?;
         let request = Box::new(request);
-        let session =
-            Self { repository: repository.clone(), request, url, min_chunk, held: Some(Held::new()) };
+        let session = Self {
+            repository: repository.clone(),
+            request,
+            url,
+            min_chunk,
+            held: Some(Held::new()),
+            is_recorded: false,
+        };
         if min_chunk > MIN_CHUNK_MAX {
             let problem = format!("chunks of at least {min_chunk} bytes wanted");
             return Err(protocol(&session.request, problem));
@@ -104,9 +115,67 @@ impl UploadSession {
         self.min_chunk
     }
 
+    /// The session of that URL, which another process has begun, and how many bytes it has. None if nothing can be said of it.
+    pub(super) async fn find(
+        repository: &Repository,
+        digest: Option<&Digest>,
+        url: Url,
+    ) -> Option<(Self, u64)> {
+        let request = Box::new(repository.request(Operation::UploadBlob(digest.cloned())));
+        let mut session = Self {
+            repository: repository.clone(),
+            request,
+            url,
+            min_chunk: 0,
+            held: Some(Held::new()),
+            is_recorded: true,
+        };
+        match session.committed().await {
+            Ok(committed) => Some((session, committed)),
+            Err(error) => {
+                tracing::debug!(%error, "an earlier upload session is of no use");
+                session.leave();
+                None
+            }
+        }
+    }
+
+    /// The registry has acknowledged the bytes that the hasher has taken.
+    pub(super) fn record(&mut self, digest: Option<&Digest>, hasher: Option<Hasher>) {
+        let (Some(log), Some(hasher)) = (&self.repository.uploads, hasher) else { return };
+        if self.repository.is_session(&self.url) {
+            let session = self.url.to_string().into();
+            log.record(Some(UploadState { session, digest: digest.cloned(), hasher }));
+            self.is_recorded = true;
+        }
+    }
+
     /// The registry has stored the blob, or has ended the session itself.
     pub(super) fn close(&mut self) {
+        self.leave();
+        self.forget();
+    }
+
+    /// Nothing more is done with it here.
+    pub(super) fn leave(&mut self) {
         self.held = None;
+    }
+
+    /// Nobody else is to go on with it.
+    fn forget(&mut self) {
+        if std::mem::take(&mut self.is_recorded)
+            && let Some(log) = &self.repository.uploads
+        {
+            log.record(None);
+        }
+    }
+
+    /// Ends it after an error. One that was recorded and is lost may be somebody else's already, who is further.
+    pub(super) async fn fail(mut self, error: &BlobError) {
+        match error {
+            BlobError::Registry(RegistryError::SessionLost { .. }) if self.is_recorded => self.close(),
+            _ => self.delete().await,
+        }
     }
 
     /// Goes where the answer to a PATCH or a GET says.
@@ -154,6 +223,7 @@ impl UploadSession {
 
     /// Tells the registry that nothing more will come. Best effort: registries forget sessions in time, too.
     pub(super) async fn delete(mut self) {
+        self.forget();
         if let Some(held) = self.held.take() {
             delete(self.repository.clone(), self.call(Method::DELETE), held).await;
         }
@@ -169,7 +239,9 @@ impl fmt::Debug for UploadSession {
 
 impl Drop for UploadSession {
     fn drop(&mut self) {
+        let is_kept = || self.repository.uploads.as_ref().is_some_and(|log| log.is_kept());
         if let Some(held) = self.held.take()
+            && !(self.is_recorded && is_kept())
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             // It ends by itself within its time-outs, or with the runtime.

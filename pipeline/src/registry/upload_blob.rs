@@ -1,10 +1,12 @@
 //! Blobs up, when digest and size are known before: one POST, and one PUT through which the content streams.
 //!
 //! Every attempt has a session of its own and opens the content again. Registries that refuse the form, and ways that break in
-//! the middle of it more than once, get the content PATCH by PATCH.
+//! the middle of it more than once, get the content PATCH by PATCH; so does everybody where the upload of a large blob is recorded, for
+//! nobody can go on with a PUT.
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::{StreamExt as _, stream};
 use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 
@@ -16,8 +18,9 @@ use super::retry::{Backoff, retry_after};
 use super::sending::{Meter, metered};
 use super::session::UploadSession;
 use super::transport::protocol;
+use super::upload_log::Earlier;
 use crate::blob::{Blob, BlobError, BlobSummary, ByteCount};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 
 /// After so many connections that broke in the middle of the content, it goes in pieces, which can be resumed.
 const BROKEN_MAX: u32 = 2;
@@ -26,8 +29,8 @@ const BROKEN_MAX: u32 = 2;
 enum Failure {
     /// Another attempt may help, after what the registry asked for.
     Again(RegistryError, Option<Duration>),
-    /// The registry does not take whole blobs.
-    InPieces(RegistryError),
+    /// The registry does not take the blob in this form, and maybe in the other one.
+    Refused(RegistryError),
     Final(BlobError),
 }
 
@@ -36,8 +39,11 @@ impl Repository {
     ///
     /// `session` is one that a [mount](Repository::mount) has left. `progress` counts the bytes of the current attempt.
     ///
+    /// An upload that is recorded ([`logging_to`](Self::logging_to)) goes on where an earlier one of the blob was, and reads the blob from
+    /// there on if it can be read so. Where that leads to nothing, it begins anew.
+    ///
     /// # Cancel safety
-    /// Cancelled, it asks the registry to forget the session; nothing is stored under the digest.
+    /// Cancelled, it asks the registry to forget the session, unless its log keeps it; nothing is stored under the digest.
     pub async fn upload_blob(
         &self,
         blob: &dyn Blob,
@@ -49,11 +55,15 @@ impl Repository {
         let summary = BlobSummary { digest: digest.clone(), size };
         let mut session = session;
         let mut backoff = Backoff::new(&self.host.options);
-        let (mut broken, mut in_pieces) = (0, false);
+        let mut broken = 0;
+        let is_resumable = self.uploads.is_some() && size >= self.host.options.resumable_from;
+        let mut in_pieces = is_resumable || self.recorded(Some(digest)).is_some();
+        // The other form, if it was not tried yet.
+        let mut other = Some(!in_pieces);
         loop {
             progress.reset();
             let attempt = if in_pieces {
-                self.put_in_pieces(blob, digest, size, progress).await
+                self.put_in_pieces(session.take(), blob, digest, size, progress).await
             } else {
                 let session = match session.take() {
                     Some(session) => session,
@@ -64,9 +74,10 @@ impl Repository {
             let (error, asked) = match attempt {
                 Ok(()) => return Ok(summary),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::InPieces(error)) => {
-                    tracing::debug!(%error, "uploading in pieces");
-                    in_pieces = true;
+                Err(Failure::Refused(error)) => {
+                    tracing::debug!(%error, in_pieces, "uploading in another form");
+                    let Some(other) = other.take() else { return Err(error.into()) };
+                    in_pieces = other;
                     continue;
                 }
                 Err(Failure::Again(error, asked)) => (error, asked),
@@ -85,19 +96,53 @@ impl Repository {
 
     async fn put_in_pieces(
         &self,
+        session: Option<UploadSession>,
         blob: &dyn Blob,
         digest: &Digest,
         size: u64,
         progress: &ByteCount,
     ) -> Result<(), Failure> {
-        let content = blob.open().await.map_err(Failure::Final)?;
-        let pieces = Pieces::of_blob(content, digest, size);
-        match self.upload_pieces(pieces, false, progress).await {
+        let uploaded = match self.earlier(Some(digest)).await {
+            Some(earlier) => self.go_on_with_blob(earlier, blob, digest, size, progress).await,
+            None => {
+                let content = blob.open().await.map_err(Failure::Final)?;
+                let mut pieces = Pieces::of_blob(content, digest, size);
+                if self.uploads.is_some() {
+                    pieces = pieces.hashed(Hasher::new(digest.algorithm()));
+                }
+                self.upload_pieces(pieces, session, false, progress).await
+            }
+        };
+        match uploaded {
             Ok(_) => Ok(()),
             // Not every registry can go on with a session whose chunk broke: distribution gives it up.
             Err(BlobError::Registry(error)) if error.is_transient() => Err(Failure::Again(error, None)),
+            Err(BlobError::Registry(error))
+                if matches!(error.status(), Some(405 | 411 | 413 | 415 | 501)) =>
+            {
+                Err(Failure::Refused(error))
+            }
             Err(error) => Err(Failure::Final(error)),
         }
+    }
+
+    /// Brings the rest of a blob, and reads no more of it where that can be had.
+    async fn go_on_with_blob(
+        &self,
+        earlier: Earlier,
+        blob: &dyn Blob,
+        digest: &Digest,
+        size: u64,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let (hasher, opened) = match blob.open_behind(&earlier.hasher).await {
+            Ok(Some(content)) => (earlier.hasher.clone(), Ok(content)),
+            Ok(None) => (Hasher::new(digest.algorithm()), blob.open().await),
+            Err(error) => (earlier.hasher.clone(), Err(error)),
+        };
+        // An error of the source's is that of a source without a byte.
+        let content = opened.unwrap_or_else(|error| stream::iter([Err(error)]).boxed());
+        self.go_on(earlier, Pieces::of_blob(content, digest, size).hashed(hasher), progress).await
     }
 
     async fn put_whole(
@@ -161,7 +206,7 @@ impl Repository {
             },
             // The content of a redirected PUT would have to be read again. In pieces, each of which is at hand, it need not.
             307 | 308 | 404 | 405 | 411 | 413 | 415 | 501 => {
-                Err(Failure::InPieces(self.host.failure(response, &request).await))
+                Err(Failure::Refused(self.host.failure(response, &request).await))
             }
             401 => {
                 let other = self.host.reauthorize(&response, &scopes, authorization.as_ref(), &request).await;

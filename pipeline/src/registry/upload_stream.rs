@@ -15,8 +15,9 @@ use super::manifest::announced_digest;
 use super::retry::{Backoff, retry_after};
 use super::session::{UploadSession, committed};
 use super::transport::protocol;
+use super::upload_log::Earlier;
 use crate::blob::{BlobError, BlobSummary, ByteCount, LayerStream};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Hasher};
 
 const OCTETS: &str = "application/octet-stream";
 
@@ -33,22 +34,63 @@ impl Repository {
     /// A session that the registry gives up (distribution does when a chunk breaks in the middle) is
     /// [`RegistryError::SessionLost`]: whoever can produce the bytes again may try again.
     ///
+    /// An upload that is recorded ([`logging_to`](Self::logging_to)) goes on where an earlier one of the same bytes was: those that
+    /// the registry has are read and compared by their hash, and not sent. If they are others, the session is lost.
+    ///
     /// `progress` counts the bytes that the registry has acknowledged.
     ///
     /// # Cancel safety
-    /// Cancelled, it asks the registry to forget the session; nothing is stored under the digest.
+    /// Cancelled, it asks the registry to forget the session, unless its log keeps it; nothing is stored under the digest.
     pub async fn upload_stream(
         &self,
         stream: LayerStream,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
-        self.upload_pieces(Pieces::of_layer(stream), true, progress).await
+        let mut pieces = Pieces::of_layer(stream);
+        if self.uploads.is_some() {
+            pieces = pieces.hashed(Hasher::new(Algorithm::Sha256));
+        }
+        match self.earlier(None).await {
+            Some(earlier) => self.go_on(earlier, pieces, progress).await,
+            None => self.upload_pieces(pieces, None, true, progress).await,
+        }
     }
 
-    /// `whole`: whether content that fits into one chunk may go in one PUT.
+    /// Brings the rest of what an earlier upload has begun. Whatever the registry has against it, or is found wrong with its bytes, the
+    /// session is lost: from the start, and in another one, it may be right.
+    pub(super) async fn go_on(
+        &self,
+        earlier: Earlier,
+        mut pieces: Pieces,
+        progress: &ByteCount,
+    ) -> Result<BlobSummary, BlobError> {
+        let Earlier { mut session, hasher, committed } = earlier;
+        let result = match pieces.go_on_at(&hasher, committed).await {
+            Ok(true) => {
+                progress.add(committed);
+                self.patch_all(&mut session, &mut pieces, committed, Chunks::default(), progress).await
+            }
+            Ok(false) => Err(session.lost("it was begun with other bytes".to_owned()).into()),
+            Err(error @ (BlobError::Digest { .. } | BlobError::Size { .. })) => Err(error),
+            // Nothing was sent: whoever produces the bytes again can still go on.
+            Err(error) => {
+                session.leave();
+                return Err(error);
+            }
+        };
+        let result = result.map_err(|error| match error {
+            BlobError::Registry(error) if !error.is_transient() => session.lost(error.to_string()).into(),
+            BlobError::Digest { .. } | BlobError::Size { .. } => session.lost(error.to_string()).into(),
+            error => error,
+        });
+        Self::end(session, result).await
+    }
+
+    /// `session`: one that is there already. `whole`: whether content that fits into one chunk may go in one PUT.
     pub(super) async fn upload_pieces(
         &self,
         mut pieces: Pieces,
+        session: Option<UploadSession>,
         whole: bool,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
@@ -58,17 +100,23 @@ impl Repository {
         {
             return Ok(summary);
         }
-        let mut session = UploadSession::start(self, pieces.digest()).await?;
-        match self.patch_all(&mut session, &mut pieces, first, progress).await {
-            Ok(summary) => {
-                session.close();
-                Ok(summary)
-            }
-            Err(error) => {
-                session.delete().await;
-                Err(error)
-            }
+        let mut session = match session {
+            Some(session) => session,
+            None => UploadSession::start(self, pieces.digest()).await?,
+        };
+        let result = self.patch_all(&mut session, &mut pieces, 0, first, progress).await;
+        Self::end(session, result).await
+    }
+
+    async fn end(
+        mut session: UploadSession,
+        result: Result<BlobSummary, BlobError>,
+    ) -> Result<BlobSummary, BlobError> {
+        match &result {
+            Ok(_) => session.close(),
+            Err(error) => session.fail(error).await,
         }
+        result
     }
 
     /// POST and PUT of what is in memory, from the start again as often as the options allow. False where the registry refuses
@@ -109,17 +157,27 @@ impl Repository {
         &self,
         session: &mut UploadSession,
         pieces: &mut Pieces,
+        mut offset: u64,
         first: Chunks,
         progress: &ByteCount,
     ) -> Result<BlobSummary, BlobError> {
         let wanted = self.host.options.upload_chunk.max(session.min_chunk());
+        let blob = pieces.known_digest();
         let mut chunk = pieces.gather_onto(first, wanted).await?;
-        let mut offset = 0;
         while !chunk.is_empty() {
-            let (state, next) = tokio::try_join!(
-                async { self.patch(session, &chunk, offset).await.map_err(BlobError::from) },
-                pieces.gather(wanted),
-            )?;
+            let passed = pieces.hasher();
+            let patched = async {
+                if let Some(log) = &self.uploads {
+                    log.next_piece().await;
+                }
+                let state = self.patch(session, &chunk, offset).await?;
+                if let State::Open = state {
+                    // At once, and not when there is more: a source may take its time.
+                    session.record(blob.as_ref(), passed);
+                }
+                Ok::<_, BlobError>(state)
+            };
+            let (state, next) = tokio::try_join!(patched, pieces.gather(wanted))?;
             if let State::Accepted = state {
                 return self.accepted_early(session, pieces).await;
             }

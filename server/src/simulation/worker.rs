@@ -203,7 +203,7 @@ impl Life {
                 _ = beat.tick() => {
                     self.process.awake().await;
                     let progress =
-                        |attempt: &String| TaskProgress { attempt: attempt.clone(), bytes: 1 };
+                        |attempt: &String| TaskProgress { attempt: attempt.clone(), bytes: 1, upload: None };
                     let tasks = self.tasks.keys().map(progress).collect();
                     if Instant::now() > silent || !say(Said::Heartbeat(Heartbeat { tasks })).await {
                         return;

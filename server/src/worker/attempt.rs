@@ -20,7 +20,7 @@ use occy_pipeline::wire::convert;
 use occy_proto::v1::task_result::Outcome;
 use occy_proto::v1::{
     CoordinatorBlob, RegistryRepository, Task, TaskDestination, TaskDone, TaskError, TaskFault, TaskResult,
-    TaskSource, task_destination, task_source,
+    TaskSource, UploadState, task_destination, task_source,
 };
 use occy_worker::convert::task_form;
 use occy_worker::telemetry;
@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::seat::{NotTold, RemoteSeat};
+use super::upload::Upload;
 use crate::error::{RemoteError, ServiceError};
 use crate::fleet::Origin;
 
@@ -65,6 +66,8 @@ pub struct Attempt {
     /// Taken by the first that ends it.
     end: Mutex<Option<oneshot::Sender<End>>>,
     closed: watch::Sender<bool>,
+    /// Of the layer, not of the attempt alone.
+    upload: Upload,
     /// To whoever has them stored.
     writes: mpsc::Sender<Write>,
     /// The layer that is written, where the coordinator stores it. Held by the stream that brings it.
@@ -131,6 +134,13 @@ impl Attempt {
     /// How far it is.
     pub(super) fn progress(&self, bytes: u64) {
         self.task.layer_progress().bytes.set(bytes);
+    }
+
+    /// How far its upload is, for the next attempt. Only one to a registry can be gone on with.
+    pub(super) fn uploaded(&self, state: UploadState) {
+        if self.task.output.repository().is_some() {
+            self.upload.set(state);
+        }
     }
 
     /// Its source failed: that is why the attempt fails, whatever the worker makes of it.
@@ -211,7 +221,7 @@ impl Attempts {
         lost.iter().for_each(|attempt| attempt.end(End::Lost(reason.to_owned())));
     }
 
-    /// Runs a layer on a connected worker.
+    /// Runs a layer on a connected worker, which goes on with its `upload`, where there is one, and says how far it has come.
     ///
     /// # Cancel safety
     /// Dropped, it tells the worker to stop, and the attempt's token is worth nothing any more.
@@ -221,6 +231,7 @@ impl Attempts {
         seat: &RemoteSeat,
         task: &LayerTask,
         origin: &Origin,
+        upload: &Upload,
     ) -> Result<WrittenLayer, Failure> {
         if let Some(known) = task.known().await? {
             return Ok(known);
@@ -236,7 +247,8 @@ impl Attempts {
         let attempt = Arc::new(Attempt {
             worker,
             seat: seat.clone(),
-            message: message(&token, task, origin),
+            message: Task { resume: upload.get(), ..message(&token, task, origin) },
+            upload: upload.clone(),
             task: task.clone(),
             end: Mutex::new(Some(end)),
             closed: watch::Sender::new(false),
@@ -416,6 +428,7 @@ fn message(token: &str, task: &LayerTask, origin: &Origin) -> Task {
         verify_diff_id: plan.verify_diff_ids,
         max_layer_size: plan.max_layer_size,
         traceparent: telemetry::traceparent().unwrap_or_default(),
+        resume: None,
     }
 }
 
@@ -578,7 +591,8 @@ mod tests {
         let (seat, _told) = seat();
         Seat::Remote(seat.clone()).lose();
         attempts.lose(1, "it is tried");
-        let result = timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default())).await;
+        let result =
+            timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default(), &Upload::default())).await;
         assert!(matches!(result.unwrap(), Err(Failure::HandedBack)));
         assert!(attempts.lock().is_empty());
     }
@@ -587,8 +601,8 @@ mod tests {
     async fn only_who_has_an_attempt_ends_it_and_only_once() {
         let attempts = Attempts::default();
         let (seat, mut heard) = seat();
-        let (task, origin) = (task(), Origin::default());
-        let running = attempts.run(1, &seat, &task, &origin);
+        let (task, origin, upload) = (task(), Origin::default(), Upload::default());
+        let running = attempts.run(1, &seat, &task, &origin, &upload);
         let ending = async {
             let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
             attempts.finish(2, done(&given.attempt));
@@ -608,8 +622,8 @@ mod tests {
     async fn a_worker_without_a_stream_keeps_its_attempt_and_is_found_by_it() {
         let attempts = Attempts::default();
         let (seat, mut heard) = seat();
-        let (task, origin) = (task(), Origin::default());
-        let running = attempts.run(1, &seat, &task, &origin);
+        let (task, origin, upload) = (task(), Origin::default(), Upload::default());
+        let running = attempts.run(1, &seat, &task, &origin, &upload);
         let returning = async {
             let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
             seat.disconnect();
@@ -630,7 +644,11 @@ mod tests {
     async fn a_layer_that_nobody_wants_any_more_is_taken_from_its_worker() {
         let attempts = Attempts::default();
         let (seat, mut heard) = seat();
-        assert!(timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default())).await.is_err());
+        assert!(
+            timeout(SOON, attempts.run(1, &seat, &task(), &Origin::default(), &Upload::default()))
+                .await
+                .is_err()
+        );
         let Message::Task(given) = told(&mut heard).await else { panic!("a task comes first") };
         let Message::Cancel(cancel) = told(&mut heard).await else { panic!("then its end") };
         assert_eq!(cancel.attempt, given.attempt);

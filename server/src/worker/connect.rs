@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::access;
 use super::attempt::is_handed_back;
 use super::seat::{Line, MESSAGES, MESSAGES_EACH, RemoteSeat, Requests};
+use super::upload::is_bounded;
 use crate::access::{Access, Scope};
 use crate::admit;
 use crate::error::ServiceError;
@@ -264,9 +265,14 @@ impl Attendant {
                 }
                 Some(Said::Heartbeat(heartbeat)) => {
                     self.fleet.budgets().settle(worker);
+                    if !heartbeat.tasks.iter().flat_map(|task| &task.upload).all(is_bounded) {
+                        let error = bad("upload", "longer than it may be");
+                        break (error.to_string(), error.status());
+                    }
                     for task in heartbeat.tasks {
                         if let Some(attempt) = attempts.find(&task.attempt).filter(|one| one.is_of(worker)) {
                             attempt.progress(task.bytes);
+                            task.upload.into_iter().for_each(|state| attempt.uploaded(state));
                         }
                     }
                 }

@@ -60,6 +60,7 @@ mod worker_faults;
 mod worker_fleets;
 mod worker_jobs;
 mod worker_python;
+mod worker_uploads;
 
 use std::path::Path;
 

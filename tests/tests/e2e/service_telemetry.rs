@@ -23,7 +23,11 @@ fn run(coordinator: &Coordinator, spec: &Value, metadata: &[&str]) {
 }
 
 pub(crate) fn metrics(coordinator: &Coordinator) -> String {
-    let log = coordinator.log();
+    metrics_in(&coordinator.log())
+}
+
+/// Those of the program that has logged where they are.
+pub(crate) fn metrics_in(log: &str) -> String {
     let line = log.lines().find(|line| line.contains("/metrics")).expect("it says where they are");
     let address = line.split("address=").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
     let answer = http::Request::new("GET", "/metrics").send(address).expect("it answers");

@@ -9,4 +9,5 @@ mod mount;
 pub(super) mod server;
 mod transport;
 mod upload_blob;
+mod upload_log;
 mod upload_stream;

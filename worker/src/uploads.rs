@@ -1,0 +1,231 @@
+//! How far the upload of a task has come: as an earlier attempt has left it, as its registry acknowledges it, and as the coordinator is told
+//! of it for the next attempt.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use occy_pipeline::digest::{Digest, Hasher};
+use occy_pipeline::registry::{UploadLog, UploadState};
+use occy_proto::v1;
+use tokio::sync::Notify;
+
+/// Bytes of a session's URL.
+pub const URL_MAX: usize = 4096;
+/// Bytes of the state of a hash.
+pub const HASH_STATE_MAX: usize = 256;
+
+/// The upload of one task. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct Uploads {
+    latest: Arc<Mutex<Latest>>,
+    /// Woken when there is something to tell.
+    changed: Arc<Notify>,
+    /// Woken when a piece has arrived.
+    arrived: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Latest {
+    state: Option<UploadState>,
+    is_told: bool,
+    /// A piece is on its way.
+    is_moving: bool,
+    /// No other piece goes.
+    is_pausing: bool,
+    /// Nobody goes on with it.
+    is_unwanted: bool,
+}
+
+impl Uploads {
+    /// That of a task, which may go on with an earlier one. `changed` hears whenever there is something to tell.
+    pub fn of(task: &v1::Task, changed: &Arc<Notify>) -> Self {
+        let state = task.resume.as_ref().and_then(read);
+        // Who gave it needs not to be told.
+        let latest = Latest { state, is_told: true, ..Latest::default() };
+        let (latest, changed) = (Arc::new(Mutex::new(latest)), Arc::clone(changed));
+        Self { latest, changed, arrived: Arc::default() }
+    }
+
+    /// What the coordinator was not told yet. It counts as told from now on.
+    pub fn untold(&self) -> Option<v1::UploadState> {
+        let mut latest = self.lock();
+        (!std::mem::replace(&mut latest.is_told, true))
+            .then(|| latest.state.as_ref().map(written).unwrap_or_default())
+    }
+
+    /// What was told may not have arrived.
+    pub fn tell_again(&self) {
+        let mut latest = self.lock();
+        latest.is_told &= latest.state.is_none();
+        drop(latest);
+        self.changed.notify_one();
+    }
+
+    /// Lets no other piece go, and waits until the one has arrived that is on its way.
+    pub async fn pause(&self) {
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut latest = self.lock();
+                latest.is_pausing = true;
+                if !latest.is_moving {
+                    return;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Nobody wants the layer any more, so that its registry may forget the session when the task ends.
+    pub fn give_up(&self) {
+        self.lock().is_unwanted = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl UploadLog for Uploads {
+    fn latest(&self) -> Option<UploadState> {
+        self.lock().state.clone()
+    }
+
+    async fn next_piece(&self) {
+        let is_pausing = {
+            let mut latest = self.lock();
+            latest.is_moving = !latest.is_pausing;
+            latest.is_pausing
+        };
+        if is_pausing {
+            // Until the task is handed back.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn record(&self, state: Option<UploadState>) {
+        let mut latest = self.lock();
+        latest.state = state.filter(|state| state.session.expose().len() <= URL_MAX);
+        latest.is_told = false;
+        latest.is_moving = false;
+        drop(latest);
+        self.arrived.notify_one();
+        self.changed.notify_one();
+    }
+
+    fn is_kept(&self) -> bool {
+        !self.lock().is_unwanted
+    }
+}
+
+impl fmt::Debug for Uploads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uploads").field("state", &self.lock().state).finish_non_exhaustive()
+    }
+}
+
+fn written(state: &UploadState) -> v1::UploadState {
+    v1::UploadState {
+        session_url: state.session.expose().to_owned(),
+        offset: state.hasher.size(),
+        digest: state.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
+        hash_state: state.hasher.state().into(),
+    }
+}
+
+/// None of what cannot be used.
+fn read(state: &v1::UploadState) -> Option<UploadState> {
+    let digest = match state.digest.as_str() {
+        "" => None,
+        text => Some(text.parse().ok()?),
+    };
+    let hasher = Hasher::from_state(&state.hash_state).filter(|hasher| hasher.size() == state.offset)?;
+    let is_url = !state.session_url.is_empty() && state.session_url.len() <= URL_MAX;
+    is_url.then(|| UploadState { session: state.session_url.clone().into(), digest, hasher })
+}
+
+#[cfg(test)]
+mod tests {
+    use occy_pipeline::digest::Algorithm;
+
+    use super::*;
+
+    fn state(bytes: &[u8]) -> UploadState {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(bytes);
+        let session = "http://registry.example/v2/app/blobs/uploads/1?_state=x".to_owned().into();
+        UploadState { session, digest: Some(Digest::sha256("all")), hasher }
+    }
+
+    fn uploads(resume: Option<v1::UploadState>) -> Uploads {
+        Uploads::of(&v1::Task { resume, ..v1::Task::default() }, &Arc::default())
+    }
+
+    #[test]
+    fn what_one_worker_tells_the_next_one_goes_on_with() {
+        let first = uploads(None);
+        assert!(first.latest().is_none() && first.untold().is_none());
+        first.record(Some(state(b"some")));
+        let told = first.untold().unwrap();
+        assert!(first.untold().is_none(), "it is told once");
+        assert!(told.hash_state.len() <= HASH_STATE_MAX);
+        let second = uploads(Some(told.clone()));
+        assert!(second.untold().is_none());
+        let (latest, expected) = (second.latest().unwrap(), state(b"some"));
+        assert_eq!(latest.session.expose(), expected.session.expose());
+        assert_eq!((latest.digest, latest.hasher.finish()), (expected.digest, Digest::sha256("some")));
+        first.tell_again();
+        assert_eq!(first.untold(), Some(told));
+        first.record(None);
+        assert_eq!(first.untold(), Some(v1::UploadState::default()));
+        first.tell_again();
+        assert!(first.untold().is_none(), "there is nothing that could have been lost");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_as_nothing() {
+        let good = || written(&state(b"some"));
+        let none = [
+            v1::UploadState::default(),
+            v1::UploadState { session_url: String::new(), ..good() },
+            v1::UploadState { session_url: "u".repeat(URL_MAX + 1), ..good() },
+            v1::UploadState { offset: 5, ..good() },
+            v1::UploadState { digest: "none".to_owned(), ..good() },
+            v1::UploadState { hash_state: vec![1; 40].into(), ..good() },
+        ];
+        for bad in none {
+            assert!(uploads(Some(bad.clone())).latest().is_none(), "{bad:?}");
+        }
+        let uploads = uploads(Some(good()));
+        assert!(uploads.is_kept() && uploads.latest().is_some());
+        uploads.give_up();
+        assert!(!uploads.is_kept());
+        let long = format!("http://{}", "u".repeat(URL_MAX));
+        uploads.record(Some(UploadState { session: long.into(), ..state(b"") }));
+        assert!(uploads.latest().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_pause_waits_for_the_piece_that_is_on_its_way_and_lets_no_other_go() {
+        let uploads = uploads(None);
+        uploads.next_piece().await;
+        let (pausing, told) = (uploads.clone(), uploads.clone());
+        let pause = tokio::spawn(async move { pausing.pause().await });
+        tokio::task::yield_now().await;
+        assert!(!pause.is_finished());
+        told.record(Some(state(b"some")));
+        pause.await.unwrap();
+        let next = tokio::time::timeout(std::time::Duration::from_millis(20), uploads.next_piece());
+        assert!(next.await.is_err());
+        // Where nothing is on its way there is nothing to wait for.
+        uploads.pause().await;
+    }
+
+    #[test]
+    fn nobody_sees_where_a_session_is() {
+        let uploads = uploads(Some(written(&state(b"some"))));
+        let shown = format!("{uploads:?} {:?}", written(&state(b"some")));
+        assert!(!shown.contains("registry.example"), "{shown}");
+    }
+}
