@@ -92,7 +92,12 @@ fn overdue(record: &mut ScheduleRecord) {
 async fn what_is_due_is_begun_once_whoever_comes_to_it_and_skipped_while_it_goes_on() {
     let place = Place::new();
     let (one, two) = (place.coordinator(), place.coordinator());
-    put(&one, &Logins::default()).await.unwrap();
+    // A registry that takes connections and never answers: the run goes on for as long as that is waited for.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let config = FILE.replace("127.0.0.1:9/x", &format!("{}/x", silent.local_addr().unwrap()));
+    let spec = MirrorSpec { config, ..MirrorSpec::default() };
+    let timing = Config::parse(FILE).unwrap().schedule.unwrap();
+    one.put(&name().tenant, name().id, spec, &timing, &Logins::default()).await.unwrap();
     place.edit(overdue).await;
     let name = name();
     let (first, second, third) =

@@ -394,12 +394,12 @@ async fn a_slow_way_up_is_waited_for_as_long_as_bytes_move() {
     let session = Shared::default();
     let state = Arc::clone(&session);
     let slow = |seen: &Seen| match seen.method.as_str() {
-        "PATCH" => Head::Slow(Duration::from_millis(10)),
+        "PATCH" => Head::Slow(Duration::from_millis(25)),
         _ => Head::Read,
     };
     let server = TestServer::start_with(slow, move |seen| state.lock().unwrap().answer(seen)).await;
     let hurried = Options {
-        read_timeout: Duration::from_millis(400),
+        read_timeout: Duration::from_secs(1),
         attempts: 1,
         upload_chunk: 8 * 1024 * 1024,
         ..options()
