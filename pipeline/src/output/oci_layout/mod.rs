@@ -22,7 +22,7 @@ use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
 use crate::compression::{Compression, Format};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::element::{Image, ImageName, Layer, StoredLayer};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, REF_NAME};
@@ -192,7 +192,7 @@ impl ImageOutput for LayoutOutput {
         let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
         let (fed, stored) = tokio::join!(
             async { feed(layer, writer, summary).await.map_err(Error::from) },
-            self.place().store(stream, progress.clone()),
+            self.place().store(stream, descriptor.digest.algorithm(), progress.clone()),
         );
         both(fed, stored)?;
         Ok(Moved::Bytes)
@@ -205,7 +205,8 @@ impl ImageOutput for LayoutOutput {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
-        let BlobSummary { digest, size } = self.place().store(stream, progress.clone()).await?;
+        let BlobSummary { digest, size } =
+            self.place().store(stream, Algorithm::Sha256, progress.clone()).await?;
         Ok(StoredLayer::Written { digest, size, format })
     }
 

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use tokio::sync::OnceCell;
 
 use super::saved_tar::contents::{Contents, ContentsError};
@@ -36,6 +37,9 @@ pub const KIND: SourceKind = SourceKind {
     about: "an OCI image layout, a directory or a tar of one",
     options: &["tag", "digest", "os", "arch", "variant", "max_workers"],
 };
+
+/// Manifests that are read at once, where who has them may be far.
+const DOCUMENTS_AT_ONCE: usize = 8;
 
 /// Why a layout could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -320,9 +324,11 @@ impl LayoutSource {
     /// The entries of `index.json` by what they name as their subject.
     async fn read_subjects(&self, index: &Index) -> Result<HashMap<Digest, Vec<Descriptor>>, Error> {
         let mut by_subject: HashMap<_, Vec<_>> = HashMap::new();
+        let manifests: Vec<_> = index.manifests.iter().map(|entry| self.manifest(entry)).collect();
+        let mut manifests = futures_util::stream::iter(manifests).buffered(DOCUMENTS_AT_ONCE);
         for entry in &index.manifests {
             // What cannot be read is nobody's referrer; whoever wants it is told why it cannot.
-            let Ok(fetched) = self.manifest(entry).await else { continue };
+            let Some(Ok(fetched)) = manifests.next().await else { continue };
             let Ok(parsed) = manifest::parse(&fetched.bytes, None) else { continue };
             if let Some(subject) = parsed.subject() {
                 by_subject.entry(subject).or_default().push(entry.clone());
