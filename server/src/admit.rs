@@ -89,6 +89,13 @@ pub enum Ends {
     DestinationNamed,
     /// Either, both or none: what is empty is the caller.
     Any,
+    /// Those that the caller does not lend.
+    NotLent {
+        /// Whether it lends the source.
+        source: bool,
+        /// Whether it lends the destination.
+        destination: bool,
+    },
 }
 
 /// A spec that was looked at and found allowed.
@@ -258,6 +265,7 @@ impl Gate {
             Ends::SourceNamed | Ends::PlaceNamed => (Some(true), Some(false)),
             Ends::DestinationNamed => (Some(false), Some(true)),
             Ends::Any => (None, None),
+            Ends::NotLent { source, destination } => (Some(!source), Some(!destination)),
         };
         self.check_end("source", &spec.source, source)?;
         self.check_end("destination", &spec.destination, destination)?;
@@ -304,7 +312,7 @@ impl Gate {
             Ok(v1::FindingsFormat::Json) => OutputFormat::Json,
             Err(_) => return Err(known("findings")),
         };
-        let wanted = wanted(spec)?;
+        let wanted = wanted(spec, ends)?;
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
         let settings = Settings {
@@ -516,7 +524,7 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
 }
 
 /// What a spec wants besides the image itself.
-fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
+fn wanted(spec: &PipelineSpec, ends: Ends) -> Result<Wanted, ServiceError> {
     let fail = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
     let unknown = |field| fail(field, "has a value that is not known");
     let signatures = v1::SignaturePolicy::try_from(spec.signatures).map_err(|_| unknown("signatures"))?;
@@ -534,9 +542,10 @@ fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
     let asked =
         [("signatures", wanted.signatures.is_some()), ("provenance", wanted.provenance), ("all", wanted.all)];
     let asked = asked.into_iter().find_map(|(field, is_asked)| is_asked.then_some(field));
+    let is_whole = matches!(ends, Ends::NotLent { .. });
     match asked {
-        Some(field) if spec.source.is_empty() || spec.destination.is_empty() => {
-            Err(fail(field, "is for images whose source and destination are named"))
+        Some(field) if !is_whole && (spec.source.is_empty() || spec.destination.is_empty()) => {
+            Err(fail(field, "is for images whose source and destination are named, or lent"))
         }
         _ if wanted.all && !spec.compression.is_empty() => Err(fail("compression", "is not for an index")),
         _ if wanted.all && spec.manifest_family() != v1::Family::Unspecified => {

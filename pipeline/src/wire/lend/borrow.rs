@@ -72,27 +72,20 @@ pub fn borrow(out: mpsc::Sender<LendLayoutResponse>) -> (Borrowed, Hearing) {
 }
 
 impl Hearing {
-    /// Hands on what the caller says, until it says what it may not, or is gone. Dropped, all asks have failed.
+    /// Hands on what the caller says, until it says what it may not, or says no more. Dropped, all asks have failed.
     pub async fn hear<E>(
         self,
         mut requests: impl Stream<Item = Result<LendLayoutRequest, E>> + Unpin,
     ) -> WireError {
-        let mut is_listening = true;
         loop {
             // Neither branch loses anything that was taken.
             tokio::select! {
-                request = requests.next(), if is_listening => match request {
-                    Some(Ok(request)) => match self.0.take(request) {
-                        Ok(()) => {}
-                        Err(error) => return error,
-                    },
-                    Some(Err(_)) => return WireError::Gone,
-                    // It answers no more. What needs no answer can still come to its end.
-                    None => {
-                        self.0.close();
-                        is_listening = false;
+                request = requests.next() => {
+                    let Some(Ok(request)) = request else { return WireError::Gone };
+                    if let Err(error) = self.0.take(request) {
+                        return error;
                     }
-                },
+                }
                 () = self.0.unwanted.notified() => {
                     for id in self.0.take_unwanted() {
                         let part = Some(lend_layout_response::Part::Cancel(id));
