@@ -15,11 +15,10 @@ use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
-use occy_pipeline::manifest::{Annotations, Family};
+use occy_pipeline::manifest::Annotations;
 use occy_pipeline::mirror::config::Config;
 use occy_pipeline::mirror::{self, Have, MirrorProgress};
 use occy_pipeline::open::{self, Settings};
-use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::{Platform, PlatformChoice};
 use occy_pipeline::process::Outcome;
@@ -300,12 +299,8 @@ impl Gate {
         }
         let known =
             |field| ServiceError::Field { field, problem: "has a value that is not known".to_owned() };
-        let format = match v1::Family::try_from(spec.manifest_family) {
-            Ok(v1::Family::Unspecified) => ManifestFormat::Keep,
-            Ok(v1::Family::Docker) => ManifestFormat::Always(Family::Docker),
-            Ok(v1::Family::Oci) => ManifestFormat::Always(Family::Oci),
-            Err(_) => return Err(known("manifest_family")),
-        };
+        let format = v1::Family::try_from(spec.manifest_family).map_err(|_| known("manifest_family"))?;
+        let format = convert::manifest_format(format);
         let client = self.clients.get(tenant);
         let findings = match v1::FindingsFormat::try_from(spec.findings) {
             Ok(v1::FindingsFormat::Text | v1::FindingsFormat::Unspecified) => OutputFormat::Text,

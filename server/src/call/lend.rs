@@ -78,14 +78,14 @@ impl Loan {
         Ok(source.transpose()?)
     }
 
-    fn destination(&self, work: &Work) -> Option<LayoutOutput> {
+    fn destination(&self, work: &Work) -> Result<Option<LayoutOutput>, ServiceError> {
         let options = LayoutOptions {
             compression: work.settings.compression,
             format: work.settings.format,
             foreign_layers: work.settings.foreign_layers,
             ..LayoutOptions::default()
         };
-        self.destination.clone().map(|lent| self.borrowed.output(lent, options))
+        Ok(self.destination.clone().map(|lent| self.borrowed.output(lent, options)).transpose()?)
     }
 
     /// Works for as long as the caller answers.
@@ -111,7 +111,7 @@ pub async fn copy(
         Some(lent) => Arc::new(lent),
         None => open::store(&work.source, &work.settings)?,
     };
-    let output: Arc<dyn ContentOutput> = match loan.destination(&work) {
+    let output: Arc<dyn ContentOutput> = match loan.destination(&work)? {
         Some(lent) => Arc::new(lent),
         None => open::content_output(&work.destination, &work.settings)?,
     };
@@ -128,7 +128,7 @@ pub async fn process(work: Work, fleet: &Fleet, loan: Loan, answers: Answers) ->
             (source.end, source.max_workers)
         }
     };
-    let (output, output_workers): (Arc<dyn ImageOutput>, _) = match loan.destination(&work) {
+    let (output, output_workers): (Arc<dyn ImageOutput>, _) = match loan.destination(&work)? {
         Some(lent) => (Arc::new(lent), None),
         None => {
             let output = open::output(&work.destination, &work.settings)?;

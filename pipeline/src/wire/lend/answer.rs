@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::lent::LentError;
 use crate::manifest::MAX_DOCUMENT;
 use crate::output::oci_layout::{LayoutOutput, Place};
+use crate::output::{ImageOutput, LayerForm};
 use crate::source::oci_layout::LayoutSource;
 use crate::task::both;
 use crate::wire::{WireError, convert};
@@ -94,8 +95,18 @@ impl Lender {
             }
         });
         let destination = self.ends.destination.as_ref().map(|destination| {
-            let (path, tag) = destination.output.called();
-            LentDestination { path: path.display().to_string(), tag: tag.unwrap_or_default().to_owned() }
+            let output = &destination.output;
+            let (path, tag) = output.called();
+            let compression = match output.form() {
+                LayerForm::Stored { compression } => compression,
+                LayerForm::Tar | LayerForm::Nothing => None,
+            };
+            LentDestination {
+                path: path.display().to_string(),
+                tag: tag.unwrap_or_default().to_owned(),
+                compression: compression.map(|compression| compression.to_string()).unwrap_or_default(),
+                manifest_family: convert::manifest_family(output.format()).into(),
+            }
         });
         (source, destination)
     }

@@ -24,11 +24,12 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::Error;
 use crate::layout::Choice;
 use crate::manifest::MAX_DOCUMENT;
+use crate::output::manifest::ManifestFormat;
 use crate::output::oci_layout::{LayoutOptions, LayoutOutput, Place};
 use crate::platform::PlatformChoice;
 use crate::registry::FetchedManifest;
 use crate::source::oci_layout::{LayoutSource, Lent};
-use crate::wire::WireError;
+use crate::wire::{WireError, convert};
 
 /// What a caller lends for one call. Clones are handles on the same.
 #[derive(Clone, Debug)]
@@ -249,7 +250,7 @@ fn host(error: WireError) -> BlobError {
 }
 
 fn parsed(digest: &str) -> Result<Digest, BlobError> {
-    digest.parse().map_err(|error| host(WireError::elements(format!("a digest: {error}"))))
+    convert::digest(digest).map_err(host)
 }
 
 /// Fails where the bytes that came are not those that were promised.
@@ -271,18 +272,28 @@ impl Borrowed {
         let LentSource { path, tag, digest } = lent;
         let digest = match digest.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|error| WireError::elements(format!("a digest: {error}")))?),
+            text => Some(convert::digest(text)?),
         };
         let choice = Choice { tag: Some(tag).filter(|tag| !tag.is_empty()), digest };
         Ok(LayoutSource::lent(Arc::new(self.clone()), path.into(), choice, platform))
     }
 
-    /// The layout that is lent as the destination.
-    pub fn output(&self, lent: LentDestination, options: LayoutOptions) -> LayoutOutput {
-        let LentDestination { path, tag } = lent;
+    /// The layout that is lent as the destination. What is said of it goes before these options.
+    pub fn output(&self, lent: LentDestination, options: LayoutOptions) -> Result<LayoutOutput, WireError> {
+        let format = convert::manifest_format(lent.manifest_family());
+        let LentDestination { path, tag, compression, .. } = lent;
+        let compression = match compression.as_str() {
+            "" => options.compression,
+            text => Some(text.parse().map_err(|error| WireError::elements(format!("compression: {error}")))?),
+        };
+        let options = LayoutOptions {
+            tag: Some(tag).filter(|tag| !tag.is_empty()),
+            compression,
+            format: if format == ManifestFormat::Keep { options.format } else { format },
+            ..options
+        };
         let place = LentPlace { borrowed: self.clone(), names_many: OnceCell::new() };
-        let options = LayoutOptions { tag: Some(tag).filter(|tag| !tag.is_empty()), ..options };
-        LayoutOutput::at(Arc::new(place), path.into(), options)
+        Ok(LayoutOutput::at(Arc::new(place), path.into(), options))
     }
 
     /// Asks for something, when there is room for it.
