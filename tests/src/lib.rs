@@ -27,6 +27,7 @@ pub mod limited;
 pub mod mesh;
 pub mod nats;
 pub mod occyctl;
+pub mod older;
 mod process;
 pub mod proxy;
 pub mod random;

@@ -44,7 +44,8 @@ impl Verifying {
         let source = match (self.source.as_str(), &recipe.source) {
             ("", Some(named)) => format!("registry://{}", named.name()),
             ("", None) => {
-                let problem = "is not set, and the provenance does not say where its source is".to_owned();
+                let problem =
+                    "its provenance does not say where its source is: name it with --source".to_owned();
                 return Err(ServiceError::Field { field: "source", problem });
             }
             (source, _) => source.to_owned(),

@@ -12,13 +12,14 @@ use occy_tests::image::{Family, Image, Index, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::{Ended, Run, locally};
+use occy_tests::older::Older;
 use occy_tests::proxy::{Barrier, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{read, sha256, write};
 use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 
-use crate::{layers, scratch, small, tar_uri};
+use crate::{scratch, small, tar_uri};
 
 const FILTER: &str = "exclude:pattern=*.key";
 const NOTATION: &str = "application/vnd.cncf.notary.signature";
@@ -289,4 +290,249 @@ fn what_an_end_has_no_room_for_is_refused_as_without_a_coordinator() {
     {
         assert_eq!(up("there", option), up("here", option), "{option:?}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_layout_is_told_as_without_a_coordinator_and_nothing_is_named() {
+    let stage = Stage::new();
+    let saved = stage.saved();
+    let image = &stage.index.images[1];
+    let blob = |name: &str, digest: &str| stage.at(name).join("blobs").join(digest.replace(':', "/"));
+    let spoiled = |name: &str, spoil: &dyn Fn(&Path)| {
+        locally(["copy", &saved, &stage.layout(name), "--referrers"]).ok();
+        spoil(&blob(name, &image.layer_digests()[1]));
+        stage.layout(name)
+    };
+    let flip = |path: &Path| {
+        let mut bytes = read(path);
+        bytes[1_000_000] ^= 1;
+        write(path, bytes);
+    };
+    let broken = [
+        spoiled("flipped", &flip),
+        spoiled("short", &|path| write(path, b"short")),
+        spoiled("missing", &|path| std::fs::remove_file(path).expect("a blob")),
+        spoiled("config", &|_| write(blob("config", &image.config_digest()), b"{}")),
+        spoiled("manifest", &|_| {
+            std::fs::remove_file(blob("manifest", &image.digest())).expect("a manifest")
+        }),
+        spoiled("unmarked", &|_| std::fs::remove_file(stage.at("unmarked/oci-layout")).expect("a marker")),
+        format!("{saved}?tag=other"),
+        stage.layout("nowhere"),
+    ];
+    for source in &broken {
+        for command in [
+            &["copy"][..],
+            &["copy", "--sparse"],
+            &["process", "--all", "-f", FILTER, "--signatures", "drop"],
+        ] {
+            let run = |who: &str| {
+                let to = Conforming::start();
+                let uri = to.uri("app:1");
+                let run = [&command[..1], &[source, &uri, "-j", "1"], &command[1..]].concat();
+                let ended = stage.by(who, &run).run();
+                (ended.status.code(), told(&ended, &[(&to.host(), "HOST")]), to.tags("app"))
+            };
+            let (mut here, mut there) = (run("here"), run("there"));
+            if source.ends_with("flipped") && command[0] == "process" {
+                // Whichever is found first: that it is not what it is called, or that it cannot be decompressed.
+                for (_, (_, said), _) in [&mut here, &mut there] {
+                    said.truncate(said.rfind("): ").expect("the layer"));
+                }
+            }
+            assert_eq!(there, here, "{source} {command:?}");
+            assert_eq!(here.2.is_empty(), here.0 != Some(0), "{source} {command:?}");
+        }
+    }
+    let source = stage.from.uri("app:1");
+    std::fs::create_dir(stage.at("taken")).expect("a directory");
+    write(stage.at("taken/file"), b"x");
+    write(stage.at("file"), b"x");
+    for to in ["oci-layout:///proc/nowhere".to_owned(), stage.layout("taken"), stage.layout("file/below")] {
+        for command in [&["copy"][..], &["process", "--all", "--signatures", "keep"]] {
+            let run = |who: &str| {
+                let run = [&command[..1], &[&source, &to], &command[1..]].concat();
+                let ended = stage.by(who, &run).fails(1);
+                told(&ended, &[])
+            };
+            assert_eq!(run("there"), run("here"), "{to} {command:?}");
+        }
+    }
+}
+
+/// Waits until it holds.
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LIMIT, "not in time: {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_takes_its_call_with_it_and_nothing_is_named() {
+    let stage = Stage::new();
+    let saved = stage.saved();
+    let coordinator = Coordinator::start(&["--embedded-workers", "1", "--max-calls", "1"]);
+    let to = Registry::start();
+    let proxy = FaultProxy::before(to.host());
+    for run in [&["copy"][..], &["process", "--all", "-f", FILTER, "--signatures", "drop"]] {
+        let barrier = Barrier::default();
+        proxy.fault(1, "PUT", "*/blobs/uploads/*", barrier.fault());
+        let uri = format!("registry://{}/app:1", proxy.host());
+        let run = [&run[..1], &[&saved, &uri], &run[1..]].concat();
+        let mut client = locally(run).env("OCCYSTRAP_COORDINATOR", coordinator.url()).start();
+        wait_until("a blob is on its way", || proxy.pending() == 0);
+        let other = json!({"image": stage.from.uri("app:1")});
+        coordinator.ask("ResolveImage", &other).fails("RESOURCE_EXHAUSTED", "TOO_MANY");
+        client.kill().expect("it runs");
+        client.wait().expect("it ends");
+        wait_until("its call has ended", || coordinator.ask("ResolveImage", &other).error.is_none());
+        barrier.open();
+        assert!(!to.has("app", "1"));
+    }
+}
+
+#[test]
+fn a_coordinator_that_is_killed_leaves_a_layout_as_it_was() {
+    let mut stage = Stage::new();
+    let layout = stage.layout("out");
+    stage.from.add_image("one", "0", &small());
+    locally(["copy", &stage.from.uri("one:0"), &layout]).ok();
+    let before = files(&stage.at("out"));
+    let proxy = FaultProxy::before(&stage.from.host());
+    let barrier = Barrier::default();
+    let last = &stage.index.images[1].layer_digests()[0];
+    proxy.fault(1, "GET", &format!("*/blobs/{last}"), barrier.fault());
+    let source = format!("registry://{}/app:1", proxy.host());
+    let client = stage.through(&["copy", &source, &layout, "-j", "2"]);
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| client.fails(1));
+        wait_until("the last blob is on its way", || proxy.pending() == 0);
+        stage.coordinator.kill();
+        let ended = ended.join().expect("it fails");
+        ended.says(&["lost the coordinator", &stage.coordinator.url(), "hint: "]);
+    });
+    barrier.open();
+    let after = files(&stage.at("out"));
+    assert_eq!(after["index.json"], before["index.json"]);
+    for (path, digest) in &after {
+        // Blobs that nothing names yet may have come, each of them whole.
+        if let Some((_, name)) = path.split_once("blobs/sha256/") {
+            assert_eq!(*digest, name);
+        } else {
+            assert!(before.contains_key(path), "{path}");
+        }
+    }
+    stage.coordinator.restart();
+    stage.through(&["copy", &source, &layout]).ok();
+    locally(["check", &format!("{layout}?tag=1")]).ok();
+}
+
+#[test]
+fn a_client_that_does_not_read_costs_the_coordinator_no_memory() {
+    let from = Registry::start();
+    let image = Image::oci(vec![Layer::noise(1, 96 << 20)]);
+    let source = from.push(&image, "app", "1");
+    let directory = scratch();
+    let coordinator = Coordinator::start(&["--embedded-workers", "1"]);
+    let layout = format!("oci-layout://{}", text(&directory.path().join("layout")));
+    let before = coordinator.peak_memory();
+    let mut client =
+        locally(["copy", &source, &layout]).env("OCCYSTRAP_COORDINATOR", coordinator.url()).start();
+    let is_begun = || std::fs::read_dir(directory.path().join("layout/blobs")).is_ok();
+    wait_until("the layout is open", is_begun);
+    let signal = |name: &str| {
+        occy_tests::tools::tool("kill", [format!("-{name}"), client.id().to_string()]);
+    };
+    signal("STOP");
+    // What could come by then has come.
+    let (mut peak, mut same) = (0, 0);
+    wait_until("its memory stays as it is", || {
+        let now = coordinator.peak_memory();
+        (peak, same) = (now, if now == peak { same + 1 } else { 0 });
+        same == 50
+    });
+    signal("CONT");
+    assert!(client.wait().expect("it ends").success());
+    let peak = coordinator.peak_memory();
+    assert!(peak - before < 48 << 20, "{before} became {peak}");
+    locally(["check", &layout]).ok();
+}
+
+#[test]
+fn a_coordinator_of_an_earlier_version_is_told_apart() {
+    let older = Older::start();
+    let directory = scratch();
+    let layout = format!("oci-layout://{}", text(&directory.path().join("layout")));
+    locally(["process", &Registry::start().push(&small(), "app", "1"), &layout]).ok();
+    for run in [
+        &["copy", &layout, "registry://localhost:1/a:1"][..],
+        &["process", &layout, "registry://localhost:1/a:1", "--all"],
+    ] {
+        let ended = locally(run).env("OCCYSTRAP_COORDINATOR", older.url()).fails(2);
+        ended.says(&[&older.url(), "is of a version that cannot use image layouts of this machine"]);
+    }
+}
+
+/// A start of LendLayout that copies what is lent.
+fn copy_of(source: Option<&str>, destination: Option<&str>) -> Value {
+    let lent = |end: Option<&str>| if end.is_none() { json!({"path": "lent"}) } else { Value::Null };
+    let copy = json!({"source": source.unwrap_or_default(), "destination": destination.unwrap_or_default()});
+    json!({"copy": copy, "source": lent(source), "destination": lent(destination)})
+}
+
+#[test]
+fn a_client_in_another_language_lends_layouts_too() {
+    let stage = Stage::new();
+    stage.saved();
+    let to = Conforming::start();
+    let lend = |start: &Value, layout: &str| {
+        stage.coordinator.call("LendLayout", start).with("layout", text(&stage.at(layout)))
+    };
+    let up = lend(&copy_of(None, Some(&to.uri("app:1"))), "saved").run().all();
+    let result = &up.last().expect("a result")["copy"]["result"];
+    assert_eq!(result["manifest_digest"], sha256(&stage.index.manifest), "{up:?}");
+    assert_eq!(to.manifest("app", "1").expect("it").1, stage.index.manifest);
+    let down = lend(&copy_of(Some(&stage.from.uri("app:1")), None), "down").run().all();
+    assert_eq!(down.last().expect("a result")["copy"]["result"]["destination"], "oci-layout://lent");
+    let back = Conforming::start();
+    locally(["copy", &stage.layout("down"), &back.uri("app:1")]).ok();
+    assert_eq!(back.manifest("app", "1").expect("it").1, stage.index.manifest);
+    let spec =
+        json!({"filters": [FILTER], "all": true, "provenance": true, "signatures": "SIGNATURE_POLICY_KEEP"});
+    let both = json!({"path": "lent"});
+    let start = json!({"process": {"spec": spec}, "source": both, "destination": both});
+    let processed = lend(&start, "saved").run().all();
+    let result = &processed.last().expect("a result")["process"]["result"];
+    assert_eq!(result["index"]["image_count"], 2, "{result}");
+    locally([
+        "verify",
+        &format!("{}?digest={}", stage.layout("saved"), result["manifest_digest"].as_str().expect("one")),
+        "--source",
+        &stage.layout("saved"),
+    ])
+    .ok();
+
+    // One that does not keep to it ends its own call, and nothing has a name.
+    let none = Conforming::start();
+    let start = copy_of(None, Some(&none.uri("app:1")));
+    lend(&start, "saved").switch("corrupt").run().fails("FAILED_PRECONDITION", "IMAGE_BROKEN");
+    lend(&start, "saved").switch("unasked").run().fails("INVALID_ARGUMENT", "INVALID_ELEMENTS");
+    let missing = lend(&start, "nowhere").run().fails("FAILED_PRECONDITION", "IMAGE_BROKEN");
+    assert!(missing.to_string().contains("index.json is missing"), "{missing}");
+    for (bad, field) in [
+        (json!({"copy": {"source": "registry://a/b", "destination": "registry://a/c"}}), "start"),
+        (json!({"source": both}), "start"),
+        (
+            json!({"copy": {"source": "registry://a/b", "destination": "registry://a/c"}, "source": both}),
+            "source",
+        ),
+        (json!({"copy": {}, "source": {"path": "x".repeat(5000)}}), "source"),
+    ] {
+        let details = lend(&bad, "saved").run().fails("INVALID_ARGUMENT", "INVALID_FIELD");
+        assert!(details.to_string().contains(field), "{details}");
+    }
+    assert!(none.tags("app").is_empty());
 }
