@@ -10,8 +10,8 @@ use occy_proto::v1::lend_answer::Answer;
 use occy_proto::v1::lend_ask::What;
 use occy_proto::v1::lend_layout_response::Part;
 use occy_proto::v1::{
-    LendAnswer, LendAsk, LendDone, LendEnd, LendLayoutRequest, LendOpened, LentDestination, LentSource,
-    lend_layout_request,
+    LendAnswer, LendAsk, LendDone, LendEnd, LendLayoutRequest, LendOpened, LendWriteBlob, LentDestination,
+    LentSource, lend_layout_request,
 };
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -193,13 +193,12 @@ impl Ends {
                 let digest = convert::digest(&wanted.digest)?;
                 Ok(Said::Answer(Answer::Found(self.place()?.has(&digest, wanted.size).await?)))
             }
-            Some(What::WriteBlob(write)) if write.document => {
-                let (digest, bytes) = receive_document(algorithm(&write.algorithm)?, line).await?;
-                self.place()?.put(&digest, bytes).await?;
-                Ok(done)
-            }
-            Some(What::WriteBlob(write)) => {
-                receive_blob(self.place()?.as_ref(), algorithm(&write.algorithm)?, line).await?;
+            Some(What::WriteBlob(LendWriteBlob { document, algorithm })) => {
+                let (place, algorithm) = (self.place()?, named(&algorithm)?);
+                match document {
+                    true => receive_document(place.as_ref(), algorithm, line).await?,
+                    false => receive_blob(place.as_ref(), algorithm, line).await?,
+                }
                 Ok(done)
             }
             Some(What::FindNamed(wanted)) => {
@@ -264,7 +263,7 @@ fn not_lent() -> WireError {
     WireError::elements("it asks for what is not lent")
 }
 
-fn algorithm(name: &str) -> Result<Algorithm, WireError> {
+fn named(name: &str) -> Result<Algorithm, WireError> {
     let known = [Algorithm::Sha256, Algorithm::Sha512];
     let found = known.into_iter().find(|known| known.name() == name);
     found.ok_or_else(|| WireError::elements("it has blobs by an algorithm that is not known here"))
@@ -297,9 +296,10 @@ async fn send_blob(
 }
 
 async fn receive_document(
+    place: &dyn Place,
     algorithm: Algorithm,
     line: &mut Line<LendLayoutRequest>,
-) -> Result<(Digest, Bytes), BlobError> {
+) -> Result<(), Error> {
     let mut document = BytesMut::new();
     let mut coming = Coming { line, hasher: Hasher::new(algorithm) };
     loop {
@@ -307,11 +307,11 @@ async fn receive_document(
             Came::Bytes(bytes) => {
                 let actual = (document.len() + bytes.len()) as u64;
                 if actual > MAX_DOCUMENT as u64 {
-                    return Err(BlobError::Size { expected: MAX_DOCUMENT as u64, actual });
+                    return Err(BlobError::Size { expected: MAX_DOCUMENT as u64, actual }.into());
                 }
                 document.extend_from_slice(&bytes);
             }
-            Came::End(end) => return Ok((coming.whole(&end)?.digest, document.freeze())),
+            Came::End(end) => return place.put(&coming.whole(&end)?.digest, document.freeze()).await,
         }
     }
 }
