@@ -314,7 +314,7 @@ fn what_is_wrong_with_a_layout_is_told_as_without_a_coordinator_and_nothing_is_n
         spoiled("missing", &|path| std::fs::remove_file(path).expect("a blob")),
         spoiled("config", &|_| write(blob("config", &image.config_digest()), b"{}")),
         spoiled("manifest", &|_| {
-            std::fs::remove_file(blob("manifest", &image.digest())).expect("a manifest")
+            std::fs::remove_file(blob("manifest", &image.digest())).expect("a manifest");
         }),
         spoiled("unmarked", &|_| std::fs::remove_file(stage.at("unmarked/oci-layout")).expect("a marker")),
         format!("{saved}?tag=other"),
