@@ -257,14 +257,8 @@ impl PipelineService for Api {
     ) -> Result<Response<Self::VerifyImageStream>, Status> {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
-        let v1::VerifyImageRequest { image, source, parallel, max_layer_size, credentials } =
-            request.into_inner();
-        let logins = Logins::of(credentials)?;
-        let spec =
-            v1::PipelineSpec { source: image, parallel, max_layer_size, ..v1::PipelineSpec::default() };
-        let image = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &logins).await?;
-        let (gate, fleet) = (Arc::clone(&self.0.gate), self.0.fleet.clone());
-        let verifying = Verifying { image, source, gate, logins };
+        let verifying = self.verifying(request.into_inner(), false, &caller).await?;
+        let fleet = self.0.fleet.clone();
         let parts =
             answer(
                 place,
@@ -297,10 +291,11 @@ impl PipelineService for Api {
             return Err(bad_start());
         };
         let v1::LendStart { work, source, destination } = start;
-        if destination.is_some() || source.is_none() {
+        let is_verify = matches!(work, Some(Lend::Verify(_)));
+        if destination.is_some() || source.is_none() || is_verify {
             caller.may(Scope::Read)?;
         }
-        if destination.is_none() {
+        if destination.is_none() && !is_verify {
             caller.may(Scope::Write)?;
         }
         let (loan, asked) = Loan::new(source, destination, requests.boxed())?;
@@ -323,6 +318,19 @@ impl PipelineService for Api {
                     lend::process(work, &fleet, loan, answers).await
                 });
                 answers.map_ok(process_answer).map_ok(lend_layout_response::Part::Process).boxed()
+            }
+            Some(Lend::Verify(request)) => {
+                if !loan.is_source() {
+                    return Err(bad_start());
+                }
+                let verifying = self.verifying(request, true, &caller).await?;
+                let fleet = self.0.fleet.clone();
+                let parts = answer(place, deadline, move |parts| async move {
+                    lend::verify(verifying, &fleet, loan, parts).await
+                });
+                let message =
+                    |part| lend_layout_response::Part::Verify(v1::VerifyImageResponse { part: Some(part) });
+                parts.map_ok(message).boxed()
             }
             None => return Err(bad_start()),
         };
@@ -565,6 +573,30 @@ impl Api {
             parallel: work.settings.parallel,
         };
         Ok((work, plan))
+    }
+
+    /// What is to be verified, whose image or source the caller may lend.
+    async fn verifying(
+        &self,
+        request: v1::VerifyImageRequest,
+        is_lent: bool,
+        caller: &Caller,
+    ) -> Result<Verifying, ServiceError> {
+        let v1::VerifyImageRequest { image, source, parallel, max_layer_size, credentials } = request;
+        let logins = Logins::of(credentials)?;
+        let is_source_lent = is_lent && !image.is_empty();
+        if is_source_lent && !source.is_empty() {
+            let problem = "is lent, and must not be set".to_owned();
+            return Err(ServiceError::Field { field: "source", problem });
+        }
+        let ends = match is_lent && !is_source_lent {
+            true => Ends::NotLent { source: true, destination: true },
+            false => Ends::SourceNamed,
+        };
+        let spec =
+            v1::PipelineSpec { source: image, parallel, max_layer_size, ..v1::PipelineSpec::default() };
+        let image = self.0.gate.admit(&spec, ends, &caller.tenant, &logins).await?;
+        Ok(Verifying { image, source, is_source_lent, gate: Arc::clone(&self.0.gate), logins })
     }
 
     /// A job, if there is one that the caller sees.

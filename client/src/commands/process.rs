@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{DoneIndex, StaleAttestation};
 use occy_pipeline::manifest::media_type::{DOCKER_MANIFEST_LIST, OCI_INDEX};
 use occy_pipeline::named::Attached;
-use occy_pipeline::open::{self, Settings};
+use occy_pipeline::open::{self, Opened, Settings};
 use occy_pipeline::output::{ImageOutput, OUTPUTS, OutputError, Receipt};
 use occy_pipeline::process::{Outcome, Summary};
 use occy_pipeline::source::ImageSource;
@@ -131,34 +132,19 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     let wanted = options.whole.wanted();
     let settings = opened(options, global)?;
     let chain = findings::chain(&work.filters).map_err(Error::from)?;
-    let mut spec = spec::of_work(work, global);
     // What is written wrongly is said before anything is opened, whosever it is.
     let (source, output) =
         (open::source(&work.source, &settings)?, open::output(&work.destination, &settings)?);
     let asked = spec::asked(wanted);
     let is_whole = !asked.is_empty() && source.end.store().is_some() && output.end.content().is_some();
-    if is_whole {
-        spec = spec::with_wanted(spec, wanted);
-    } else {
+    if !is_whole {
         refuse_whole(work, wanted, source.end.as_ref(), output.end.as_ref(), global).await?;
     }
     let lent = if is_whole { Lent::of(&work.source, &work.destination, &settings)? } else { None };
-    let is_sent = |end: &str| lent.is_none() && !is_registry(end);
-    let workers = (
-        source.max_workers.filter(|_| !is_registry(&work.source)),
-        output.max_workers.filter(|_| lent.is_some() && !is_registry(&work.destination)),
-    );
-    if let Some(workers) = workers.0.max(workers.1) {
-        spec.parallel = convert::count(workers);
-    }
-    let source = is_sent(&work.source).then_some(source);
-    let output = is_sent(&work.destination).then_some(output);
-    if let Some(output) = &output {
-        spec = spec::to_here(spec, output.end.form());
-    }
-    if let Some(lent) = &lent {
-        spec = spec::with_lent(spec, lent);
-    }
+    let spec = spec_of(options, global, (&source, &output), is_whole, lent.as_ref());
+    let is_streamed = |end: &str| lent.is_none() && !is_registry(end);
+    let source = is_streamed(&work.source).then_some(source);
+    let output = is_streamed(&work.destination).then_some(output);
     let files = Files::open(&chain)?;
     let coordinator = Coordinator::needed(global, "process").await?;
     if is_whole && lent.is_none() {
@@ -188,6 +174,34 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     };
     shown.end();
     Ok(told)
+}
+
+/// What the coordinator is asked for: with what is wanted besides the image, where both ends have room for that (`is_whole`).
+fn spec_of(
+    options: &Process,
+    global: &Global,
+    (source, output): (&Opened<Box<dyn ImageSource>>, &Opened<Arc<dyn ImageOutput>>),
+    is_whole: bool,
+    lent: Option<&Lent>,
+) -> v1::PipelineSpec {
+    let work = &options.work;
+    let (from_here, to_here) = (!is_registry(&work.source), !is_registry(&work.destination));
+    let mut spec = spec::of_work(work, global);
+    if is_whole {
+        spec = spec::with_wanted(spec, options.whole.wanted());
+    }
+    match lent {
+        Some(lent) => spec = spec::with_lent(spec, lent),
+        None if to_here => spec = spec::to_here(spec, output.end.form()),
+        None => {}
+    }
+    // Of ends that it does not open, the coordinator is told how many layers at once they are for.
+    let source_workers = source.max_workers.filter(|_| from_here);
+    let output_workers = output.max_workers.filter(|_| to_here && lent.is_some());
+    if let Some(workers) = source_workers.max(output_workers) {
+        spec.parallel = convert::count(workers);
+    }
+    spec
 }
 
 /// Fails as without a coordinator where an end has no room for what is wanted besides the image. What [`call::receive`] puts

@@ -15,12 +15,13 @@ use occy_pipeline::source::stored::Store;
 use occy_pipeline::wire::WireError;
 use occy_pipeline::wire::lend::LAYERS;
 use occy_pipeline::wire::lend::borrow::{Borrowed, Hearing, borrow};
-use occy_proto::v1::copy_image_response;
 use occy_proto::v1::{LendLayoutRequest, LendLayoutResponse, LentDestination, LentSource};
+use occy_proto::v1::{copy_image_response, verify_image_response};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::progress::Workers;
+use super::verify::{Verifying, verify_opened};
 use super::{Answers, CallWatcher, copy, executor, told_whole, whole};
 use crate::admit::{Ends, Work};
 use crate::error::ServiceError;
@@ -67,6 +68,11 @@ impl Loan {
         Ok((Self { source, destination, borrowed, hearing, requests }, asked))
     }
 
+    /// Whether it is a source alone.
+    pub fn is_source(&self) -> bool {
+        self.source.is_some() && self.destination.is_none()
+    }
+
     /// The ends that the caller's request has to name.
     pub fn ends(&self) -> Ends {
         Ends::NotLent { source: self.source.is_some(), destination: self.destination.is_some() }
@@ -85,7 +91,7 @@ impl Loan {
             foreign_layers: work.settings.foreign_layers,
             ..LayoutOptions::default()
         };
-        Ok(self.destination.clone().map(|lent| self.borrowed.output(lent, options)).transpose()?)
+        Ok(self.destination.as_ref().map(|lent| self.borrowed.output(lent, options)).transpose()?)
     }
 
     /// Works for as long as the caller answers.
@@ -144,6 +150,28 @@ pub async fn process(work: Work, fleet: &Fleet, loan: Loan, answers: Answers) ->
         told_whole(&work, &done, &answers).await
     };
     loan.during(processing).await
+}
+
+/// Verifies, as a call without a loan does: what is lent is the image, or its source.
+pub async fn verify(
+    verifying: Verifying,
+    fleet: &Fleet,
+    loan: Loan,
+    answers: mpsc::Sender<verify_image_response::Part>,
+) -> Result<(), ServiceError> {
+    let Work { source: name, settings, .. } = &verifying.image;
+    let lent = loan.source(&verifying.image)?;
+    match lent.as_ref().filter(|_| !verifying.is_source_lent) {
+        Some(image) => {
+            let image = image.clone();
+            loan.during(verify_opened(verifying, (&image, &image), None, fleet, answers)).await
+        }
+        None => {
+            let (store, image) = (open::store(name, settings)?, open::source(name, settings)?.end);
+            let ends = (store.as_ref(), image.as_ref());
+            loan.during(verify_opened(verifying, ends, lent, fleet, answers)).await
+        }
+    }
 }
 
 /// The answers of a call, and between them what it asks. Ends with the answers.

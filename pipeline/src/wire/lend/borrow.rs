@@ -279,21 +279,23 @@ impl Borrowed {
     }
 
     /// The layout that is lent as the destination. What is said of it goes before these options.
-    pub fn output(&self, lent: LentDestination, options: LayoutOptions) -> Result<LayoutOutput, WireError> {
+    pub fn output(
+        &self,
+        lent: &LentDestination,
+        mut options: LayoutOptions,
+    ) -> Result<LayoutOutput, WireError> {
+        options.tag = Some(lent.tag.clone()).filter(|tag| !tag.is_empty());
+        if !lent.compression.is_empty() {
+            let compression = lent.compression.parse();
+            let fail = |error| WireError::elements(format!("compression: {error}"));
+            options.compression = Some(compression.map_err(fail)?);
+        }
         let format = convert::manifest_format(lent.manifest_family());
-        let LentDestination { path, tag, compression, .. } = lent;
-        let compression = match compression.as_str() {
-            "" => options.compression,
-            text => Some(text.parse().map_err(|error| WireError::elements(format!("compression: {error}")))?),
-        };
-        let options = LayoutOptions {
-            tag: Some(tag).filter(|tag| !tag.is_empty()),
-            compression,
-            format: if format == ManifestFormat::Keep { options.format } else { format },
-            ..options
-        };
+        if format != ManifestFormat::Keep {
+            options.format = format;
+        }
         let place = LentPlace { borrowed: self.clone(), names_many: OnceCell::new() };
-        Ok(LayoutOutput::at(Arc::new(place), path.into(), options))
+        Ok(LayoutOutput::at(Arc::new(place), lent.path.clone().into(), options))
     }
 
     /// Asks for something, when there is room for it.

@@ -21,7 +21,8 @@ const LEAST: u64 = 4096;
 /// As soon as so many bytes were taken, the other side hears of it.
 const RENEWED: u64 = WINDOW / 4;
 /// What may have come for one ask: pieces, the credit for as many as were sent, and its end.
-const EVENTS: usize = (WINDOW / LEAST + WINDOW / RENEWED + 2) as usize;
+const EVENTS: usize = 264;
+const _: () = assert!(EVENTS as u64 > WINDOW / LEAST + WINDOW / RENEWED + 1);
 
 /// What one side sends.
 pub(super) trait Frame: Send + Sized + 'static {
@@ -210,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_sent_than_there_is_credit_for() {
         let (inlet, mut line, mut messages) = line();
-        let all = Bytes::from(vec![1; 2 * WINDOW as usize]);
+        let all = Bytes::from(vec![1; 2 << 20]);
         let mut sending = std::pin::pin!(line.send_bytes(all));
         assert!(sending.as_mut().now_or_never().is_none());
         assert_eq!(sent(&mut messages).0 as u64, WINDOW);
@@ -227,7 +228,7 @@ mod tests {
     async fn who_waits_for_credit_hears_that_no_more_is_wanted() {
         let (inlet, mut line, _messages) = line();
         inlet.put(Event::Answer(Answer::Done(LendDone {}))).unwrap();
-        let all = Bytes::from(vec![1; 2 * WINDOW as usize]);
+        let all = Bytes::from(vec![1; 2 << 20]);
         assert_eq!(line.send_bytes(all).await.unwrap(), Some(Answer::Done(LendDone {})));
     }
 

@@ -62,7 +62,7 @@ fn loan(from: &Path, to: &Path) -> Loan {
     let (borrowed, hearing) = borrow(asking);
     let mut lender = Lender::new(Some(source(from)), Some(output(to)), answering);
     let (_, destination) = lender.lent();
-    let place = borrowed.output(destination.unwrap(), LayoutOptions::default()).unwrap();
+    let place = borrowed.output(&destination.unwrap(), LayoutOptions::default()).unwrap();
     tokio::spawn(async move {
         while let Some(LendLayoutResponse { part }) = asked.recv().await {
             assert!(lender.take(part.unwrap()).unwrap().is_none());
@@ -246,5 +246,5 @@ async fn who_asks_for_too_much_at_once_is_refused() {
     let mut ask = |id| lender.take(Part::Ask(LendAsk { id, what: None }));
     assert!(ask(1).is_ok() && ask(1).is_err(), "no two have the same id");
     let refused = (2..).find(|&id| ask(id).is_err()).unwrap();
-    assert_eq!(refused as usize, 2 * ASKS + 1);
+    assert_eq!(refused, 2 * ASKS as u64 + 1);
 }
