@@ -141,7 +141,7 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
         refuse_whole(work, wanted, source.end.as_ref(), output.end.as_ref(), global).await?;
     }
     let lent = if is_whole { Lent::of(&work.source, &work.destination, &settings)? } else { None };
-    let spec = spec_of(options, global, (&source, &output), is_whole, lent.as_ref());
+    let spec = spec_of(options, global, &source, &output, is_whole, lent.as_ref());
     let is_streamed = |end: &str| lent.is_none() && !is_registry(end);
     let source = is_streamed(&work.source).then_some(source);
     let output = is_streamed(&work.destination).then_some(output);
@@ -180,7 +180,8 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
 fn spec_of(
     options: &Process,
     global: &Global,
-    (source, output): (&Opened<Box<dyn ImageSource>>, &Opened<Arc<dyn ImageOutput>>),
+    source: &Opened<Box<dyn ImageSource>>,
+    output: &Opened<Arc<dyn ImageOutput>>,
     is_whole: bool,
     lent: Option<&Lent>,
 ) -> v1::PipelineSpec {

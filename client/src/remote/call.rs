@@ -202,7 +202,7 @@ impl Answers {
                 requests.try_send(spec).expect("there is room for the first");
                 // Answered when the spec was looked at: what is refused is not even opened here.
                 let answered = coordinator.client.clone().process_image(ReceiverStream::new(receiver)).await;
-                Answered::Plain(answered.map_err(|status| coordinator.error(status))?.into_inner())
+                Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
             }
         };
         let (upload, requests) = match source {

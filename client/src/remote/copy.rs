@@ -44,7 +44,7 @@ pub(crate) async fn copy(
     let mut answers = match Lent::of(source, destination, settings)? {
         None => {
             let answered = coordinator.client.clone().copy_image(request).await;
-            Answered::Plain(answered.map_err(|status| coordinator.error(status))?.into_inner())
+            Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
         }
         Some(lent) => {
             let lending = Lending::begin(&coordinator, lent, Work::Copy(request)).await?;

@@ -36,7 +36,7 @@ impl Lent {
 
 /// What a call answers, whether something is lent to it or not.
 pub(crate) enum Answered<T> {
-    Plain(Streaming<T>),
+    Plain(Box<Streaming<T>>),
     Lent(Box<Lending>, fn(Part) -> Option<T>),
 }
 

@@ -56,7 +56,7 @@ pub(crate) async fn verify(
     let mut answers = match lent {
         None => {
             let answered = coordinator.client.clone().verify_image(request).await;
-            Answered::Plain(answered.map_err(|status| coordinator.error(status))?.into_inner())
+            Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
         }
         Some(source) => {
             let lent = Lent { source: Some(source), output: None };

@@ -97,6 +97,8 @@ impl Loan {
     /// Works for as long as the caller answers.
     async fn during(self, work: impl Future<Output = Result<(), ServiceError>>) -> Result<(), ServiceError> {
         tokio::select! {
+            // Who has the result may say no more.
+            biased;
             done = work => done,
             error = self.hearing.hear(self.requests) => Err(match error {
                 WireError::Gone => ServiceError::Truncated,
