@@ -114,6 +114,8 @@ Coordinator, whose workers filter and compress where --coordinator names one (a 
   registry://...   is read and written by the coordinator, as it is set up, logged in as this process would be (a job: as the
                    options say): no byte of it passes here
   all others       are on this machine, and their images are streamed to the coordinator and back
+  oci-layout://... is lent to it by `copy`, `verify`, and `process` with --all, --signatures or --provenance: it asks for what it needs,
+                   and stores there what it made. `copy` and `verify` of two layouts are done here
   An image that is only looked at (info, check) and is on this machine is looked at here. `job` runs without anybody waiting.
 
 Exit status:

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::digest::{Digest, Hasher};
 use crate::engine::EngineError;
+use crate::lent::LentError;
 use crate::registry::RegistryError;
 
 /// The size of the chunks that our own readers and writers pass on, in bytes.
@@ -124,6 +125,9 @@ pub enum BlobError {
     /// The side that produces the bytes stopped before their end; its own error says why.
     #[error("the producer stopped before the end of the layer")]
     Interrupted,
+    /// Who lends the content could not give or keep it.
+    #[error(transparent)]
+    Lent(#[from] LentError),
     /// What runs the pipeline in a service of its own moves bytes by means of its own, and those failed.
     #[error(transparent)]
     Host(Box<dyn std::error::Error + Send + Sync>),

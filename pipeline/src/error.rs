@@ -1,11 +1,14 @@
 //! Why an image was not processed: one error for the whole way, with the place where it happened and a word on what to do.
 
+use std::io::ErrorKind;
+
 use crate::blob::BlobError;
 use crate::config::ConfigError;
 use crate::digest::Digest;
 use crate::engine::EngineError;
 use crate::filter::SpecError;
 use crate::layer::LayerError;
+use crate::lent::LentFault;
 use crate::manifest::{BuildError, ManifestError};
 use crate::output::OutputError;
 use crate::platform::NoSuchPlatform;
@@ -378,8 +381,22 @@ impl Error {
         match self {
             Self::Blob(BlobError::Registry(error)) => error.is_not_found(),
             Self::Blob(BlobError::Missing { .. }) => true,
+            Self::Blob(BlobError::Lent(error)) => error.fault == LentFault::Missing,
             _ => false,
         }
+    }
+
+    /// Whether a disk is full, here or where something is lent.
+    pub fn is_storage_full(&self) -> bool {
+        let io = match self {
+            Self::Layer { source, .. } | Self::Copy { source, .. } => return source.is_storage_full(),
+            Self::Blob(BlobError::Lent(error)) => return error.fault == LentFault::Full,
+            Self::Blob(BlobError::Io { source, .. })
+            | Self::LayerContent(LayerError::Spool(source))
+            | Self::Output(OutputError::Io { source, .. }) => source,
+            _ => return false,
+        };
+        matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
     }
 
     /// Whether the same request may succeed when it is made again.
@@ -404,6 +421,7 @@ impl Error {
         match self {
             Self::Registry(error) | Self::Blob(BlobError::Registry(error)) => error.hint(),
             Self::Engine(error) | Self::Blob(BlobError::Engine(error)) => error.hint(),
+            Self::Blob(BlobError::Lent(error)) => error.hint.clone(),
             Self::Layer { source, .. } | Self::Copy { source, .. } => source.hint(),
             Self::MissingManifest { .. } => {
                 Some("--sparse copies the index as it is, with the images that are there".to_owned())
@@ -444,6 +462,7 @@ fn blob(error: &BlobError) -> Blame {
     match error {
         BlobError::Registry(error) => registry(error),
         BlobError::Engine(error) => error.blame(),
+        BlobError::Lent(error) => error.blame(),
         BlobError::Io { .. } => Blame::Machine,
         BlobError::Digest { .. } | BlobError::Size { .. } | BlobError::Missing { .. } => Blame::Image,
         // The producer's own error is what the user sees; this one only stops the consumer.

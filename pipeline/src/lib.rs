@@ -21,6 +21,7 @@ pub mod filter;
 pub mod index;
 pub mod layer;
 pub mod layout;
+pub mod lent;
 pub mod manifest;
 pub mod mirror;
 pub mod named;

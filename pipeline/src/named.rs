@@ -41,7 +41,7 @@ pub struct Attached {
 
 impl Beside {
     /// Whether something may have to be put beside what changes.
-    pub(crate) fn may_attach(self) -> bool {
+    pub fn may_attach(self) -> bool {
         self.signatures == SignaturePolicy::Keep || self.provenance
     }
 

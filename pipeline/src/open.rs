@@ -102,11 +102,7 @@ pub fn source(text: &str, settings: &Settings) -> Result<Opened<Box<dyn ImageSou
             }
             ForPlatform::hold(DirSource::new(&uri.rest, image), &settings.platform)
         }
-        "oci-layout" => {
-            let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
-            let platform = platform(&uri, settings);
-            Box::new(LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone()))
-        }
+        "oci-layout" => Box::new(source_layout(&uri, settings)?),
         scheme => unreachable!("{scheme}:// is in the table of sources"),
     };
     Ok(Opened { end, max_workers: max_workers(&uri)? })
@@ -152,17 +148,7 @@ pub fn output(text: &str, settings: &Settings) -> Result<Opened<Arc<dyn ImageOut
             Arc::new(BundleOutput::new(&uri.rest, options, settings.spools.clone()))
         }
         "tar" => Arc::new(TarOutput::new(&uri.rest, settings.spools.clone())),
-        "oci-layout" => {
-            let options = LayoutOptions {
-                tag: uri.option("tag").map(str::to_owned),
-                tar: uri.flag("tar")?,
-                compression: uri.parsed("compression")?.or(settings.compression),
-                format: uri.parsed("format")?.unwrap_or(settings.format),
-                verify: settings.verify || uri.flag("verify")?,
-                foreign_layers: settings.foreign_layers,
-            };
-            Arc::new(LayoutOutput::new(&uri.rest, options, settings.spools.clone()))
-        }
+        "oci-layout" => Arc::new(output_layout(&uri, settings)?),
         scheme => unreachable!("{scheme}:// is in the table of outputs"),
     };
     Ok(Opened { end, max_workers: max_workers(&uri)? })
@@ -242,9 +228,7 @@ pub fn store(text: &str, settings: &Settings) -> Result<Arc<dyn Store>, Error> {
         }
         "oci-layout" => {
             uri.only(&["tag", "digest"])?;
-            let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
-            let (platform, spools) = (settings.platform.clone(), settings.spools.clone());
-            Ok(Arc::new(LayoutSource::new(&uri.rest, choice, platform, spools)))
+            Ok(Arc::new(source_layout(&uri, settings)?))
         }
         _ => Err(unknown(uri, "source of whole images")),
     }
@@ -262,16 +246,40 @@ pub fn content_output(text: &str, settings: &Settings) -> Result<Arc<dyn Content
         }
         "oci-layout" => {
             uri.only(&["tag", "tar"])?;
-            let options = LayoutOptions {
-                tag: uri.option("tag").map(str::to_owned),
-                tar: uri.flag("tar")?,
-                foreign_layers: settings.foreign_layers,
-                ..LayoutOptions::default()
-            };
-            Ok(Arc::new(LayoutOutput::new(&uri.rest, options, settings.spools.clone())))
+            Ok(Arc::new(output_layout(&uri, settings)?))
         }
         _ => Err(unknown(uri, "destination of whole images")),
     }
+}
+
+/// The layout that `text` names as a source; None where it names something else. Its options are looked at where it is opened.
+pub fn lent_source(text: &str, settings: &Settings) -> Result<Option<LayoutSource>, Error> {
+    let uri = Uri::parse(text)?;
+    (uri.scheme == oci_layout::KIND.scheme).then(|| source_layout(&uri, settings)).transpose()
+}
+
+/// The layout that `text` names as a destination likewise.
+pub fn lent_output(text: &str, settings: &Settings) -> Result<Option<LayoutOutput>, Error> {
+    let uri = Uri::parse(text)?;
+    (uri.scheme == oci_layout::KIND.scheme).then(|| output_layout(&uri, settings)).transpose()
+}
+
+fn source_layout(uri: &Uri, settings: &Settings) -> Result<LayoutSource, Error> {
+    let choice = Choice { tag: uri.option("tag").map(str::to_owned), digest: uri.parsed("digest")? };
+    let platform = platform(uri, settings);
+    Ok(LayoutSource::new(&uri.rest, choice, platform, settings.spools.clone()))
+}
+
+fn output_layout(uri: &Uri, settings: &Settings) -> Result<LayoutOutput, Error> {
+    let options = LayoutOptions {
+        tag: uri.option("tag").map(str::to_owned),
+        tar: uri.flag("tar")?,
+        compression: uri.parsed("compression")?.or(settings.compression),
+        format: uri.parsed("format")?.unwrap_or(settings.format),
+        verify: settings.verify || uri.flag("verify")?,
+        foreign_layers: settings.foreign_layers,
+    };
+    Ok(LayoutOutput::new(&uri.rest, options, settings.spools.clone()))
 }
 
 fn unknown(uri: Uri, role: &'static str) -> Error {

@@ -27,6 +27,13 @@ pub struct Wanted {
     pub provenance: bool,
 }
 
+impl Wanted {
+    /// What is wanted beside an image by itself.
+    pub fn beside(self) -> Beside {
+        Beside { signatures: self.signatures.unwrap_or(SignaturePolicy::Drop), provenance: self.provenance }
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub enum Done {
@@ -61,7 +68,7 @@ pub async fn process_whole(
     let Wanted { all, attestations, signatures, provenance } = wanted;
     let index = if all { source.index().await? } else { None };
     let Some(index) = index else {
-        let beside = Beside { signatures: signatures.unwrap_or(SignaturePolicy::Drop), provenance };
+        let beside = wanted.beside();
         let (outcome, attached) = process_named(source, layers, output, executor, beside, &begin()).await?;
         return Ok(Done::Image(Box::new(outcome), attached));
     };

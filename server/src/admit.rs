@@ -15,11 +15,10 @@ use occy_pipeline::engine;
 use occy_pipeline::error::Error;
 use occy_pipeline::filter::search::Search;
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS, Filter, FilterChain, OutputFormat};
-use occy_pipeline::manifest::{Annotations, Family};
+use occy_pipeline::manifest::Annotations;
 use occy_pipeline::mirror::config::Config;
 use occy_pipeline::mirror::{self, Have, MirrorProgress};
 use occy_pipeline::open::{self, Settings};
-use occy_pipeline::output::manifest::ManifestFormat;
 use occy_pipeline::output::{LayerForm, OUTPUTS};
 use occy_pipeline::platform::{Platform, PlatformChoice};
 use occy_pipeline::process::Outcome;
@@ -89,6 +88,13 @@ pub enum Ends {
     DestinationNamed,
     /// Either, both or none: what is empty is the caller.
     Any,
+    /// Those that the caller does not lend.
+    NotLent {
+        /// Whether it lends the source.
+        source: bool,
+        /// Whether it lends the destination.
+        destination: bool,
+    },
 }
 
 /// A spec that was looked at and found allowed.
@@ -258,6 +264,7 @@ impl Gate {
             Ends::SourceNamed | Ends::PlaceNamed => (Some(true), Some(false)),
             Ends::DestinationNamed => (Some(false), Some(true)),
             Ends::Any => (None, None),
+            Ends::NotLent { source, destination } => (Some(!source), Some(!destination)),
         };
         self.check_end("source", &spec.source, source)?;
         self.check_end("destination", &spec.destination, destination)?;
@@ -292,19 +299,15 @@ impl Gate {
         }
         let known =
             |field| ServiceError::Field { field, problem: "has a value that is not known".to_owned() };
-        let format = match v1::Family::try_from(spec.manifest_family) {
-            Ok(v1::Family::Unspecified) => ManifestFormat::Keep,
-            Ok(v1::Family::Docker) => ManifestFormat::Always(Family::Docker),
-            Ok(v1::Family::Oci) => ManifestFormat::Always(Family::Oci),
-            Err(_) => return Err(known("manifest_family")),
-        };
+        let format = v1::Family::try_from(spec.manifest_family).map_err(|_| known("manifest_family"))?;
+        let format = convert::manifest_format(format);
         let client = self.clients.get(tenant);
         let findings = match v1::FindingsFormat::try_from(spec.findings) {
             Ok(v1::FindingsFormat::Text | v1::FindingsFormat::Unspecified) => OutputFormat::Text,
             Ok(v1::FindingsFormat::Json) => OutputFormat::Json,
             Err(_) => return Err(known("findings")),
         };
-        let wanted = wanted(spec)?;
+        let wanted = wanted(spec, ends)?;
         let platform = spec.platform.clone().unwrap_or_default();
         let named = |text: String| Some(text).filter(|text| !text.is_empty());
         let settings = Settings {
@@ -516,7 +519,7 @@ fn with_search(chain: &FilterChain, search: &v1::SearchSpec) -> Result<FilterCha
 }
 
 /// What a spec wants besides the image itself.
-fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
+fn wanted(spec: &PipelineSpec, ends: Ends) -> Result<Wanted, ServiceError> {
     let fail = |field, problem: &str| ServiceError::Field { field, problem: problem.to_owned() };
     let unknown = |field| fail(field, "has a value that is not known");
     let signatures = v1::SignaturePolicy::try_from(spec.signatures).map_err(|_| unknown("signatures"))?;
@@ -534,9 +537,10 @@ fn wanted(spec: &PipelineSpec) -> Result<Wanted, ServiceError> {
     let asked =
         [("signatures", wanted.signatures.is_some()), ("provenance", wanted.provenance), ("all", wanted.all)];
     let asked = asked.into_iter().find_map(|(field, is_asked)| is_asked.then_some(field));
+    let is_whole = matches!(ends, Ends::NotLent { .. });
     match asked {
-        Some(field) if spec.source.is_empty() || spec.destination.is_empty() => {
-            Err(fail(field, "is for images whose source and destination are named"))
+        Some(field) if !is_whole && (spec.source.is_empty() || spec.destination.is_empty()) => {
+            Err(fail(field, "is for images whose source and destination are named, or lent"))
         }
         _ if wanted.all && !spec.compression.is_empty() => Err(fail("compression", "is not for an index")),
         _ if wanted.all && spec.manifest_family() != v1::Family::Unspecified => {

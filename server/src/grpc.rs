@@ -10,8 +10,12 @@ use occy_pipeline::copy::CopyPlan;
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::source::SOURCES;
 use occy_pipeline::wire::convert;
+use occy_proto::v1::lend_start::Work as Lend;
 use occy_proto::v1::pipeline_service_server::PipelineService;
-use occy_proto::v1::{self, process_image_request, process_image_response, write_image_request};
+use occy_proto::v1::{
+    self, lend_layout_request, lend_layout_response, process_image_request, process_image_response,
+    write_image_request,
+};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -19,7 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use crate::access::{Access, Caller, Scope};
-use crate::admit::{self, Ends, Gate};
+use crate::admit::{self, Ends, Gate, Work};
+use crate::call::lend::{self, Loan};
 use crate::call::verify::{self, Verifying};
 use crate::call::{self, Answer, Elements, copy, look, names};
 use crate::client::Client;
@@ -78,6 +83,7 @@ impl PipelineService for Api {
     type CheckImageStream = Answered<v1::CheckImageResponse>;
     type VerifyImageStream = Answered<v1::VerifyImageResponse>;
     type CopyImageStream = Answered<v1::CopyImageResponse>;
+    type LendLayoutStream = Answered<v1::LendLayoutResponse>;
     type ListNamesStream = Answered<v1::ListNamesResponse>;
     type WatchJobStream = Answered<v1::WatchJobResponse>;
 
@@ -189,18 +195,7 @@ impl PipelineService for Api {
         let answers = answer(place, deadline, move |answers| async move {
             call::run(work, &fleet, elements, answers).await
         });
-        let answers = answers.map_ok(|answer| {
-            let part = match answer {
-                Answer::Element(element) => process_image_response::Part::Element(element),
-                Answer::Found(output) => process_image_response::Part::FilterOutput(output),
-                Answer::Layer(layer) => process_image_response::Part::Layer(layer),
-                Answer::Progress(progress) => process_image_response::Part::Progress(progress),
-                Answer::Image(image) => process_image_response::Part::Image(image),
-                Answer::Result(result) => process_image_response::Part::Result(result),
-            };
-            v1::ProcessImageResponse { part: Some(part) }
-        });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(answers.map_ok(process_answer).boxed()))
     }
 
     async fn search_image(
@@ -262,14 +257,8 @@ impl PipelineService for Api {
     ) -> Result<Response<Self::VerifyImageStream>, Status> {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
-        let v1::VerifyImageRequest { image, source, parallel, max_layer_size, credentials } =
-            request.into_inner();
-        let logins = Logins::of(credentials)?;
-        let spec =
-            v1::PipelineSpec { source: image, parallel, max_layer_size, ..v1::PipelineSpec::default() };
-        let image = self.0.gate.admit(&spec, Ends::SourceNamed, &caller.tenant, &logins).await?;
-        let (gate, fleet) = (Arc::clone(&self.0.gate), self.0.fleet.clone());
-        let verifying = Verifying { image, source, gate, logins };
+        let verifying = self.verifying(request.into_inner(), false, &caller).await?;
+        let fleet = self.0.fleet.clone();
         let parts =
             answer(
                 place,
@@ -286,27 +275,67 @@ impl PipelineService for Api {
         let (caller, place, deadline) = self.begin(&request)?;
         caller.may(Scope::Read)?;
         caller.may(Scope::Write)?;
-        let request = request.into_inner();
-        let signatures = convert::signatures(request.signatures());
-        let spec = v1::PipelineSpec {
-            source: request.source,
-            destination: request.destination,
-            foreign_layers: request.foreign_layers,
-            parallel: request.parallel,
-            ..v1::PipelineSpec::default()
-        };
-        let logins = Logins::of(request.credentials)?;
-        let work = self.0.gate.admit(&spec, Ends::BothNamed, &caller.tenant, &logins).await?;
-        let plan = CopyPlan {
-            platforms: admit::platforms(request.platforms)?,
-            sparse: request.sparse,
-            referrers: request.referrers,
-            preserve_digests: request.preserve_digests,
-            signatures,
-            parallel: work.settings.parallel,
-        };
+        let (work, plan) = self.copy_of(request.into_inner(), Ends::BothNamed, &caller).await?;
         let parts = answer(place, deadline, move |parts| copy::copy(work, plan, parts));
         Ok(Response::new(parts.map_ok(|part| v1::CopyImageResponse { part: Some(part) }).boxed()))
+    }
+
+    async fn lend_layout(
+        &self,
+        request: Request<Streaming<v1::LendLayoutRequest>>,
+    ) -> Result<Response<Self::LendLayoutStream>, Status> {
+        use lend_layout_request::Part;
+        let (caller, place, deadline) = self.begin(&request)?;
+        let mut requests = request.into_inner();
+        let Some(v1::LendLayoutRequest { part: Some(Part::Start(start)) }) = requests.message().await? else {
+            return Err(bad_start());
+        };
+        let v1::LendStart { work, source, destination } = start;
+        let is_verify = matches!(work, Some(Lend::Verify(_)));
+        if destination.is_some() || source.is_none() || is_verify {
+            caller.may(Scope::Read)?;
+        }
+        if destination.is_none() && !is_verify {
+            caller.may(Scope::Write)?;
+        }
+        let (loan, asked) = Loan::new(source, destination, requests.boxed())?;
+        let answers = match work {
+            Some(Lend::Copy(request)) => {
+                let (work, plan) = self.copy_of(request, loan.ends(), &caller).await?;
+                let parts = answer(place, deadline, move |parts| lend::copy(work, plan, loan, parts));
+                let message =
+                    |part| lend_layout_response::Part::Copy(v1::CopyImageResponse { part: Some(part) });
+                parts.map_ok(message).boxed()
+            }
+            Some(Lend::Process(request)) => {
+                let Some(process_image_request::Part::Spec(spec)) = request.part else {
+                    return Err(no_spec());
+                };
+                let logins = Logins::of(request.credentials)?;
+                let work = self.0.gate.admit(&spec, loan.ends(), &caller.tenant, &logins).await?;
+                let fleet = self.0.fleet.clone();
+                let answers = answer(place, deadline, move |answers| async move {
+                    lend::process(work, &fleet, loan, answers).await
+                });
+                answers.map_ok(process_answer).map_ok(lend_layout_response::Part::Process).boxed()
+            }
+            Some(Lend::Verify(request)) => {
+                if !loan.is_source() {
+                    return Err(bad_start());
+                }
+                let verifying = self.verifying(request, true, &caller).await?;
+                let fleet = self.0.fleet.clone();
+                let parts = answer(place, deadline, move |parts| async move {
+                    lend::verify(verifying, &fleet, loan, parts).await
+                });
+                let message =
+                    |part| lend_layout_response::Part::Verify(v1::VerifyImageResponse { part: Some(part) });
+                parts.map_ok(message).boxed()
+            }
+            None => return Err(bad_start()),
+        };
+        let answers = answers.map_ok(|part| v1::LendLayoutResponse { part: Some(part) });
+        Ok(Response::new(lend::with_asked(answers, asked)))
     }
 
     async fn list_names(
@@ -518,6 +547,58 @@ impl Api {
         Ok((caller, Place { _all: all, _own: own, _client: client }, deadline))
     }
 
+    /// What a copy is, whose caller lends the ends that need not be named.
+    async fn copy_of(
+        &self,
+        request: v1::CopyImageRequest,
+        ends: Ends,
+        caller: &Caller,
+    ) -> Result<(Work, CopyPlan), ServiceError> {
+        let signatures = convert::signatures(request.signatures());
+        let spec = v1::PipelineSpec {
+            source: request.source,
+            destination: request.destination,
+            foreign_layers: request.foreign_layers,
+            parallel: request.parallel,
+            ..v1::PipelineSpec::default()
+        };
+        let logins = Logins::of(request.credentials)?;
+        let work = self.0.gate.admit(&spec, ends, &caller.tenant, &logins).await?;
+        let plan = CopyPlan {
+            platforms: admit::platforms(request.platforms)?,
+            sparse: request.sparse,
+            referrers: request.referrers,
+            preserve_digests: request.preserve_digests,
+            signatures,
+            parallel: work.settings.parallel,
+        };
+        Ok((work, plan))
+    }
+
+    /// What is to be verified, whose image or source the caller may lend.
+    async fn verifying(
+        &self,
+        request: v1::VerifyImageRequest,
+        is_lent: bool,
+        caller: &Caller,
+    ) -> Result<Verifying, ServiceError> {
+        let v1::VerifyImageRequest { image, source, parallel, max_layer_size, credentials } = request;
+        let logins = Logins::of(credentials)?;
+        let is_source_lent = is_lent && !image.is_empty();
+        if is_source_lent && !source.is_empty() {
+            let problem = "is lent, and must not be set".to_owned();
+            return Err(ServiceError::Field { field: "source", problem });
+        }
+        let ends = match is_lent && !is_source_lent {
+            true => Ends::NotLent { source: true, destination: true },
+            false => Ends::SourceNamed,
+        };
+        let spec =
+            v1::PipelineSpec { source: image, parallel, max_layer_size, ..v1::PipelineSpec::default() };
+        let image = self.0.gate.admit(&spec, ends, &caller.tenant, &logins).await?;
+        Ok(Verifying { image, source, is_source_lent, gate: Arc::clone(&self.0.gate), logins })
+    }
+
     /// A job, if there is one that the caller sees.
     async fn job(&self, caller: &Caller, id: &str) -> Result<v1::Job, ServiceError> {
         let job = self.0.jobs.engine().get(id).await?;
@@ -563,6 +644,23 @@ fn check_key(key: &str) -> Result<(), ServiceError> {
 fn no_spec() -> Status {
     let problem = "the first message, and no other, is the spec".to_owned();
     ServiceError::Field { field: "part", problem }.into()
+}
+
+fn bad_start() -> Status {
+    let problem = "the first message, and no other, says what is to be done".to_owned();
+    ServiceError::Field { field: "start", problem }.into()
+}
+
+fn process_answer(answer: Answer) -> v1::ProcessImageResponse {
+    let part = match answer {
+        Answer::Element(element) => process_image_response::Part::Element(element),
+        Answer::Found(output) => process_image_response::Part::FilterOutput(output),
+        Answer::Layer(layer) => process_image_response::Part::Layer(layer),
+        Answer::Progress(progress) => process_image_response::Part::Progress(progress),
+        Answer::Image(image) => process_image_response::Part::Image(image),
+        Answer::Result(result) => process_image_response::Part::Result(result),
+    };
+    v1::ProcessImageResponse { part: Some(part) }
 }
 
 /// Runs the work of a call on a task of its own, whose answers are the stream. A caller that goes away drops the stream, and

@@ -3,7 +3,7 @@
     client.py ADDRESS METHOD REQUEST [OPTION]...
 
 METHOD is an rpc of PipelineService or ScheduleService, or `Health`, or `Services`. REQUEST is its request in JSON; for WriteImage and ProcessImage
-the spec, which elements follow if --elements names some. What comes back is printed as JSON, a line a message, and an error as a
+the spec, which elements follow if --elements names some; for LendLayout its start, and --layout what is lent. What comes back is printed as JSON, a line a message, and an error as a
 last line. The elements of an image are checked for all that the .proto promises of them, and printed as one line.
 """
 
@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from layout import Layout
 from occy.v1 import image_pb2, pipeline_pb2, pipeline_pb2_grpc, schedule_pb2, schedule_pb2_grpc
 
 MESSAGE_MAX = 1024 * 1024
@@ -31,6 +32,8 @@ parser.add_argument("request", type=json.loads)
 parser.add_argument("--timeout", type=float, help="the deadline, in seconds")
 parser.add_argument("--save", help="write the elements that come into this file")
 parser.add_argument("--elements", help="send the elements in this file")
+parser.add_argument("--layout", help="the directory that is lent")
+parser.add_argument("--unasked", action="store_true", help="answer what was not asked")
 parser.add_argument("--without-end", action="store_true", help="send all of them but the last")
 parser.add_argument("--corrupt", action="store_true", help="send another first byte of the first layer")
 parser.add_argument("--stop-after", type=int, help="go away after so many messages")
@@ -201,10 +204,15 @@ def main(connection):
     schedules = (schedule_pb2, schedule_pb2_grpc.ScheduleServiceStub)
     messages, service = pipeline if hasattr(pipeline_pb2, options.method + "Request") else schedules
     call = getattr(service(connection), options.method)
+    layout = None
     if options.method in ("WriteImage", "ProcessImage"):
         kind = getattr(pipeline_pb2, options.method + "Request")
         sent = list(requests(kind)) if options.wait_first else requests(kind)
         answers = call(iter(sent), **settings)
+    elif options.method == "LendLayout":
+        layout = Layout(options.layout, options.corrupt, options.unasked)
+        start = json_format.ParseDict(options.request, pipeline_pb2.LendStart())
+        answers = call(layout.requests(start), **settings)
     else:
         kind = getattr(messages, options.method + "Request")
         answers = call(json_format.ParseDict(options.request, kind()), **settings)
@@ -215,6 +223,8 @@ def main(connection):
     try:
         for number, answer in enumerate(answers, 1):
             assert answer.ByteSize() <= MESSAGE_MAX
+            if layout and layout.take(answer):
+                continue
             if "element" in answer.DESCRIPTOR.fields_by_name and answer.HasField("element"):
                 image.take(answer.element)
             else:
@@ -224,6 +234,8 @@ def main(connection):
                 return
             time.sleep(options.pause)
     finally:
+        if layout:
+            layout.close()
         if image.kinds:
             image.show()
 

@@ -1,8 +1,9 @@
 # A client in Ruby, whose code is generated from the .proto files alone: it calls every rpc once, and says what came of each.
 #
-#   ruby -I GENERATED client.rb ADDRESS SOURCE DESTINATION
+#   ruby -I GENERATED client.rb ADDRESS SOURCE DESTINATION LAYOUT
 #
-# SOURCE is an image at a registry, DESTINATION a repository at another, where it makes tags. The answer is one JSON object.
+# SOURCE is an image at a registry, DESTINATION a repository at another, where it makes tags, LAYOUT the directory of a layout. The answer
+# is one JSON object.
 
 require "digest"
 require "json"
@@ -15,7 +16,7 @@ require "occy/v1/blob_services_pb"
 
 include Occy::V1
 
-address, source, destination = ARGV
+address, source, destination, layout = ARGV
 plain = :this_channel_is_insecure
 pipeline = PipelineService::Stub.new(address, plain)
 schedules = ScheduleService::Stub.new(address, plain)
@@ -73,6 +74,25 @@ parts = [ProcessImageRequest.new(spec: spec)] + elements.map { |element| Process
 processed = pipeline.process_image(parts.each).to_a
 said[:processed] = layers(processed.map(&:element).compact)
 said[:result] = processed.last.part
+
+# The layout is lent: what is asked of it is its index and its blobs. No blob has more bytes than may be sent without credit.
+asked = Queue.new
+copy = CopyImageRequest.new(destination: "#{destination}:lent")
+asked << LendLayoutRequest.new(start: LendStart.new(copy: copy, source: LentSource.new(path: layout)))
+requests = Enumerator.new { |requests| while (request = asked.pop) do requests << request end }
+pipeline.lend_layout(requests).each do |answer|
+  if answer.part == :copy
+    said[:lent] = answer.copy.result.manifest_digest if answer.copy.part == :result
+    asked << nil if said[:lent]
+  elsif answer.part == :ask
+    ask = answer.ask
+    path = ask.what == :read_index ? "index.json" : "blobs/#{ask.read_blob.digest.sub(":", "/")}"
+    data = File.binread("#{layout}/#{path}")
+    asked << LendLayoutRequest.new(piece: LendPiece.new(ask: ask.id, data: data))
+    digest = "sha256:#{Digest::SHA256.hexdigest(data)}"
+    asked << LendLayoutRequest.new(end: LendEnd.new(ask: ask.id, digest: digest, size: data.bytesize))
+  end
+end
 
 spec = PipelineSpec.new(source: source, destination: "#{destination}:job")
 submission = SubmitJobRequest.new(spec: spec, idempotency_key: "once")

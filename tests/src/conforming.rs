@@ -149,6 +149,16 @@ impl Conforming {
             .unwrap_or_default()
     }
 
+    /// The digests of all manifests and blobs of a repository.
+    pub fn digests(&self, name: &str) -> Vec<String> {
+        let state = self.state.lock().expect("no handler panics");
+        let repository = state.repositories.get(name).cloned().unwrap_or_default();
+        let mut digests: Vec<_> =
+            repository.manifests.into_keys().chain(repository.blobs.into_keys()).collect();
+        digests.sort();
+        digests
+    }
+
     /// The digests of what names a manifest as its subject.
     pub fn referrers(&self, name: &str, subject: &str) -> Vec<String> {
         let state = self.state.lock().expect("no handler panics");

@@ -28,6 +28,7 @@ pub mod mesh;
 pub mod nats;
 pub mod network;
 pub mod occyctl;
+pub mod older;
 mod process;
 pub mod proxy;
 pub mod random;

@@ -46,26 +46,19 @@ pub struct Run {
 }
 
 /// Prepares to run `occyctl` with the arguments: in its own process, or, where `OCCY_TEST_COORDINATOR` is set and they are of a
-/// command that a coordinator can do, by a coordinator that starts for this test. What only one's own process can do (what speaks
-/// to registries in one's own way, indexes as a whole from or to this machine) stays there.
+/// command that a coordinator can do, by a coordinator that starts for this test. What only one's own process can do, what speaks
+/// to registries in one's own way, stays there.
 pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
     let is_shared = arguments.first().is_some_and(|command| {
-        ["process", "search", "info", "check", "verify", "ls", "tags", "digest", "delete"]
+        ["process", "search", "info", "check", "copy", "verify", "ls", "tags", "digest", "delete"]
             .iter()
             .any(|shared| command == *shared)
     });
-    let is_here = |argument: &OsString| {
-        let uri = argument.to_string_lossy();
-        uri.contains("://") && !uri.starts_with("registry://")
-    };
-    let is_any_here = arguments.iter().any(is_here);
-    let is_shared = is_shared && !(is_any_here && arguments[0] == *"verify");
     let is_own = |argument: &OsString| {
         let name = argument.to_string_lossy();
         let name = name.strip_prefix("--");
-        let is = |own: &&str| name.is_some_and(|name| name.starts_with(own));
-        OWN.iter().any(is) || (is_any_here && BETWEEN_REGISTRIES.iter().any(is))
+        OWN.iter().any(|own| name.is_some_and(|name| name.starts_with(own)))
     };
     let run = locally(&arguments);
     match std::env::var_os("OCCY_TEST_COORDINATOR") {
@@ -76,9 +69,6 @@ pub fn occyctl<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
         _ => run,
     }
 }
-
-/// Options that a coordinator follows where both ends are registries.
-const BETWEEN_REGISTRIES: [&str; 3] = ["all", "signatures", "provenance"];
 
 /// Options, and variables in capitals, that a coordinator has no use for.
 const OWN: [&str; 11] = [

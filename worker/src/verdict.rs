@@ -2,11 +2,9 @@
 //! ran on a worker.
 
 use std::borrow::Cow;
-use std::io::ErrorKind;
 
 use occy_pipeline::blob::BlobError;
 use occy_pipeline::error::{Blame, Error};
-use occy_pipeline::layer::LayerError;
 use occy_pipeline::output::OutputError;
 use occy_pipeline::registry::RegistryError;
 use tonic::Code;
@@ -37,7 +35,7 @@ impl Verdict {
             Some(error) if error.is_not_found() => return verdict(Code::NotFound, "NOT_IN_REGISTRY"),
             _ => {}
         }
-        if is_storage_full(error) {
+        if error.is_storage_full() {
             return Self { retryable: true, ..verdict(Code::ResourceExhausted, "STORAGE_FULL") };
         }
         match (error.blame(), innermost(error)) {
@@ -45,6 +43,9 @@ impl Verdict {
             (Blame::Caller, error) if error.is_misuse() => verdict(Code::InvalidArgument, "MALFORMED"),
             (Blame::Caller, Error::Platform(_)) => verdict(Code::NotFound, "NO_SUCH_PLATFORM"),
             (Blame::Caller, Error::Unstated(_)) => verdict(Code::NotFound, "NO_PROVENANCE"),
+            (Blame::Caller, Error::Blob(BlobError::Lent(_))) => {
+                verdict(Code::FailedPrecondition, "NOT_POSSIBLE")
+            }
             (Blame::Caller, Error::Registry(_) | Error::Blob(_)) => {
                 verdict(Code::FailedPrecondition, "REGISTRY")
             }
@@ -74,17 +75,7 @@ pub fn registry(error: &Error) -> Option<&RegistryError> {
 
 fn innermost(error: &Error) -> &Error {
     match error {
-        Error::Layer { source, .. } => innermost(source),
+        Error::Layer { source, .. } | Error::Copy { source, .. } => innermost(source),
         error => error,
     }
-}
-
-fn is_storage_full(error: &Error) -> bool {
-    let io = match innermost(error) {
-        Error::Blob(BlobError::Io { source, .. }) => source,
-        Error::LayerContent(LayerError::Spool(source)) => source,
-        Error::Output(OutputError::Io { source, .. }) => source,
-        _ => return false,
-    };
-    matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }

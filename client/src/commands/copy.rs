@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{counted, kept_document, print_json, tell_kept};
 use crate::display::Display;
 use crate::options::{Copy, Global, OutputFormat};
-use crate::remote::copy as remote;
+use crate::remote::{copy as remote, is_registry};
 use crate::settings::settings;
 use crate::{Exit, Untold, say};
 
@@ -33,8 +33,11 @@ pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit>
     let progress = Progress::default();
     let display = Display::start(global, progress.clone(), &from, &settings.spools);
     let copied = match &global.coordinator {
-        Some(_) => remote::copy((&from, &to), &plan, options.foreign_layers, &progress, global).await?,
-        None => copy(source, output, &plan, &progress).await?,
+        // What is between two layouts of this machine needs nobody else.
+        Some(_) if [&from, &to].into_iter().any(|end| is_registry(end)) => {
+            remote::copy((&from, &to), &plan, &settings, &progress, global).await?
+        }
+        _ => copy(source, output, &plan, &progress).await?,
     };
     drop(display);
     tell(&copied, &from, global).map_err(Untold)?;

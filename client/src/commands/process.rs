@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,24 +12,27 @@ use occy_pipeline::error::Error;
 use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::{self, FilterChain, Rendering, Target};
 use occy_pipeline::index::{DoneIndex, StaleAttestation};
+use occy_pipeline::manifest::media_type::{DOCKER_MANIFEST_LIST, OCI_INDEX};
 use occy_pipeline::named::Attached;
-use occy_pipeline::open::{self, Settings};
-use occy_pipeline::output::{OUTPUTS, Receipt};
+use occy_pipeline::open::{self, Opened, Settings};
+use occy_pipeline::output::{ImageOutput, OUTPUTS, OutputError, Receipt};
 use occy_pipeline::process::{Outcome, Summary};
+use occy_pipeline::source::ImageSource;
 use occy_pipeline::source::stored::SourceIndex;
 use occy_pipeline::uri::Uri;
-use occy_pipeline::whole::{Done, process_whole};
+use occy_pipeline::whole::{Done, Wanted, process_whole};
 use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::{self, ImageResult, IndexResult, LayerStatus};
 use serde_json::json;
 
 use super::{counted, kept_document, print_bytes, print_json, tell_kept};
 use crate::display::Shown;
-use crate::options::{Global, OutputFormat, Process};
+use crate::options::{Global, OutputFormat, Process, Work};
 use crate::remote::call::{self, Sent};
 use crate::remote::connect::Coordinator;
+use crate::remote::lend::Lent;
 use crate::remote::logins::{Which, logins};
-use crate::remote::{findings, is_registry, spec};
+use crate::remote::{findings, is_registry, names, spec};
 use crate::settings::{Misused, plan, settings};
 use crate::{Exit, Untold, say};
 
@@ -126,37 +130,33 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
     let work = &options.work;
     spec::refuse_registry_options(global, &[&work.source, &work.destination])?;
     let wanted = options.whole.wanted();
-    let asked = spec::asked(wanted);
-    let own = [&work.source, &work.destination].into_iter().find(|end| !is_registry(end));
-    if let (Some(option), Some(own)) = (asked.first(), own) {
-        let problem = format!(
-            "--{option} with --coordinator is from one registry to another, and {own} is on this machine"
-        );
-        return Err(Misused(problem).into());
-    }
     let settings = opened(options, global)?;
     let chain = findings::chain(&work.filters).map_err(Error::from)?;
-    let mut spec = spec::with_wanted(spec::of_work(work, global), wanted);
     // What is written wrongly is said before anything is opened, whosever it is.
     let (source, output) =
         (open::source(&work.source, &settings)?, open::output(&work.destination, &settings)?);
-    let source = (!is_registry(&work.source)).then_some(source);
-    let output = (!is_registry(&work.destination)).then_some(output);
-    if let Some(workers) = source.as_ref().and_then(|source| source.max_workers) {
-        spec.parallel = convert::count(workers);
+    let asked = spec::asked(wanted);
+    let is_whole = !asked.is_empty() && source.end.store().is_some() && output.end.content().is_some();
+    if !is_whole {
+        refuse_whole(work, wanted, source.end.as_ref(), output.end.as_ref(), global).await?;
     }
-    if let Some(output) = &output {
-        spec = spec::to_here(spec, output.end.form());
-    }
+    let lent = if is_whole { Lent::of(&work.source, &work.destination, &settings)? } else { None };
+    let spec = spec_of(options, global, &source, &output, is_whole, lent.as_ref());
+    let is_streamed = |end: &str| lent.is_none() && !is_registry(end);
+    let source = is_streamed(&work.source).then_some(source);
+    let output = is_streamed(&work.destination).then_some(output);
     let files = Files::open(&chain)?;
     let coordinator = Coordinator::needed(global, "process").await?;
-    coordinator.needs(&asked).await?;
+    if is_whole && lent.is_none() {
+        coordinator.needs(&asked).await?;
+    }
     let shown = Shown::new(global, &work.source, &settings.spools);
     let logins = logins(global, &coordinator, &work.source, Some(&work.destination), Which::All).await?;
     let call = call::Plan {
         spec,
         logins,
         source: source.map(|source| source.end),
+        lent,
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: chain.clone(),
         format: rendered(global),
@@ -167,12 +167,73 @@ async fn with_coordinator(options: &Process, global: &Global) -> anyhow::Result<
         Some(output) => {
             // What has passed the filters is looked at no more: only the output wants to know which they were.
             let layers = plan(global, &settings, chain, work.verify_diff_ids);
-            let (outcome, renderings) = call::receive(&coordinator, call, layers, output.end).await?;
-            Told::of(&outcome, Attached::default(), renderings, files)
+            let received = call::receive(&coordinator, call, layers, output.end, wanted.beside()).await?;
+            let ((outcome, attached), renderings) = received;
+            Told::of(&outcome, attached, renderings, files)
         }
     };
     shown.end();
     Ok(told)
+}
+
+/// What the coordinator is asked for: with what is wanted besides the image, where both ends have room for that (`is_whole`).
+fn spec_of(
+    options: &Process,
+    global: &Global,
+    source: &Opened<Box<dyn ImageSource>>,
+    output: &Opened<Arc<dyn ImageOutput>>,
+    is_whole: bool,
+    lent: Option<&Lent>,
+) -> v1::PipelineSpec {
+    let work = &options.work;
+    let (from_here, to_here) = (!is_registry(&work.source), !is_registry(&work.destination));
+    let mut spec = spec::of_work(work, global);
+    if is_whole {
+        spec = spec::with_wanted(spec, options.whole.wanted());
+    }
+    match lent {
+        Some(lent) => spec = spec::with_lent(spec, lent),
+        None if to_here => spec = spec::to_here(spec, output.end.form()),
+        None => {}
+    }
+    // Of ends that it does not open, the coordinator is told how many layers at once they are for.
+    let source_workers = source.max_workers.filter(|_| from_here);
+    let output_workers = output.max_workers.filter(|_| to_here && lent.is_some());
+    if let Some(workers) = source_workers.max(output_workers) {
+        spec.parallel = convert::count(workers);
+    }
+    spec
+}
+
+/// Fails as without a coordinator where an end has no room for what is wanted besides the image. What [`call::receive`] puts
+/// beside an image, it refuses by itself.
+async fn refuse_whole(
+    work: &Work,
+    wanted: Wanted,
+    source: &dyn ImageSource,
+    output: &dyn ImageOutput,
+    global: &Global,
+) -> anyhow::Result<()> {
+    if is_registry(&work.destination) {
+        // A source without manifests has nothing that could be signed, or that a statement could name.
+        let problem = (wanted.provenance && source.store().is_none()).then_some(Error::NoSourceManifest);
+        return problem.map_or(Ok(()), |problem| Err(problem.into()));
+    }
+    if wanted.all && output.content().is_none() {
+        let index = match source.store() {
+            Some(store) if is_registry(&work.source) => {
+                // Which of its images is no question.
+                let name = work.source.split('?').next().unwrap_or_default();
+                let resolved = names::resolve(name, None, global).await?;
+                [OCI_INDEX, DOCKER_MANIFEST_LIST].contains(&&*resolved.media_type).then(|| store.name())
+            }
+            _ => source.index().await?.map(|index| index.name),
+        };
+        if let Some(index) = index.filter(|_| !wanted.beside().may_attach()) {
+            return Err(Error::from(OutputError::NoIndexes { index: index.to_string() }).into());
+        }
+    }
+    Ok(())
 }
 
 /// Everything that is to be told of an image or index.

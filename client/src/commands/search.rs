@@ -76,6 +76,7 @@ async fn with_coordinator(options: &Search, global: &Global) -> anyhow::Result<V
         logins,
         spec: spec::to_here(spec, LayerForm::Nothing),
         source: own.map(|source| source.end),
+        lent: None,
         sending: plan(global, &settings, FilterChain::default(), false),
         chain: FilterChain::default(),
         format: rendered(global),

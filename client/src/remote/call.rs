@@ -21,8 +21,9 @@ use occy_pipeline::element::{Image, Layer, StoredLayer, WrittenLayer, distinct_l
 use occy_pipeline::error::Error;
 use occy_pipeline::executor::{Executor, LayerTask};
 use occy_pipeline::filter::{FilterChain, OutputFormat, Rendering, Report};
+use occy_pipeline::named::{Attached, Beside, process_named};
 use occy_pipeline::output::{ImageOutput, LayerForm};
-use occy_pipeline::process::{Outcome, process};
+use occy_pipeline::process::Outcome;
 use occy_pipeline::progress::{LayerState, Progress};
 use occy_pipeline::source::ImageSource;
 use occy_pipeline::task::LayerPlan;
@@ -30,19 +31,21 @@ use occy_pipeline::wire::document::Document;
 use occy_pipeline::wire::head::Head;
 use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::image_element::Element;
+use occy_proto::v1::lend_start::Work;
 use occy_proto::v1::process_image_response::Part;
 use occy_proto::v1::{
     self as v1, ImageElement, ImageResult, LayerChoice, LayerEnd, LayerReport, LayerStart, LayerStatus,
-    PipelineSpec, ProcessImageRequest, ProcessImageResponse, RegistryCredentials, process_image_request,
+    PipelineSpec, ProcessImageRequest, ProcessImageResponse, RegistryCredentials, lend_layout_response,
+    process_image_request,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
 use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::findings::Findings;
+use super::lend::{Answered, Lending, Lent};
 use super::{show, upload};
 use crate::display::Begin;
 
@@ -60,8 +63,10 @@ pub(crate) struct Plan {
     pub(crate) spec: PipelineSpec,
     /// What registries are logged in to with.
     pub(crate) logins: Vec<RegistryCredentials>,
-    /// Where the image comes from, if it is here.
+    /// Where the image comes from, if it is here and is sent.
     pub(crate) source: Option<Box<dyn ImageSource>>,
+    /// What is here and is lent.
+    pub(crate) lent: Option<Lent>,
     /// What the upload is done with: no filter.
     pub(crate) sending: Arc<LayerPlan>,
     /// The filters, as far as they are known here.
@@ -105,13 +110,15 @@ pub(crate) async fn send(coordinator: &Coordinator, plan: Plan) -> anyhow::Resul
     Ok(Sent { result, layers, images, renderings, elapsed })
 }
 
-/// An image to an output that is here. `layers` is what the output is told of the filters, which have been passed elsewhere.
+/// An image to an output that is here. `layers` is what the output is told of the filters, which have been passed elsewhere, and
+/// `beside` what is wanted besides the image.
 pub(crate) async fn receive(
     coordinator: &Coordinator,
     plan: Plan,
     layers: Arc<LayerPlan>,
     output: Arc<dyn ImageOutput>,
-) -> anyhow::Result<(Outcome, Vec<Rendering>)> {
+    beside: Beside,
+) -> anyhow::Result<((Outcome, Attached), Vec<Rendering>)> {
     let (chain, format) = (plan.chain.clone(), plan.format);
     let unpacks = output.form() == LayerForm::Tar && plan.spec.layer_form() == v1::LayerForm::Stored;
     let mut answers = Answers::begin(coordinator, plan).await?;
@@ -119,17 +126,17 @@ pub(crate) async fn receive(
     let progress = answers.progress.clone();
     let call = Arc::new(Call { answers: Mutex::new(answers), unpacks });
     let executor = Arc::clone(&call);
-    let outcome = process(call.as_ref(), layers, output, executor, &progress).await;
-    let outcome = outcome.map_err(RemoteError::told)?;
+    let processed = process_named(call.as_ref(), layers, output, executor, beside, &progress).await;
+    let (outcome, attached) = processed.map_err(RemoteError::told)?;
     let own = outcome.placed_renderings(&chain, format);
     let renderings = call.answers.lock().await.findings.renderings_with(&chain, own)?;
-    Ok((outcome, renderings))
+    Ok(((outcome, attached), renderings))
 }
 
 /// What the coordinator answers.
 struct Answers {
     coordinator: Coordinator,
-    stream: Streaming<ProcessImageResponse>,
+    stream: Answered<ProcessImageResponse>,
     /// What is being sent, if something is.
     upload: Option<Upload>,
     /// Where the choice of layers goes, if it has not yet, and nothing else is sent before it.
@@ -169,20 +176,35 @@ impl Drop for Upload {
     }
 }
 
+fn process_answer(part: lend_layout_response::Part) -> Option<ProcessImageResponse> {
+    match part {
+        lend_layout_response::Part::Process(answer) => Some(answer),
+        _ => None,
+    }
+}
+
 impl Answers {
     async fn begin(coordinator: &Coordinator, plan: Plan) -> anyhow::Result<Self> {
-        let Plan { spec, logins, source, sending, begin, .. } = plan;
+        let Plan { spec, logins, source, lent, sending, begin, .. } = plan;
         let progress = begin();
         let counts_bytes = source.is_none();
         let foreign_layers = spec.foreign_layers;
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let spec =
             ProcessImageRequest { part: Some(process_image_request::Part::Spec(spec)), credentials: logins };
-        requests.try_send(spec).expect("there is room for the first");
         let coordinator = coordinator.clone();
-        // Answered when the spec was looked at: what is refused is not even opened here.
-        let answered = coordinator.client.clone().process_image(ReceiverStream::new(receiver)).await;
-        let stream = answered.map_err(|status| coordinator.error(status))?.into_inner();
+        let stream = match lent {
+            Some(lent) => {
+                let lending = Lending::begin(&coordinator, lent, Work::Process(spec)).await?;
+                Answered::Lent(Box::new(lending), process_answer)
+            }
+            None => {
+                requests.try_send(spec).expect("there is room for the first");
+                // Answered when the spec was looked at: what is refused is not even opened here.
+                let answered = coordinator.client.clone().process_image(ReceiverStream::new(receiver)).await;
+                Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
+            }
+        };
         let (upload, requests) = match source {
             None => (None, Some(requests)),
             Some(source) => {

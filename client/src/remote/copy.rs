@@ -1,51 +1,56 @@
-//! `copy` from one registry to another by a coordinator.
+//! `copy` by a coordinator, from one registry to another, or with a layout of this machine that is lent to it.
 
 use std::time::Duration;
 
 use occy_pipeline::copy::{Copied, CopiedReferrer, CopyPlan};
 use occy_pipeline::digest::Digest;
+use occy_pipeline::open::Settings;
 use occy_pipeline::progress::Progress;
 use occy_pipeline::wire::convert::{self, digest};
 use occy_proto::v1::copy_image_response::Part;
-use occy_proto::v1::{self, CopyResult};
+use occy_proto::v1::lend_start::Work;
+use occy_proto::v1::{self, CopyImageResponse, CopyResult, lend_layout_response};
 
 use super::connect::Coordinator;
 use super::error::RemoteError;
+use super::lend::{Answered, Lending, Lent};
 use super::logins::{Which, logins};
 use super::{is_registry, show, spec};
 use crate::options::Global;
-use crate::settings::Misused;
 
 /// Copies, and says what that was.
 pub(crate) async fn copy(
     (source, destination): (&str, &str),
     plan: &CopyPlan,
-    foreign_layers: bool,
+    settings: &Settings,
     progress: &Progress,
     global: &Global,
 ) -> anyhow::Result<Copied> {
-    if let Some(here) = [source, destination].into_iter().find(|end| !is_registry(end)) {
-        let problem = format!(
-            "`copy` with --coordinator is from one registry to another, and {here} is on this machine"
-        );
-        return Err(Misused(problem).into());
-    }
     spec::refuse_registry_options(global, &[source, destination])?;
     let coordinator = Coordinator::needed(global, "copy").await?;
+    let named = |end: &str| Some(end).filter(|end| is_registry(end)).unwrap_or_default().to_owned();
     let request = v1::CopyImageRequest {
-        source: source.to_owned(),
-        destination: destination.to_owned(),
+        source: named(source),
+        destination: named(destination),
         platforms: plan.platforms.iter().cloned().map(convert::platform).collect(),
         sparse: plan.sparse,
         referrers: plan.referrers,
         preserve_digests: plan.preserve_digests,
         signatures: convert::signature_policy(plan.signatures).into(),
-        foreign_layers,
+        foreign_layers: settings.foreign_layers,
         parallel: convert::count(plan.parallel),
         credentials: logins(global, &coordinator, source, Some(destination), Which::All).await?,
     };
-    let answered = coordinator.client.clone().copy_image(request).await;
-    let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();
+    let mut answers = match Lent::of(source, destination, settings)? {
+        None => {
+            let answered = coordinator.client.clone().copy_image(request).await;
+            Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
+        }
+        Some(lent) => {
+            let lending = Lending::begin(&coordinator, lent, Work::Copy(request)).await?;
+            Answered::Lent(Box::new(lending), copy_answer)
+        }
+    };
     let (mut referrers, mut digest_tags, mut kept, mut left_out) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     loop {
@@ -66,6 +71,13 @@ pub(crate) async fn copy(
             }
             None => {}
         }
+    }
+}
+
+fn copy_answer(part: lend_layout_response::Part) -> Option<CopyImageResponse> {
+    match part {
+        lend_layout_response::Part::Copy(answer) => Some(answer),
+        _ => None,
     }
 }
 

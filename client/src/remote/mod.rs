@@ -2,7 +2,8 @@
 //!
 //! `registry://` ends are the coordinator's. Every other end is here: a source's elements are sent ([`upload`]), and an image that
 //! comes back goes through the pipeline's own [`process`](occy_pipeline::process::process) into the same outputs as ever, with
-//! the coordinator as its source and its executor ([`call`]). What filters find is printed by whoever has run them, so that the
+//! the coordinator as its source and its executor ([`call`]). Whole images and indexes, and what belongs to them, are read from
+//! layouts of this machine, and written to them, by the coordinator itself, to which they are lent ([`lend`]). What filters find is printed by whoever has run them, so that the
 //! text is the same whoever that is.
 
 pub(crate) mod call;
@@ -10,6 +11,7 @@ pub(crate) mod connect;
 pub(crate) mod copy;
 pub(crate) mod error;
 pub(crate) mod findings;
+pub(crate) mod lend;
 pub(crate) mod logins;
 pub(crate) mod look;
 pub(crate) mod mirror;

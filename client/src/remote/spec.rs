@@ -1,15 +1,14 @@
 //! What a command asks a coordinator for, and which of its options it cannot have there.
 
-use occy_pipeline::manifest::Family;
 use occy_pipeline::output::LayerForm;
-use occy_pipeline::output::manifest::ManifestFormat;
-use occy_pipeline::platform::Platform;
+use occy_pipeline::platform::{Platform, PlatformChoice};
 use occy_pipeline::uri::Uri;
 use occy_pipeline::whole::Wanted;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{self, PipelineSpec};
 
 use super::is_registry;
+use super::lend::Lent;
 use crate::options::{Global, OutputFormat, Work};
 use crate::settings::{self, Misused};
 
@@ -46,12 +45,7 @@ pub(crate) fn of_work(work: &Work, global: &Global) -> PipelineSpec {
         filters: work.filters.clone(),
         platform: Some(platform(global, &work.source)),
         compression: work.compression.map(|compression| compression.to_string()).unwrap_or_default(),
-        manifest_family: match work.format.unwrap_or_default() {
-            ManifestFormat::Keep => v1::Family::Unspecified,
-            ManifestFormat::Always(Family::Docker) => v1::Family::Docker,
-            ManifestFormat::Always(Family::Oci) => v1::Family::Oci,
-        }
-        .into(),
+        manifest_family: convert::manifest_family(work.format.unwrap_or_default()).into(),
         verify_diff_ids: work.verify_diff_ids,
         parallel: convert::count(global.parallel),
         foreign_layers: work.foreign_layers,
@@ -108,6 +102,18 @@ pub(crate) fn to_here(spec: PipelineSpec, form: LayerForm) -> PipelineSpec {
         manifest_family: v1::Family::Unspecified.into(),
         ..spec
     }
+}
+
+/// The same, for layouts of this machine that are lent.
+pub(crate) fn with_lent(spec: PipelineSpec, lent: &Lent) -> PipelineSpec {
+    match &lent.source {
+        None => spec,
+        Some(source) => PipelineSpec { platform: Some(chosen(source.platform())), ..spec },
+    }
+}
+
+fn chosen(choice: &PlatformChoice) -> v1::Platform {
+    v1::Platform { required: choice.required, ..convert::platform(choice.resolve()) }
 }
 
 /// How what filters find is printed.

@@ -1,12 +1,16 @@
-//! `verify` of an image that only the coordinator reaches.
+//! `verify` by a coordinator, of images in registries, or with a layout of this machine that is lent to it.
 
 use occy_pipeline::open;
 use occy_pipeline::wire::convert;
+use occy_proto::v1::lend_start::Work;
 use occy_proto::v1::verify_image_response::Part;
-use occy_proto::v1::{VerifiedStatement, VerifyImageRequest, VerifyResult};
+use occy_proto::v1::{
+    VerifiedStatement, VerifyImageRequest, VerifyImageResponse, VerifyResult, lend_layout_response,
+};
 
 use super::connect::Coordinator;
 use super::error::RemoteError;
+use super::lend::{Answered, Lending, Lent};
 use super::logins::{Which, logins};
 use super::{is_registry, show, spec};
 use crate::display::Shown;
@@ -21,27 +25,45 @@ pub(crate) async fn verify(
 ) -> anyhow::Result<(Vec<VerifiedStatement>, VerifyResult)> {
     let source = options.source.as_deref().map(open::in_full).unwrap_or_default();
     let ends: Vec<&str> = [image, &source].into_iter().filter(|end| !end.is_empty()).collect();
-    if let Some(here) = ends.iter().find(|end| !is_registry(end)) {
-        let problem =
-            format!("`verify` with --coordinator is of images in registries, and {here} is on this machine");
-        return Err(Misused(problem).into());
-    }
     spec::refuse_registry_options(global, &ends)?;
-    let spools = settings(global, image, None)?.spools;
+    let settings = settings(global, image, None)?;
+    // What cannot be either is said as it is without a coordinator.
+    open::store(image, &settings)?;
+    let lent = match ends.iter().find(|end| !is_registry(end)) {
+        None => None,
+        Some(here) => {
+            let neither = || {
+                Misused(format!(
+                    "`verify` with --coordinator reads registries and OCI image layouts, and not {here}"
+                ))
+            };
+            Some(open::lent_source(here, &settings)?.ok_or_else(neither)?)
+        }
+    };
+    let named = |end: &str| Some(end).filter(|end| is_registry(end)).unwrap_or_default().to_owned();
     let coordinator = Coordinator::needed(global, "verify").await?;
     let request = VerifyImageRequest {
-        image: image.to_owned(),
+        image: named(image),
         parallel: convert::count(global.parallel),
         max_layer_size: global.max_layer_size,
         // The image is where it was written to, and what it was made of is the source.
         credentials: logins(global, &coordinator, &source, Some(image), Which::All).await?,
-        source,
+        source: named(&source),
     };
-    let shown = Shown::new(global, image, &spools);
+    let shown = Shown::new(global, image, &settings.spools);
     let begin = shown.begin_each();
     let (mut progress, mut number) = (begin(), 0);
-    let answered = coordinator.client.clone().verify_image(request).await;
-    let mut answers = answered.map_err(|status| coordinator.error(status))?.into_inner();
+    let mut answers = match lent {
+        None => {
+            let answered = coordinator.client.clone().verify_image(request).await;
+            Answered::Plain(Box::new(answered.map_err(|status| coordinator.error(status))?.into_inner()))
+        }
+        Some(source) => {
+            let lent = Lent { source: Some(source), output: None };
+            let lending = Lending::begin(&coordinator, lent, Work::Verify(request)).await?;
+            Answered::Lent(Box::new(lending), verify_answer)
+        }
+    };
     let mut statements = Vec::new();
     loop {
         let answer = answers.message().await.map_err(|status| coordinator.error(status))?;
@@ -59,5 +81,12 @@ pub(crate) async fn verify(
             }
             None => {}
         }
+    }
+}
+
+fn verify_answer(part: lend_layout_response::Part) -> Option<VerifyImageResponse> {
+    match part {
+        lend_layout_response::Part::Verify(answer) => Some(answer),
+        _ => None,
     }
 }

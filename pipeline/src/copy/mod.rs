@@ -266,10 +266,9 @@ async fn put_all<'a>(
     let put = manifests.map(|manifest| async move {
         in_copy(&manifest.digest, output.put_manifest(manifest).await).map(drop)
     });
-    futures_util::stream::iter(put.collect::<Vec<_>>())
-        .buffer_unordered(DOCUMENTS_AT_ONCE)
-        .try_collect()
-        .await
+    // A tar keeps them in the order in which they come, and of the same image it is always the same.
+    let at_once = if output.names_many() { DOCUMENTS_AT_ONCE } else { 1 };
+    futures_util::stream::iter(put.collect::<Vec<_>>()).buffer_unordered(at_once).try_collect().await
 }
 
 pub(crate) fn in_copy<T>(digest: &Digest, result: Result<T, Error>) -> Result<T, Error> {

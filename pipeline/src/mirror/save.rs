@@ -384,7 +384,7 @@ impl ContentOutput for Output {
     }
 
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
-        self.saving.layout.named(format!("{}:{tag}", self.source.name())).await
+        self.saving.layout.named(&format!("{}:{tag}", self.source.name())).await
     }
 
     async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {

@@ -16,6 +16,7 @@ use crate::index::{Attestations, DoneIndex, StaleAttestation};
 use crate::manifest::Family;
 use crate::named::Attached;
 use crate::output::Receipt;
+use crate::output::manifest::ManifestFormat;
 use crate::platform::Platform;
 use crate::process::{Outcome, Summary};
 use crate::progress::{self, Progress};
@@ -345,6 +346,23 @@ pub fn family(family: Family) -> v1::Family {
     match family {
         Family::Docker => v1::Family::Docker,
         Family::Oci => v1::Family::Oci,
+    }
+}
+
+/// The format of a manifest that is written.
+pub fn manifest_family(format: ManifestFormat) -> v1::Family {
+    match format {
+        ManifestFormat::Keep => v1::Family::Unspecified,
+        ManifestFormat::Always(kept) => family(kept),
+    }
+}
+
+/// The same, back.
+pub fn manifest_format(family: v1::Family) -> ManifestFormat {
+    match family {
+        v1::Family::Unspecified => ManifestFormat::Keep,
+        v1::Family::Docker => ManifestFormat::Always(Family::Docker),
+        v1::Family::Oci => ManifestFormat::Always(Family::Oci),
     }
 }
 

@@ -8,12 +8,14 @@
 //! | small documents in pieces | [`document`] |
 //! | values that stand in both | [`convert`] |
 //! | images of a mirror, and what came of them | [`mirror`] |
+//! | layouts that one side lends to the other | [`lend`] |
 //!
 //! Layers that come are no business of this module: a coordinator keeps them until the image is complete, a client hands them on.
 
 pub mod convert;
 pub mod document;
 pub mod head;
+pub mod lend;
 pub mod mirror;
 pub mod output;
 

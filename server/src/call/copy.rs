@@ -1,10 +1,14 @@
-//! Whole images, indexes and artifacts from one registry to another.
+//! Whole images, indexes and artifacts from one place that keeps manifests to another.
 //!
 //! The coordinator moves the bytes by itself: nothing is computed but their digests.
 
+use std::sync::Arc;
+
 use occy_pipeline::copy::{self, Copied, CopiedReferrer, CopyPlan};
 use occy_pipeline::open;
+use occy_pipeline::output::content::ContentOutput;
 use occy_pipeline::progress::ImagesProgress;
+use occy_pipeline::source::stored::Store;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::copy_image_response::Part;
 use occy_proto::v1::{self, CopyResult};
@@ -18,6 +22,16 @@ use crate::error::ServiceError;
 pub async fn copy(work: Work, plan: CopyPlan, answers: mpsc::Sender<Part>) -> Result<(), ServiceError> {
     let source = open::store(&work.source, &work.settings)?;
     let output = open::content_output(&work.destination, &work.settings)?;
+    between(source, output, plan, answers).await
+}
+
+/// The same with ends that are open.
+pub(super) async fn between(
+    source: Arc<dyn Store>,
+    output: Arc<dyn ContentOutput>,
+    plan: CopyPlan,
+    answers: mpsc::Sender<Part>,
+) -> Result<(), ServiceError> {
     let images = ImagesProgress::default();
     let progress = images.begin();
     let workers = Workers::default();

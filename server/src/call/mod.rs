@@ -9,11 +9,13 @@
 //! | what an image is made of, and what is wrong with it | `look` |
 //! | whether an image is what its provenance says | `verify` |
 //! | whole images, indexes and artifacts, bit for bit | `copy` |
+//! | both of these with layouts that the caller lends | `lend` |
 //! | images by name: lists, digests, deletion | `names` |
 //! | one call, whichever ends are the caller's | here |
 
 mod choice;
 pub mod copy;
+pub mod lend;
 pub mod look;
 pub mod names;
 mod progress;
@@ -28,8 +30,8 @@ use occy_pipeline::executor::Executor;
 use occy_pipeline::filter::{FilterChain, Report};
 use occy_pipeline::index::DoneImage;
 use occy_pipeline::open;
-use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::nothing::NoOutput;
+use occy_pipeline::output::{ImageOutput, LayerForm};
 use occy_pipeline::process::{Outcome, process};
 use occy_pipeline::progress::{ImagesProgress, Progress};
 use occy_pipeline::source::ImageSource;
@@ -122,46 +124,77 @@ pub async fn run(
         let output = open::output(&work.destination, &work.settings)?;
         (output.end, None, at_once(output.max_workers))
     };
-    let queue = fleet.queue(&work.standing(), &work.needs(output.form()), false).of(work.origin());
     let workers = Workers::default();
     let watcher = CallWatcher { workers: workers.clone(), to_caller: to_caller.clone() };
-    let executor: Arc<dyn Executor> = FleetExecutor::new(queue, at_once, Arc::new(watcher));
+    let executor = executor(&work, fleet, output.form(), at_once, watcher);
     let executor = match to_caller {
         Some(output) if work.caller_chooses => Choosing::new(executor, output, elements),
         _ => executor,
     };
-    let progress = ImagesProgress::default();
-    let telling =
-        progress::tell(&progress, &workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
-    let begin = progress::begin_each(&progress, &workers);
-    let plan = Arc::clone(&work.plan);
-    let done = tokio::select! {
-        done = process_whole(source, plan, output, executor, work.wanted, begin) => done?,
-        never = telling => match never {},
-    };
-    let result = convert::whole_result(&done);
+    let done = whole(&work, source, output, executor, &workers, &answers).await?;
     match &done {
         Done::Image(outcome, _) if is_callers => {
             for found in work.found(outcome, FOUND_MAX)? {
                 let found = Element::FilterOutput(found);
                 send(&answers, Answer::Element(ImageElement { element: Some(found) })).await?;
             }
+            let result = convert::whole_result(&done);
             let end = ImageEnd { layer_count: result.layer_count };
             send(&answers, Answer::Element(ImageElement { element: Some(Element::End(end)) })).await?;
+            send(&answers, Answer::Result(result)).await
         }
-        Done::Image(outcome, _) => told(&answers, outcome, work.found(outcome, FOUND_MAX)?).await?,
+        _ => told_whole(&work, &done, &answers).await,
+    }
+}
+
+/// What has the layers of a call run, so many at once.
+fn executor(
+    work: &Work,
+    fleet: &Fleet,
+    form: LayerForm,
+    at_once: usize,
+    watcher: CallWatcher,
+) -> Arc<dyn Executor> {
+    let queue = fleet.queue(&work.standing(), &work.needs(form), false).of(work.origin());
+    FleetExecutor::new(queue, at_once, Arc::new(watcher))
+}
+
+/// Runs the pipeline, and tells how far it is.
+async fn whole(
+    work: &Work,
+    source: &dyn ImageSource,
+    output: Arc<dyn ImageOutput>,
+    executor: Arc<dyn Executor>,
+    workers: &Workers,
+    answers: &Answers,
+) -> Result<Done, ServiceError> {
+    let progress = ImagesProgress::default();
+    let telling =
+        progress::tell(&progress, workers, |progress| answers.try_send(Answer::Progress(progress)).is_ok());
+    let begin = progress::begin_each(&progress, workers);
+    let plan = Arc::clone(&work.plan);
+    tokio::select! {
+        done = process_whole(source, plan, output, executor, work.wanted, begin) => Ok(done?),
+        never = telling => match never {},
+    }
+}
+
+/// Tells what came of an image or index that is not the caller's.
+async fn told_whole(work: &Work, done: &Done, answers: &Answers) -> Result<(), ServiceError> {
+    match done {
+        Done::Image(outcome, _) => told(answers, outcome, work.found(outcome, FOUND_MAX)?).await?,
         Done::Index(_, done) => {
             let mut room = FOUND_MAX;
             for DoneImage { outcome, is_filtered } in &done.images {
                 let found: Vec<_> =
                     if *is_filtered { work.found(outcome, room)?.collect() } else { Vec::new() };
                 room -= found.iter().map(|piece| piece.text.len()).sum::<usize>();
-                told(&answers, outcome, found.into_iter()).await?;
-                send(&answers, Answer::Image(convert::image_result(outcome))).await?;
+                told(answers, outcome, found.into_iter()).await?;
+                send(answers, Answer::Image(convert::image_result(outcome))).await?;
             }
         }
     }
-    send(&answers, Answer::Result(result)).await
+    send(answers, Answer::Result(convert::whole_result(done))).await
 }
 
 /// Tells of the layers of an image that is not the caller's, and of what filters found in it.

@@ -40,6 +40,7 @@ mod service_credentials;
 mod service_disk;
 mod service_faults;
 mod service_jobs;
+mod service_lend;
 mod service_mesh;
 mod service_mirror;
 mod service_replicas;

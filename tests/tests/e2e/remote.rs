@@ -445,12 +445,8 @@ fn what_only_this_process_could_do_is_refused_by_name() {
             through(&stage.coordinator, &arguments).fails(2).says(&[flag, "coordinator"]);
         }
     }
-    let layout = format!("oci-layout://{}", text(&stage.at("layout")));
-    let copy = ["copy", &source, &layout];
-    through(&stage.coordinator, &copy).fails(2).says(&["copy", "--coordinator", "on this machine"]);
-    assert!(!stage.at("layout").exists());
-    let all = ["process", &source, &layout, "--all"];
-    through(&stage.coordinator, &all).fails(2).says(&["--all", "on this machine"]);
+    let verify = ["verify", &source, "--source", &tar_uri(&stage.at("in.tar"))];
+    through(&stage.coordinator, &verify).fails(2).says(&["verify", "--coordinator", "layouts", "in.tar"]);
     for command in [&["workers"][..], &["job", "list"], &["job", "watch", "x"]] {
         locally(command).fails(2).says(&["--coordinator", "OCCYSTRAP_COORDINATOR"]);
     }

@@ -104,6 +104,10 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
     let list = json!({"place": format!("registry://{}", registry.host())});
     let resolve = json!({"image": nothing["source"]});
     let none = json!({});
+    let lent = json!({"path": "lent"});
+    // Allowed to nobody, so that nothing is asked of what is lent.
+    let lend_source = json!({"copy": {"destination": "docker://copy:1"}, "source": lent});
+    let lend_destination = json!({"copy": {"source": "docker://app:1"}, "destination": lent});
     for (method, request, scopes) in [
         ("ReadImage", &read, &["reader"][..]),
         ("SearchImage", &search, &["reader"]),
@@ -119,6 +123,8 @@ fn a_call_needs_a_token_that_is_known_and_has_its_scope() {
         ("ProcessImage", &filter, &["reader"]),
         ("ProcessImage", &write, &["writer"]),
         ("ProcessImage", &both, &["admin"]),
+        ("LendLayout", &lend_source, &["writer"]),
+        ("LendLayout", &lend_destination, &["reader"]),
         ("SubmitJob", &job, &["jobs"]),
         ("SubmitMirror", &mirror, &["jobs"]),
         ("SubmitMirror", &deleting, &["admin"]),

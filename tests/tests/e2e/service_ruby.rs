@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::process::Command;
 
+use occy_tests::certificates::text;
 use occy_tests::coordinator::Coordinator;
 use occy_tests::image::json_of;
 use occy_tests::judge;
+use occy_tests::occyctl::locally;
 use occy_tests::registry::Registry;
 use occy_tests::tools::tool;
 use serde_json::json;
 
-use crate::small;
+use crate::{scratch, small};
 
 #[test]
 fn a_client_in_ruby_calls_every_rpc() {
@@ -18,6 +20,9 @@ fn a_client_in_ruby_calls_every_rpc() {
     let image = small();
     let source = from.push(&image, "app", "1");
     let coordinator = Coordinator::start(&["--embedded-workers", "2"]);
+    let directory = scratch();
+    let layout = text(&directory.path().join("layout"));
+    locally(["copy", &source, &format!("oci-layout://{layout}")]).ok();
     let generated = tempfile::tempdir().expect("a temporary directory");
     let out = generated.path().to_str().expect("a path in UTF-8");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -34,7 +39,7 @@ fn a_client_in_ruby_calls_every_rpc() {
         .arg("-I")
         .arg(generated.path())
         .arg(root.join("client/client.rb"))
-        .args([coordinator.address(), &source, &format!("registry://{}/ruby", to.host())])
+        .args([coordinator.address(), &source, &format!("registry://{}/ruby", to.host()), &layout])
         .output()
         .expect("ruby runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -48,6 +53,7 @@ fn a_client_in_ruby_calls_every_rpc() {
         ("read", json!(image.layer_digests())),
         ("written", json!(image.digest())),
         ("result", json!("result")),
+        ("lent", json!(image.digest())),
         ("once", json!(true)),
         ("without_gaps", json!(true)),
         ("state", json!("JOB_STATE_SUCCEEDED")),
@@ -70,7 +76,7 @@ fn a_client_in_ruby_calls_every_rpc() {
     }
     assert!(said["hits"].as_u64() > Some(0), "{said:#}");
     assert_ne!(said["processed"], said["read"], "filtered");
-    for tag in ["written", "job"] {
+    for tag in ["written", "lent", "job"] {
         judge::skopeo_reads(&format!("docker://{}/ruby:{tag}", to.host()));
     }
 }

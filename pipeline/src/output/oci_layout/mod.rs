@@ -1,27 +1,28 @@
 //! `oci-layout://PATH`: an OCI image layout, as a directory ([`directory`]) that any number of images and of processes share,
-//! or as one tar ([`archive`]).
+//! or as one tar ([`archive`]); or wherever else somebody keeps it ([`Place`]).
 //!
 //! Both keep blobs by their digests and name an image last: in a directory by its `index.json`, which is replaced in one step,
 //! in a tar by the tar's own name, which it gets when it is whole.
 
 mod archive;
 mod directory;
+mod place;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use serde_json::{Map, Value, json};
 
-use self::archive::Archive;
-use self::directory::Directory;
+use self::place::Local;
+pub use self::place::Place;
 use super::content::ContentOutput;
 use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
 use crate::compression::{Compression, Format};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::element::{Image, ImageName, Layer, StoredLayer};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, REF_NAME};
@@ -81,43 +82,34 @@ enum Entry {
 
 #[derive(Debug)]
 struct Layout {
+    /// How messages call it.
     path: PathBuf,
     options: LayoutOptions,
-    spools: SpoolDir,
-    place: Mutex<Option<Arc<Place>>>,
-}
-
-/// Where blobs go.
-#[derive(Debug)]
-enum Place {
-    Directory(Directory),
-    Archive(Box<Archive>),
+    place: Arc<dyn Place>,
 }
 
 impl LayoutOutput {
     /// Writes to the layout at `path`: one tar if that ends with `.tar`, is a file, is `-` (standard output), or if so told, else
     /// a directory. What a tar has to wait for goes beside it, or into `spools`.
     pub fn new(path: impl Into<PathBuf>, options: LayoutOptions, spools: SpoolDir) -> Self {
-        let layout = Layout { path: path.into(), options, spools, place: Mutex::new(None) };
-        Self { layout: Arc::new(layout), entry: Entry::Named }
+        let path = path.into();
+        let local = Local::new(path.clone(), options.tar, options.verify, spools);
+        Self::at(Arc::new(local), path, options)
     }
 
-    /// Opens the layout for the first image that goes there.
-    async fn open(&self) -> Result<(), OutputError> {
-        let layout = Arc::clone(&self.layout);
-        blocking(move || {
-            let mut place = layout.place.lock().unwrap_or_else(PoisonError::into_inner);
-            if place.is_none() {
-                *place = Some(Arc::new(Place::open(&layout)?));
-            }
-            Ok(())
-        })
-        .await
+    /// Writes to a layout that is called `path` and lies elsewhere, which knows by itself whether it is a tar and is verified.
+    pub fn at(place: Arc<dyn Place>, path: PathBuf, options: LayoutOptions) -> Self {
+        Self { layout: Arc::new(Layout { path, options, place }), entry: Entry::Named }
     }
 
-    fn place(&self) -> Arc<Place> {
-        let place = self.layout.place.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(place.as_ref().expect("begin ran before any layer"))
+    /// Where it lies.
+    pub(crate) fn place(&self) -> &Arc<dyn Place> {
+        &self.layout.place
+    }
+
+    /// How messages call that, and what the image is called in it.
+    pub(crate) fn called(&self) -> (&Path, Option<&str>) {
+        (&self.layout.path, self.layout.options.tag.as_deref())
     }
 
     fn destination(&self) -> String {
@@ -125,13 +117,8 @@ impl LayoutOutput {
     }
 
     /// The manifest that a full name means in a directory.
-    pub(crate) async fn named(&self, name: String) -> Result<Option<FetchedManifest>, Error> {
-        let place = self.place();
-        Ok(blocking(move || match place.as_ref() {
-            Place::Directory(directory) => directory.named(IMAGE_NAME, &name),
-            Place::Archive(_) => Ok(None),
-        })
-        .await?)
+    pub(crate) async fn named(&self, name: &str) -> Result<Option<FetchedManifest>, Error> {
+        self.place().named(IMAGE_NAME, name).await
     }
 
     fn refuse_other(&self, actual: &Digest) -> Result<(), OutputError> {
@@ -161,16 +148,10 @@ impl LayoutOutput {
             Entry::Known(_) | Entry::ToBe => None,
             Entry::Named => Some(entry(&manifest, self.layout.options.tag.as_deref(), name, platform)),
         };
-        let (place, by_tag) = (self.place(), self.layout.options.tag.is_some());
-        blocking(move || {
-            place.put(&manifest.digest, &manifest.bytes)?;
-            match (entry, place.as_ref()) {
-                (None, _) => Ok(()),
-                (Some(entry), Place::Directory(directory)) => directory.name(&entry, by_tag),
-                (Some(entry), Place::Archive(archive)) => archive.publish(&entry),
-            }
-        })
-        .await?;
+        self.place().put(&manifest.digest, manifest.bytes).await?;
+        if let Some(entry) = entry {
+            self.place().name(entry, self.layout.options.tag.is_some()).await?;
+        }
         Ok(receipt)
     }
 }
@@ -179,46 +160,6 @@ impl LayoutOutput {
 pub(crate) async fn pack(directory: &Path, blobs: BTreeSet<Digest>, to: &Path) -> Result<(), Error> {
     let (directory, to) = (directory.to_owned(), to.to_owned());
     Ok(blocking(move || archive::pack(&directory, &blobs, &to)).await?)
-}
-
-impl Place {
-    fn open(layout: &Layout) -> Result<Self, OutputError> {
-        let path = &layout.path;
-        let is_named_so = path.extension().is_some_and(|extension| extension == "tar");
-        let is_tar = layout.options.tar
-            || path == Path::new("-")
-            || match std::fs::metadata(path) {
-                // Another file is none to be replaced unless somebody says so; a pipe or a device has nothing to lose.
-                Ok(metadata) => !metadata.is_dir() && (is_named_so || !metadata.is_file()),
-                Err(_) => is_named_so,
-            };
-        match is_tar {
-            true => Archive::create(path, &layout.spools).map(|archive| Self::Archive(archive.into())),
-            false => Directory::open(path, layout.options.verify).map(Self::Directory),
-        }
-    }
-
-    fn has(&self, digest: &Digest, size: u64) -> bool {
-        match self {
-            Self::Directory(directory) => directory.has(digest, size),
-            Self::Archive(archive) => archive.has(digest),
-        }
-    }
-
-    /// Stores what a stream yields under the digest that it turns out to have.
-    fn store(&self, stream: &mut LayerStream, progress: &ByteCount) -> Result<BlobSummary, Error> {
-        match self {
-            Self::Directory(directory) => directory.store(stream, progress),
-            Self::Archive(archive) => archive.store(stream, progress),
-        }
-    }
-
-    fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), OutputError> {
-        match self {
-            Self::Directory(directory) => directory.put(digest, bytes),
-            Self::Archive(archive) => archive.put(digest, bytes),
-        }
-    }
 }
 
 #[async_trait::async_trait]
@@ -233,14 +174,13 @@ impl ImageOutput for LayoutOutput {
 
     async fn begin(&self, image: &Image, _expected: &[ExpectedLayer]) -> Result<(), Error> {
         FinalManifest::foresee(image, self.layout.options.format, self.layout.options.compression)?;
-        Ok(self.open().await?)
+        self.place().open().await
     }
 
     async fn has_layer(&self, layer: &Layer) -> Result<bool, Error> {
         let Some(descriptor) = &layer.descriptor else { return Ok(false) };
-        let (place, digest, size) = (self.place(), descriptor.digest.clone(), descriptor.size);
         let is_elsewhere = layer.is_foreign() && !self.layout.options.foreign_layers;
-        Ok(is_elsewhere || blocking(move || place.has(&digest, size)).await)
+        Ok(is_elsewhere || self.place().has(&descriptor.digest, descriptor.size).await?)
     }
 
     async fn copy_layer(&self, layer: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
@@ -249,11 +189,10 @@ impl ImageOutput for LayoutOutput {
         }
         let descriptor = layer.descriptor.as_ref().expect("only a layer with a descriptor is copied");
         let summary = BlobSummary { digest: descriptor.digest.clone(), size: descriptor.size };
-        let (writer, mut stream) = LayerStream::channel(CHANNEL, BufferPool::default());
-        let (place, progress) = (self.place(), progress.clone());
+        let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
         let (fed, stored) = tokio::join!(
             async { feed(layer, writer, summary).await.map_err(Error::from) },
-            blocking(move || place.store(&mut stream, &progress)),
+            self.place().store(stream, descriptor.digest.algorithm(), progress.clone()),
         );
         both(fed, stored)?;
         Ok(Moved::Bytes)
@@ -262,20 +201,19 @@ impl ImageOutput for LayoutOutput {
     async fn write_layer(
         &self,
         _index: usize,
-        mut stream: LayerStream,
+        stream: LayerStream,
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
-        let (place, progress) = (self.place(), progress.clone());
-        let BlobSummary { digest, size } = blocking(move || place.store(&mut stream, &progress)).await?;
+        let BlobSummary { digest, size } =
+            self.place().store(stream, Algorithm::Sha256, progress.clone()).await?;
         Ok(StoredLayer::Written { digest, size, format })
     }
 
     async fn finalize(&self, finished: FinishedImage<'_>) -> Result<Receipt, Error> {
         let manifest = FinalManifest::of(&finished, self.layout.options.format)?;
         self.refuse_other(&manifest.digest)?;
-        let (place, config) = (self.place(), finished.config.clone());
-        blocking(move || place.put(&Digest::sha256(&config), &config)).await?;
+        self.place().put(&Digest::sha256(&finished.config), finished.config.clone()).await?;
         let document = finished.image.config.document.as_ref();
         let platform = document.and_then(|config| config.platform());
         self.name(manifest, &finished.image.name, platform).await
@@ -296,7 +234,7 @@ impl ImageOutput for LayoutOutput {
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
         self.refuse_other(&index.manifest.digest)?;
         // An index without images has begun none.
-        self.open().await?;
+        self.place().open().await?;
         self.name(FinalManifest::of_index(index), &index.name, None).await
     }
 }
@@ -312,11 +250,11 @@ impl ContentOutput for LayoutOutput {
     }
 
     fn names_many(&self) -> bool {
-        matches!(self.place().as_ref(), Place::Directory(_))
+        self.place().names_many()
     }
 
     async fn open(&self) -> Result<(), Error> {
-        Ok(self.open().await?)
+        self.place().open().await
     }
 
     async fn is_named(&self, _digest: &Digest) -> Result<bool, Error> {
@@ -325,8 +263,7 @@ impl ContentOutput for LayoutOutput {
     }
 
     async fn has_manifest(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
-        let (place, digest) = (self.place(), digest.clone());
-        Ok(blocking(move || place.has(&digest, size)).await)
+        self.place().has(digest, size).await
     }
 
     async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
@@ -334,33 +271,19 @@ impl ContentOutput for LayoutOutput {
     }
 
     async fn put_manifest(&self, manifest: &FetchedManifest) -> Result<Option<Digest>, Error> {
-        let (place, digest, bytes) = (self.place(), manifest.digest.clone(), manifest.bytes.clone());
-        blocking(move || place.put(&digest, &bytes)).await?;
+        self.place().put(&manifest.digest, manifest.bytes.clone()).await?;
         Ok(None)
     }
 
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
-        let (place, tag) = (self.place(), tag.clone());
-        Ok(blocking(move || match place.as_ref() {
-            Place::Directory(directory) => directory.named(REF_NAME, tag.as_str()),
-            Place::Archive(_) => Ok(None),
-        })
-        .await?)
+        self.place().named(REF_NAME, tag.as_str()).await
     }
 
     async fn put_tagged(&self, tag: &Tag, manifest: &FetchedManifest) -> Result<(), Error> {
         let mut entry = bare_entry(&manifest.media_type, &manifest.digest, manifest.bytes.len());
         entry.insert("annotations".to_owned(), json!({REF_NAME: tag.as_str()}));
-        let (place, manifest) = (self.place(), manifest.clone());
-        blocking(move || {
-            place.put(&manifest.digest, &manifest.bytes)?;
-            match place.as_ref() {
-                Place::Directory(directory) => directory.name(&entry, true),
-                Place::Archive(_) => unreachable!("an archive is asked to name one manifest"),
-            }
-        })
-        .await?;
-        Ok(())
+        self.place().put(&manifest.digest, manifest.bytes.clone()).await?;
+        self.place().name(entry, true).await
     }
 
     async fn put_named(&self, manifest: &FetchedManifest, name: &ImageName) -> Result<(), Error> {

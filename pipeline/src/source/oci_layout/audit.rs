@@ -116,6 +116,8 @@ async fn strangers(opened: &Opened, named: &HashSet<String>) -> Result<Vec<Findi
             let path = path.clone();
             tokio::task::spawn_blocking(move || listed(&path)).await.expect("listing does not panic")?
         }
+        // What nothing names is not lent.
+        Files::Lent(_) => Vec::new(),
     };
     let strangers: Vec<_> = names.into_iter().filter(|name| !named.contains(name)).collect();
     let Some(first) = strangers.iter().min() else { return Ok(Vec::new()) };

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use tokio::sync::OnceCell;
 
 use super::saved_tar::contents::{Contents, ContentsError};
@@ -36,6 +37,9 @@ pub const KIND: SourceKind = SourceKind {
     about: "an OCI image layout, a directory or a tar of one",
     options: &["tag", "digest", "os", "arch", "variant", "max_workers"],
 };
+
+/// Manifests that are read at once, where who has them may be far.
+const DOCUMENTS_AT_ONCE: usize = 8;
 
 /// Why a layout could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -95,10 +99,29 @@ pub struct LayoutSource {
     path: PathBuf,
     choice: Choice,
     platform: PlatformChoice,
-    spools: SpoolDir,
+    files: Whose,
     opened: Arc<OnceCell<Opened>>,
     /// An entry of an index inside, in the place of what `choice` means.
     entry: Option<Descriptor>,
+}
+
+/// Who has the files.
+#[derive(Clone, Debug)]
+enum Whose {
+    /// This machine. What cannot be read twice from where it is goes there.
+    Ours(SpoolDir),
+    /// Somebody who lends them.
+    Lent(Arc<dyn Lent>),
+}
+
+/// The files of a layout that somebody else has.
+#[async_trait::async_trait]
+pub trait Lent: std::fmt::Debug + Send + Sync {
+    /// `index.json`, of what was found to be a layout of a version that is known here.
+    async fn index(&self) -> Result<bytes::Bytes, Error>;
+
+    /// A blob, which may turn out not to be there when it is opened. Whoever reads it checks its digest.
+    fn blob(&self, digest: &Digest, size: Option<u64>) -> BlobRef;
 }
 
 /// A layout that has been looked into.
@@ -116,13 +139,40 @@ struct Opened {
 enum Files {
     Directory(PathBuf),
     Tar(Contents),
+    Lent(Arc<dyn Lent>),
 }
 
 impl LayoutSource {
     /// The image that `choice` means in the layout at `path`, in the variant for `platform` if that is an index. A path of `-`
     /// is a tar on standard input; what cannot be read twice from where it is goes into `spools`.
     pub fn new(path: impl Into<PathBuf>, choice: Choice, platform: PlatformChoice, spools: SpoolDir) -> Self {
-        Self { path: path.into(), choice, platform, spools, opened: Arc::default(), entry: None }
+        let files = Whose::Ours(spools);
+        Self { path: path.into(), choice, platform, files, opened: Arc::default(), entry: None }
+    }
+
+    /// The same in a layout that somebody else has, and calls `path`.
+    pub fn lent(lent: Arc<dyn Lent>, path: PathBuf, choice: Choice, platform: PlatformChoice) -> Self {
+        Self { path, choice, platform, files: Whose::Lent(lent), opened: Arc::default(), entry: None }
+    }
+
+    /// How messages call the layout, and which of its images is meant.
+    pub(crate) fn called(&self) -> (&Path, &Choice) {
+        (&self.path, &self.choice)
+    }
+
+    /// In which variant an image is wanted.
+    pub fn platform(&self) -> &PlatformChoice {
+        &self.platform
+    }
+
+    /// `index.json`, byte for byte.
+    pub(crate) async fn index_bytes(&self) -> Result<bytes::Bytes, Error> {
+        Ok(self.opened().await?.bytes.clone())
+    }
+
+    /// A blob of the layout, whatever names it.
+    pub(crate) async fn any_blob(&self, digest: &Digest, size: Option<u64>) -> Result<BlobRef, Error> {
+        self.found(self.opened().await?, digest, size)
     }
 
     fn path(&self) -> String {
@@ -168,11 +218,18 @@ impl LayoutSource {
     }
 
     async fn open(&self) -> Result<Opened, Error> {
+        match &self.files {
+            Whose::Ours(spools) => self.open_ours(spools).await,
+            Whose::Lent(lent) => self.looked_into(Files::Lent(Arc::clone(lent)), lent.index().await?),
+        }
+    }
+
+    async fn open_ours(&self, spools: &SpoolDir) -> Result<Opened, Error> {
         let is_directory = tokio::fs::metadata(&self.path).await.is_ok_and(|metadata| metadata.is_dir());
         let files = if is_directory {
             Files::Directory(self.path.clone())
         } else {
-            let contents = Contents::open(&self.path, &self.spools).await;
+            let contents = Contents::open(&self.path, spools).await;
             Files::Tar(contents.map_err(|error| self.contents_error(error))?)
         };
         let marker = self.small(&files, MARKER).await?;
@@ -182,7 +239,11 @@ impl LayoutSource {
         if !version.is_some_and(|version| version.starts_with("1.")) {
             return Err(self.not_a_layout(format!("{MARKER} does not say version 1")));
         }
-        let bytes = bytes::Bytes::from(self.small(&files, INDEX).await?);
+        let bytes = self.small(&files, INDEX).await?;
+        self.looked_into(files, bytes.into())
+    }
+
+    fn looked_into(&self, files: Files, bytes: bytes::Bytes) -> Result<Opened, Error> {
         let parsed = manifest::parse(&bytes, Some(media_type::OCI_INDEX));
         match parsed.map_err(|error| self.not_a_layout(format!("{INDEX}: {error}")))? {
             ParsedManifest::Index(index) => Ok(Opened { files, bytes, index, by_subject: OnceCell::new() }),
@@ -219,6 +280,8 @@ impl LayoutSource {
                 let size = region.size().unwrap_or(u64::MAX);
                 (Arc::new(region), size)
             }
+            // Who lends them has looked at these by himself.
+            Files::Lent(_) => return Err(missing()),
         };
         if size > MAX_DOCUMENT as u64 {
             return Err(self.not_a_layout(format!("{name} has {size} bytes, more than {MAX_DOCUMENT}")));
@@ -242,6 +305,7 @@ impl LayoutSource {
                 },
                 None => Ok(Arc::new(Absent { path: self.path(), digest: digest.clone(), size })),
             },
+            Files::Lent(lent) => Ok(lent.blob(digest, size)),
         }
     }
 
@@ -260,9 +324,11 @@ impl LayoutSource {
     /// The entries of `index.json` by what they name as their subject.
     async fn read_subjects(&self, index: &Index) -> Result<HashMap<Digest, Vec<Descriptor>>, Error> {
         let mut by_subject: HashMap<_, Vec<_>> = HashMap::new();
+        let manifests: Vec<_> = index.manifests.iter().map(|entry| self.manifest(entry)).collect();
+        let mut manifests = futures_util::stream::iter(manifests).buffered(DOCUMENTS_AT_ONCE);
         for entry in &index.manifests {
             // What cannot be read is nobody's referrer; whoever wants it is told why it cannot.
-            let Ok(fetched) = self.manifest(entry).await else { continue };
+            let Some(Ok(fetched)) = manifests.next().await else { continue };
             let Ok(parsed) = manifest::parse(&fetched.bytes, None) else { continue };
             if let Some(subject) = parsed.subject() {
                 by_subject.entry(subject).or_default().push(entry.clone());
