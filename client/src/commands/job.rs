@@ -352,8 +352,8 @@ mod tests {
             result: Some(v1::ImageResult { mirror: Some(result), ..v1::ImageResult::default() }),
             ..v1::Job::default()
         };
-        assert!(lines(&[job.clone()]).unwrap().ends_with(" mirror of a.io to c.io\n"));
-        assert!(lines(&[job.clone()]).unwrap().contains(" 2 failed "));
+        let line = lines(std::slice::from_ref(&job)).unwrap();
+        assert!(line.contains(" 2 failed ") && line.ends_with(" mirror of a.io to c.io\n"), "{line}");
         assert!(text(&job).unwrap().contains("State:       succeeded, 2 failed\n"));
     }
 }
