@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::engine::EngineError;
 use crate::lent::LentError;
 use crate::registry::RegistryError;
@@ -174,6 +174,7 @@ impl BufferPool {
 pub struct LayerStream {
     pieces: mpsc::Receiver<Piece>,
     pool: BufferPool,
+    algorithm: Algorithm,
 }
 
 /// The producing side of a [`LayerStream`]. Dropped without [`LayerWriter::finish`], the stream fails.
@@ -206,7 +207,18 @@ impl LayerStream {
     /// A stream that holds at most `chunks` chunks between its two sides. Its consumer may give buffers back to `pool`.
     pub fn channel(chunks: usize, pool: BufferPool) -> (LayerWriter, Self) {
         let (sender, receiver) = mpsc::channel(chunks);
-        (LayerWriter { pieces: sender }, Self { pieces: receiver, pool })
+        (LayerWriter { pieces: sender }, Self { pieces: receiver, pool, algorithm: Algorithm::Sha256 })
+    }
+
+    /// The same, of a blob whose digest is by that algorithm.
+    #[must_use]
+    pub fn by(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
+    /// The algorithm of the digest with which it ends.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     /// Gives a chunk back that the consumer is done with.

@@ -111,15 +111,14 @@ impl LayerProgress {
         *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker.into());
     }
 
-    /// Says why it does not go on; empty, where it does. Whether that is another reason than before.
+    /// Says why it does not go on; empty, where it does. Whether that is another reason than it last had.
     pub fn set_reason(&self, reason: &str) -> bool {
-        let reason = Some(reason).filter(|reason| !reason.is_empty());
-        let mut known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_deref() == reason {
+        let mut last = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason.is_empty() || last.as_deref() == Some(reason) {
             return false;
         }
-        *known = reason.map(Arc::from);
-        known.is_some()
+        *last = Some(reason.into());
+        true
     }
 
     /// Says where it is now.

@@ -221,7 +221,10 @@ impl LayerPlan {
             tracing::info!("layer {} is there already", layer.label());
             return written(layer, StoredLayer::Original, summary);
         }
-        let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
+        let (writer, mut stream) = LayerStream::channel(CHANNEL, BufferPool::default());
+        if let Some(descriptor) = &layer.descriptor {
+            stream = stream.by(descriptor.digest.algorithm());
+        }
         let ignored = ByteCount::default();
         let (summary, stored) = tokio::join!(
             self.observe(layer, Some(writer), None, progress),

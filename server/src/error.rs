@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use occy_pipeline::blob::BlobError;
 use occy_pipeline::error::Error;
 use occy_pipeline::wire::{WireError, convert};
 use occy_proto::v1::{JobError, TaskError};
@@ -191,6 +192,10 @@ impl From<Error> for ServiceError {
                     Err(inner) => Self::Pipeline(Error::Host(inner)),
                 },
             },
+            // Told while bytes went by.
+            Error::Blob(BlobError::Host(inner)) if inner.is::<WireError>() || inner.is::<Self>() => {
+                Self::from(Error::Host(inner))
+            }
             Error::Layer { action, number, total, label, source } if matches!(*source, Error::Host(_)) => {
                 match Self::from(*source) {
                     // Told as if the layer had run here.

@@ -321,7 +321,8 @@ impl PipelineService for Api {
             }
             Some(Lend::Verify(request)) => {
                 if !loan.is_source() {
-                    return Err(bad_start());
+                    let problem = "of a verification the image or its source is lent".to_owned();
+                    return Err(ServiceError::Field { field: "source", problem }.into());
                 }
                 let verifying = self.verifying(request, true, &caller).await?;
                 let fleet = self.0.fleet.clone();

@@ -227,7 +227,7 @@ def agree(manifests, mesh, replicas):
             assert ("grpc" in probe) == (mesh and pod["kind"] == "StatefulSet"), probe
             assert "grpc" in probe or probe["httpGet"]["port"] in ports, probe
         for url in settings.get("OCCYSTRAP_COORDINATOR", "").split(",") if "OCCYSTRAP_COORDINATOR" in settings else []:
-            scheme, one, service, port = re.match(r"(https?)://(?:([\w-]+)\.)?([\w-]+):(\d+)$", url).groups()
+            scheme, one, service, port = re.match(r"(https?)://(?:([\w-]+)\.)?([\w-]+)(?:\.occystrap)?:(\d+)$", url).groups()
             assert scheme == ("http" if mesh else "https")
             assert int(port) in [port["port"] for port in by["Service", service]["spec"]["ports"]]
             assert (one is not None) == replicas, url
@@ -235,9 +235,12 @@ def agree(manifests, mesh, replicas):
     if replicas:
         # Each is reached by its name, and nobody else is.
         assert by["Service", coordinators["serviceName"]]["spec"]["clusterIP"] == "None"
-        names = {f"occystrap-coordinator-{number}.{coordinators['serviceName']}" for number in range(coordinators["replicas"])}
+        names = {f"occystrap-coordinator-{number}.{coordinators['serviceName']}.occystrap" for number in range(coordinators["replicas"])}
         urls = by["ConfigMap", pods[1]["spec"]["template"]["spec"]["containers"][0]["envFrom"][0]["configMapRef"]["name"]]["data"]
         assert {re.search(r"//(.*):", url)[1] for url in urls["OCCYSTRAP_COORDINATOR"].split(",")} == names
+        shown = certified(given_secret(by, pods[0], "coordinator.pem"))
+        # A wildcard stands for one label, and is believed above two others at least.
+        assert all(name in shown or "*." + name.partition(".")[2] in shown and name.count(".") >= 2 for name in names), (names, shown)
         labels.append(by["StatefulSet", "nats"]["spec"]["template"]["metadata"]["labels"])
     for kind, name in [*itertools.product(["ServiceMonitor", "PodMonitor", "PodDisruptionBudget"], ["occystrap-coordinator", "occystrap-worker"])]:
         if (kind, name) in by:
@@ -250,6 +253,18 @@ def agree(manifests, mesh, replicas):
             assert any(selector.items() <= has.items() for has in labels), document
     scaled = by["HorizontalPodAutoscaler", "occystrap-worker"]["spec"]["scaleTargetRef"]
     assert (scaled["kind"], scaled["name"]) in by
+
+
+def given_secret(by, pod, file):
+    """A file of the Secret that a pod has under /secrets."""
+    volumes = {volume["name"]: volume for volume in pod["spec"]["template"]["spec"]["volumes"]}
+    return by["Secret", volumes["secrets"]["secret"]["secretName"]]["data"][file]
+
+
+def certified(pem):
+    """The names in a certificate of a Secret."""
+    text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", input=base64.b64decode(pem).decode())
+    return set(re.findall(r"DNS:([\w.*-]+)", text))
 
 
 def agree_with_engine(manifests):
@@ -271,8 +286,7 @@ def agree_with_engine(manifests):
         path = pathlib.Path(directory) / "nats.conf"
         path.write_text(config.replace("/secrets/", f"{directory}/").replace("/data", f"{directory}/data"))
         run(pathlib.Path(sys.executable).parent / "nats-server", "-t", "--config", path, env={**os.environ, "NODE": "nats-0"})
-        text = run("openssl", "x509", "-in", pathlib.Path(directory) / "engine.pem", "-noout", "-ext", "subjectAltName")
-        assert nodes <= set(re.findall(r"DNS:([\w.-]+)", text)), text
+        assert nodes <= certified(files["engine.pem"])
 
 
 def check_metrics(programs):

@@ -53,7 +53,11 @@ impl Network {
                 return None;
             }
         }
-        let prefix = format!("10.213.{}", (id * 8 + number) % 256);
+        // Other runs, and what one has left behind that was killed, may have some.
+        let taken = tool("ip", ["-oneline", "addr"]);
+        let prefixes = (0..256).map(|at| format!("10.213.{}", (id * 8 + number + at) % 256));
+        let mut free = prefixes.filter(|prefix| !taken.contains(&format!(" {prefix}.1/")));
+        let prefix = free.next().expect("a range of addresses that nobody has");
         let network = Self { name, prefix, nodes: 1 };
         let host = network.host();
         ip(&["-n", &switch, "link", "add", "dev", "switch", "type", "bridge"]);

@@ -283,6 +283,7 @@ impl Worker {
         session.lease = welcome.lease.and_then(|lease| Duration::try_from(lease).ok());
         session.expiry = None;
         session.tasks.keep(&welcome.attempts);
+        session.tasks.resumes_uploads = welcome.resumes_uploads;
         session.desk.connect(&said.0).await;
         // Before the first heartbeat: what the coordinator does not hear of by then is not leased any more.
         self.budget.connect(welcome.leases_budgets);
@@ -419,6 +420,8 @@ struct Tasks {
     untaken: HashMap<String, TaskResult>,
     /// Woken when there is something to tell of a task's upload.
     uploads_changed: Arc<Notify>,
+    /// Whether the coordinator passes on how far they are.
+    resumes_uploads: bool,
 }
 
 /// Who wants a layer that is not to be worked on here any more.
@@ -483,7 +486,7 @@ impl Tasks {
         tracing::info!(job = task.job_id, layer = task.layer_index, "task begins");
         let (bench, progress, attempt) = (bench.clone(), Progress::default(), task.attempt.clone());
         let (shared, desk) = (progress.clone(), desk.clone());
-        let uploads = Uploads::of(&task, &self.uploads_changed);
+        let uploads = Uploads::of(&task, &self.uploads_changed, self.resumes_uploads);
         let recorded = uploads.clone();
         let span = tracing::info_span!("task", job = task.job_id, layer = task.layer_index);
         telemetry::go_on(&span, &task.traceparent);

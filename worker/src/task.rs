@@ -199,7 +199,10 @@ impl Ends<'_> {
             (Some(Content::Registry(at)), occy_pipeline::output::LayerForm::Stored { compression }) => {
                 let (registry, reference) = (self.registry(at), reference(at)?);
                 let output = RegistryOutput::new(registry, reference, compression, ManifestFormat::Keep);
-                let output = output.with_upload_log(Arc::new(uploads.clone()));
+                let output = match uploads.log() {
+                    Some(log) => output.with_upload_log(log),
+                    None => output,
+                };
                 Ok(Arc::new(output.with_foreign_layers(destination.foreign_layers)))
             }
             (Some(Content::Coordinator(_)), form) => Ok(Arc::new(self.blobs.output(form))),

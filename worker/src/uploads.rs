@@ -22,6 +22,8 @@ pub struct Uploads {
     changed: Arc<Notify>,
     /// Woken when a piece has arrived.
     arrived: Arc<Notify>,
+    /// Whether the coordinator passes it on.
+    is_passed_on: bool,
 }
 
 #[derive(Default)]
@@ -37,13 +39,19 @@ struct Latest {
 }
 
 impl Uploads {
-    /// That of a task, which may go on with an earlier one. `changed` hears whenever there is something to tell.
-    pub fn of(task: &v1::Task, changed: &Arc<Notify>) -> Self {
+    /// That of a task, which may go on with an earlier one. `changed` hears whenever there is something to tell, where the coordinator passes
+    /// it on.
+    pub fn of(task: &v1::Task, changed: &Arc<Notify>, is_passed_on: bool) -> Self {
         let state = task.resume.as_ref().and_then(read);
         // Who gave it needs not to be told.
         let latest = Latest { state, is_told: true, ..Latest::default() };
         let (latest, changed) = (Arc::new(Mutex::new(latest)), Arc::clone(changed));
-        Self { latest, changed, arrived: Arc::default() }
+        Self { latest, changed, arrived: Arc::default(), is_passed_on }
+    }
+
+    /// Where it is recorded. None where nobody would go on with it.
+    pub fn log(&self) -> Option<Arc<dyn UploadLog>> {
+        self.is_passed_on.then(|| Arc::new(self.clone()) as _)
     }
 
     /// What the coordinator was not told yet. It counts as told from now on.
@@ -159,7 +167,7 @@ mod tests {
     }
 
     fn uploads(resume: Option<v1::UploadState>) -> Uploads {
-        Uploads::of(&v1::Task { resume, ..v1::Task::default() }, &Arc::default())
+        Uploads::of(&v1::Task { resume, ..v1::Task::default() }, &Arc::default(), true)
     }
 
     #[test]

@@ -105,11 +105,16 @@ pub(crate) fn to_here(spec: PipelineSpec, form: LayerForm) -> PipelineSpec {
 }
 
 /// The same, for layouts of this machine that are lent.
-pub(crate) fn with_lent(spec: PipelineSpec, lent: &Lent) -> PipelineSpec {
-    match &lent.source {
-        None => spec,
-        Some(source) => PipelineSpec { platform: Some(chosen(source.platform())), ..spec },
+pub(crate) fn with_lent(mut spec: PipelineSpec, lent: &Lent) -> PipelineSpec {
+    if let Some(source) = &lent.source {
+        spec.platform = Some(chosen(source.platform()));
     }
+    if lent.output.is_some() {
+        // What is lent says it itself: its URI goes before what was given besides.
+        spec.manifest_family = v1::Family::Unspecified.into();
+        spec.compression.clear();
+    }
+    spec
 }
 
 fn chosen(choice: &PlatformChoice) -> v1::Platform {

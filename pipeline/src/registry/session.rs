@@ -170,11 +170,14 @@ impl UploadSession {
         }
     }
 
-    /// Ends it after an error. One that was recorded and is lost may be somebody else's already, who is further.
+    /// Ends it after an error. One that was recorded may be somebody else's already, who is further, and so is not deleted; where it may
+    /// be only for the moment, whoever tries again goes on with it.
     pub(super) async fn fail(mut self, error: &BlobError) {
         match error {
-            BlobError::Registry(RegistryError::SessionLost { .. }) if self.is_recorded => self.close(),
-            _ => self.delete().await,
+            _ if !self.is_recorded => self.delete().await,
+            BlobError::Registry(RegistryError::SessionLost { .. }) => self.close(),
+            BlobError::Registry(error) if error.is_transient() => self.leave(),
+            _ => self.close(),
         }
     }
 

@@ -34,6 +34,14 @@ enum Failure {
     Final(BlobError),
 }
 
+/// Whether a registry may mean by that that it takes no pieces, or no second one; not where it has taken several.
+fn is_refusal(error: &RegistryError, has_several: bool) -> bool {
+    match error {
+        RegistryError::SessionLost { .. } => !has_several,
+        error => matches!(error.status(), Some(400 | 403 | 404 | 416)) && !has_several,
+    }
+}
+
 impl Repository {
     /// Stores a blob whose digest and size are known, reading it from `blob` as often as needed.
     ///
@@ -57,9 +65,11 @@ impl Repository {
         let mut backoff = Backoff::new(&self.host.options);
         let mut broken = 0;
         let is_resumable = self.uploads.is_some() && size >= self.host.options.resumable_from;
-        let mut in_pieces = is_resumable || self.recorded(Some(digest)).is_some();
+        let is_recorded = self.recorded(Some(digest)).is_some();
+        let mut in_pieces = is_resumable || is_recorded;
         // The other form, if it was not tried yet.
         let mut other = Some(!in_pieces);
+        let mut refuses_pieces = false;
         loop {
             progress.reset();
             let attempt = if in_pieces {
@@ -71,11 +81,23 @@ impl Repository {
                 };
                 self.put_whole(session, blob, digest, size, progress).await
             };
+            // Where nobody but us has chosen pieces.
+            let is_own_choice = in_pieces && !is_recorded && other.is_some();
+            let attempt = attempt.map_err(|failure| match failure {
+                Failure::Again(error, _) | Failure::Final(BlobError::Registry(error))
+                    if is_own_choice
+                        && is_refusal(&error, progress.get() > self.host.options.upload_chunk as u64) =>
+                {
+                    Failure::Refused(error)
+                }
+                failure => failure,
+            });
             let (error, asked) = match attempt {
                 Ok(()) => return Ok(summary),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Refused(error)) => {
                     tracing::debug!(%error, in_pieces, "uploading in another form");
+                    refuses_pieces |= in_pieces;
                     let Some(other) = other.take() else { return Err(error.into()) };
                     in_pieces = other;
                     continue;
@@ -90,7 +112,7 @@ impl Repository {
                 return Ok(summary);
             }
             broken += u32::from(matches!(error, RegistryError::Broken { .. }));
-            in_pieces |= broken >= BROKEN_MAX;
+            in_pieces |= broken >= BROKEN_MAX && !refuses_pieces;
         }
     }
 

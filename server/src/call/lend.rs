@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
+use occy_pipeline::compression::Compression;
 use occy_pipeline::copy::CopyPlan;
+use occy_pipeline::digest::Digest;
 use occy_pipeline::open;
 use occy_pipeline::output::ImageOutput;
 use occy_pipeline::output::content::ContentOutput;
@@ -15,12 +17,13 @@ use occy_pipeline::source::stored::Store;
 use occy_pipeline::wire::WireError;
 use occy_pipeline::wire::lend::LAYERS;
 use occy_pipeline::wire::lend::borrow::{Borrowed, Hearing, borrow};
-use occy_proto::v1::{LendLayoutRequest, LendLayoutResponse, LentDestination, LentSource};
+use occy_proto::v1::{Family, LendLayoutRequest, LendLayoutResponse, LentDestination, LentSource};
 use occy_proto::v1::{copy_image_response, verify_image_response};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::progress::Workers;
+use super::source::broken;
 use super::verify::{Verifying, verify_opened};
 use super::{Answers, CallWatcher, copy, executor, told_whole, whole};
 use crate::admit::{Ends, Work};
@@ -60,8 +63,25 @@ impl Loan {
         if source.as_ref().is_some_and(|lent| is_long(&[&lent.path, &lent.tag, &lent.digest])) {
             return fail("source", too_long());
         }
-        if destination.as_ref().is_some_and(|lent| is_long(&[&lent.path, &lent.tag])) {
+        if destination.as_ref().is_some_and(|lent| is_long(&[&lent.path, &lent.tag, &lent.compression])) {
             return fail("destination", too_long());
+        }
+        if let Some(LentSource { digest, .. }) = source.as_ref().filter(|lent| !lent.digest.is_empty())
+            && let Err(error) = digest.parse::<Digest>()
+        {
+            return fail("source.digest", error.to_string());
+        }
+        if let Some(LentDestination { compression, manifest_family, .. }) = &destination {
+            let is_unread = !compression.is_empty() && compression.parse::<Compression>().is_err();
+            if is_unread {
+                return fail("destination.compression", format!("{compression:?} is none that is known"));
+            }
+            if Family::try_from(*manifest_family).is_err() {
+                return fail(
+                    "destination.manifest_family",
+                    format!("{manifest_family} is none that is known"),
+                );
+            }
         }
         let (asking, asked) = mpsc::channel(ASKED);
         let (borrowed, hearing) = borrow(asking);
@@ -101,8 +121,9 @@ impl Loan {
             biased;
             done = work => done,
             error = self.hearing.hear(self.requests) => Err(match error {
-                WireError::Gone => ServiceError::Truncated,
-                error => error.into(),
+                Ok(WireError::Gone) => ServiceError::Truncated,
+                Ok(error) => error.into(),
+                Err(status) => broken(&status),
             }),
         }
     }

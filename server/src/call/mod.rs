@@ -9,7 +9,7 @@
 //! | what an image is made of, and what is wrong with it | `look` |
 //! | whether an image is what its provenance says | `verify` |
 //! | whole images, indexes and artifacts, bit for bit | `copy` |
-//! | both of these with layouts that the caller lends | `lend` |
+//! | all of these with layouts that the caller lends | `lend` |
 //! | images by name: lists, digests, deletion | `names` |
 //! | one call, whichever ends are the caller's | here |
 
@@ -237,6 +237,7 @@ impl LayerWatcher for CallWatcher {
     }
 
     async fn done(&self, layer: &Layer, _: &FilterChain, written: &WrittenLayer) -> Result<(), ServiceError> {
+        self.workers.note_waiting(layer.index, "");
         match &self.to_caller {
             Some(output) => Ok(output.layer_done(layer, written).await?),
             None => Ok(()),

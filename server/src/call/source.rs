@@ -80,7 +80,7 @@ pub async fn receive(elements: &mut Elements, spools: &SpoolDir) -> Result<Clien
 }
 
 /// A stream that breaks was cut by the caller or the network, unless what came on it could not be used.
-fn broken(status: &tonic::Status) -> ServiceError {
+pub(super) fn broken(status: &tonic::Status) -> ServiceError {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted => wrong(status.message()),
         _ => ServiceError::Truncated,

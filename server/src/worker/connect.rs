@@ -201,6 +201,7 @@ impl Attendant {
             attempts: kept.clone(),
             lease: prost_types::Duration::try_from(lease).ok(),
             leases_budgets: true,
+            resumes_uploads: true,
         };
         self.fleet.budgets().seat(worker, &self.seat);
         self.seat.connect(line.messages.clone(), welcome);

@@ -26,8 +26,10 @@ const PIECE: usize = 2 * 256 * 1024;
 /// How workers are told to send so small a layer in pieces.
 const PIECES: [&str; 4] = ["--upload-chunk", "256K", "--resumable-from", "1M"];
 
+/// How long anything may take, with a layer of any size.
+const LIMIT: Duration = Duration::from_secs(900);
 /// How long a message may take from a worker to its coordinator.
-const HEARD: Duration = Duration::from_millis(300);
+const HEARD: Duration = Duration::from_secs(1);
 
 /// Pieces of a layer on their way to a registry. The one behind the first nine tenths is held, and never arrives unless that is said.
 #[derive(Clone)]
@@ -78,14 +80,21 @@ impl Way {
 
     /// Waits until a piece is held; by then the coordinator knows, or hears at once, of those before it.
     fn wait(&self) {
-        while !self.is_held.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("a piece is held", || self.is_held.load(Ordering::SeqCst));
         std::thread::sleep(HEARD);
     }
 
     fn free(&self) {
         self.is_free.store(true, Ordering::SeqCst);
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -266,9 +275,7 @@ fn a_cancelled_jobs_session_is_forgotten_by_its_registry() {
     let case = Case::to(&to.host());
     let (_first, id) = case.begin(&[], &[]);
     case.coordinator.ask("CancelJob", &id).one();
-    while case.before.count("DELETE", "*/blobs/uploads/*") == 0 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("the session is forgotten", || case.before.count("DELETE", "*/blobs/uploads/*") > 0);
     case.way.free();
     assert_eq!(to.uploads(), 0);
     assert!(to.tags("app").is_empty());

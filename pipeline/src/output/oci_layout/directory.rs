@@ -17,6 +17,7 @@ use crate::blob::{BlobSummary, ByteCount, LayerStream};
 use crate::digest::{Digest, Hasher};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, INDEX, MARKER, MARKER_CONTENT, REF_NAME, blob_path};
+use crate::manifest::MAX_DOCUMENT;
 use crate::output::OutputError;
 use crate::output::staging::fail;
 use crate::registry::FetchedManifest;
@@ -126,6 +127,10 @@ impl Directory {
         entries.insert(position.min(entries.len()), entry.clone().into());
         let path = self.path.join(INDEX);
         let bytes = serde_json::to_vec(&index).expect("a JSON map can be written");
+        if bytes.len() > MAX_DOCUMENT {
+            let problem = format!("{INDEX} would have more than {MAX_DOCUMENT} bytes, which nobody reads");
+            return Err(self.not_a_layout(&problem));
+        }
         write_durably(&path, &bytes).map_err(fail("write", &path))
     }
 
@@ -141,6 +146,12 @@ impl Directory {
         let digest: Digest =
             text("digest").parse().map_err(|error| self.not_a_layout(&format!("{INDEX}: {error}")))?;
         let path = self.path.join(blob_path(&digest));
+        let size = std::fs::metadata(&path).map_err(fail("read", &path))?.len();
+        if size > MAX_DOCUMENT as u64 {
+            return Err(self.not_a_layout(&format!(
+                "{digest}, which {INDEX} names, is no manifest: it has {size} bytes"
+            )));
+        }
         let bytes = std::fs::read(&path).map_err(fail("read", &path))?;
         Ok(Some(FetchedManifest { bytes: bytes.into(), media_type: text("mediaType"), digest }))
     }

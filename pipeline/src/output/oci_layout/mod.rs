@@ -22,7 +22,7 @@ use super::manifest::{FinalManifest, ManifestFormat};
 use super::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, OutputError, OutputKind, Receipt};
 use crate::blob::{BlobError, BlobSummary, BufferPool, ByteCount, ConsumerGone, LayerStream, LayerWriter};
 use crate::compression::{Compression, Format};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::element::{Image, ImageName, Layer, StoredLayer};
 use crate::error::Error;
 use crate::layout::{IMAGE_NAME, REF_NAME};
@@ -205,8 +205,8 @@ impl ImageOutput for LayoutOutput {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
-        let BlobSummary { digest, size } =
-            self.place().store(stream, Algorithm::Sha256, progress.clone()).await?;
+        let algorithm = stream.algorithm();
+        let BlobSummary { digest, size } = self.place().store(stream, algorithm, progress.clone()).await?;
         Ok(StoredLayer::Written { digest, size, format })
     }
 

@@ -13,6 +13,7 @@ use occy_proto::v1::{
     LendAnswer, LendAsk, LendDone, LendEnd, LendLayoutRequest, LendOpened, LendWriteBlob, LentDestination,
     LentSource, lend_layout_request,
 };
+use serde_json::{Map, Value};
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -24,7 +25,7 @@ use crate::blob::{
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::Error;
 use crate::lent::LentError;
-use crate::manifest::MAX_DOCUMENT;
+use crate::manifest::{Descriptor, MAX_DOCUMENT};
 use crate::output::oci_layout::{LayoutOutput, Place};
 use crate::output::{ImageOutput, LayerForm};
 use crate::source::oci_layout::LayoutSource;
@@ -178,7 +179,9 @@ impl Ends {
         let done = Said::Answer(Answer::Done(LendDone {}));
         match what {
             Some(What::ReadIndex(_)) => {
-                send_document(self.source()?.index_bytes().await?, String::new(), line).await
+                let index = self.source()?.index_bytes().await?;
+                let digest = Digest::sha256(&index);
+                send_document(index, digest, String::new(), line).await
             }
             Some(What::ReadBlob(wanted)) => {
                 let digest = convert::digest(&wanted.digest)?;
@@ -203,7 +206,7 @@ impl Ends {
             }
             Some(What::FindNamed(wanted)) => {
                 match self.place()?.named(&wanted.annotation, &wanted.name).await? {
-                    Some(found) => send_document(found.bytes, found.media_type, line).await,
+                    Some(found) => send_document(found.bytes, found.digest, found.media_type, line).await,
                     None => Ok(Said::Answer(Answer::Found(false))),
                 }
             }
@@ -250,10 +253,16 @@ impl Destination {
         if entry.len() > ENTRY_MAX {
             return Err(WireError::TooLarge { what: "the entry of index.json", limit: ENTRY_MAX }.into());
         }
-        let entry = serde_json::from_slice(entry)
-            .map_err(|error| WireError::elements(format!("the entry of index.json: {error}")))?;
+        let wrong = |problem: String| WireError::elements(format!("the entry of index.json: {problem}"));
+        let entry: Map<String, Value> =
+            serde_json::from_slice(entry).map_err(|error| wrong(error.to_string()))?;
+        let named = Descriptor::of(&entry.clone().into()).map_err(|error| wrong(error.to_string()))?;
         if !names_many && self.is_named.swap(true, Ordering::Relaxed) {
             return Err(WireError::elements("it names two images in a tar").into());
+        }
+        // Whoever reads the layout finds what is named there.
+        if !self.output.place().has(&named.digest, named.size).await? {
+            return Err(wrong(format!("{} is not there", named.digest)).into());
         }
         self.output.place().name(entry, by_tag).await
     }
@@ -271,10 +280,11 @@ fn named(name: &str) -> Result<Algorithm, WireError> {
 
 async fn send_document(
     bytes: Bytes,
+    digest: Digest,
     media_type: String,
     line: &mut Line<LendLayoutRequest>,
 ) -> Result<Said, Error> {
-    let sum = BlobSummary { digest: Digest::sha256(&bytes), size: bytes.len() as u64 };
+    let sum = BlobSummary { digest, size: bytes.len() as u64 };
     line.send_bytes(bytes).await?;
     Ok(Said::End(sum, media_type))
 }

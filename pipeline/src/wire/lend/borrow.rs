@@ -1,8 +1,9 @@
 //! Layouts that lie at the other side: each question is an ask, and each answer finds the ask that it is for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::try_unfold;
@@ -30,6 +31,9 @@ use crate::platform::PlatformChoice;
 use crate::registry::FetchedManifest;
 use crate::source::oci_layout::{LayoutSource, Lent};
 use crate::wire::{WireError, convert};
+
+/// How long a caller may say nothing about an ask: it may have to write a large blob to a slow disk first.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a caller lends for one call. Clones are handles on the same.
 #[derive(Clone, Debug)]
@@ -73,27 +77,27 @@ pub fn borrow(out: mpsc::Sender<LendLayoutResponse>) -> (Borrowed, Hearing) {
 }
 
 impl Hearing {
-    /// Hands on what the caller says, until it says what it may not, or says no more. Dropped, all asks have failed.
+    /// Hands on what the caller says, until it says what it may not, or says no more; or its stream breaks with that error. Dropped, all
+    /// asks have failed.
     pub async fn hear<E>(
         self,
         mut requests: impl Stream<Item = Result<LendLayoutRequest, E>> + Unpin,
-    ) -> WireError {
+    ) -> Result<WireError, E> {
+        let mut unwanted = VecDeque::new();
         loop {
-            // Neither branch loses anything that was taken.
+            // No branch loses anything that was taken. What is to be said waits for room, and what is heard does not wait for that.
             tokio::select! {
                 request = requests.next() => {
-                    let Some(Ok(request)) = request else { return WireError::Gone };
-                    if let Err(error) = self.0.take(request) {
-                        return error;
+                    let Some(request) = request else { return Ok(WireError::Gone) };
+                    if let Err(error) = self.0.take(request?) {
+                        return Ok(error);
                     }
                 }
-                () = self.0.unwanted.notified() => {
-                    for id in self.0.take_unwanted() {
-                        let part = Some(lend_layout_response::Part::Cancel(id));
-                        if self.0.out.send(LendLayoutResponse { part }).await.is_err() {
-                            return WireError::Gone;
-                        }
-                    }
+                () = self.0.unwanted.notified() => unwanted.extend(self.0.take_unwanted()),
+                room = self.0.out.reserve(), if !unwanted.is_empty() => {
+                    let Ok(room) = room else { return Ok(WireError::Gone) };
+                    let part = unwanted.pop_front().map(lend_layout_response::Part::Cancel);
+                    room.send(LendLayoutResponse { part });
                 }
             }
         }
@@ -172,7 +176,7 @@ impl Drop for Ask {
 impl Ask {
     /// What comes next. A failure is the caller's own.
     async fn next(&mut self) -> Result<Event, BlobError> {
-        match self.line.next().await.map_err(host)? {
+        match patiently(self.line.next()).await? {
             Event::Answer(answer) => Ok(Event::Answer(no_failure(answer)?)),
             event => Ok(event),
         }
@@ -193,7 +197,7 @@ impl Ask {
     }
 
     async fn send(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        match self.line.send_bytes(bytes).await.map_err(host)? {
+        match patiently(self.line.send_bytes(bytes)).await? {
             None => Ok(()),
             Some(answer) => Err(no_failure(answer).err().unwrap_or_else(|| host(strange()))),
         }
@@ -232,6 +236,12 @@ impl Ask {
             }
         }
     }
+}
+
+/// Whoever lends and says nothing keeps a worker waiting.
+async fn patiently<T>(heard: impl Future<Output = Result<T, WireError>>) -> Result<T, BlobError> {
+    let silent = |_| host(WireError::elements(format!("nothing was heard for {PATIENCE:?}")));
+    tokio::time::timeout(PATIENCE, heard).await.map_err(silent)?.map_err(host)
 }
 
 fn no_failure(answer: Answer) -> Result<Answer, BlobError> {

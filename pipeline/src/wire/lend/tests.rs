@@ -181,7 +181,7 @@ async fn who_asks_hears_when_nobody_answers_any_more() {
     let reading = tokio::spawn(async move { borrowed.index().await });
     assert!(asked.recv().await.is_some());
     drop(answering);
-    assert!(matches!(hearing.await.unwrap(), WireError::Gone));
+    assert!(matches!(hearing.await.unwrap(), Ok(WireError::Gone)));
     let reading = tokio::time::timeout(Duration::from_secs(30), reading);
     assert!(reading.await.unwrap().unwrap().is_err());
 }
@@ -195,7 +195,10 @@ async fn an_answer_to_what_was_not_asked_ends_the_call() {
     let part = Some(lend_layout_request::Part::Answer(answer));
     answering.send(LendLayoutRequest { part }).await.unwrap();
     let error = hearing.hear(ReceiverStream::new(answers).map(Ok::<_, ()>)).await;
-    assert!(matches!(error, WireError::Elements(_)), "{error}");
+    assert!(matches!(error, Ok(WireError::Elements(_))), "{error:?}");
+    let (_borrowed, hearing) = borrow(mpsc::channel(4).0);
+    let broken = hearing.hear(futures_util::stream::iter([Err::<LendLayoutRequest, _>("broken")])).await;
+    assert!(matches!(broken, Err("broken")), "what is wrong with the stream is told");
 }
 
 /// What a lender of a tar answers to these, one after the other; None for what is done.
@@ -221,7 +224,11 @@ async fn answered(asks: Vec<What>) -> Vec<Option<String>> {
 
 #[tokio::test]
 async fn who_asks_for_what_is_not_lent_or_not_open_harms_nothing() {
-    let name = || What::Name(LendName { entry: "{}".into(), by_tag: false });
+    let digest = Digest::sha256(b"missing");
+    let entry = format!(
+        r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "{digest}", "size": 7}}"#
+    );
+    let name = || What::Name(LendName { entry: entry.clone().into(), by_tag: false });
     let write =
         |algorithm: &str| What::WriteBlob(LendWriteBlob { document: true, algorithm: algorithm.to_owned() });
     let said = answered(vec![
@@ -231,12 +238,15 @@ async fn who_asks_for_what_is_not_lent_or_not_open_harms_nothing() {
         What::Open(LendOpen {}),
         write("md5"),
         What::Name(LendName { entry: "[".into(), by_tag: false }),
+        What::Name(LendName { entry: "{}".into(), by_tag: false }),
         name(),
         name(),
     ])
     .await;
     let failed: Vec<_> = said.iter().map(Option::is_some).collect();
-    assert_eq!(failed, [true, true, true, false, true, true, false, true], "{said:?}");
+    assert_eq!(failed, [true, true, true, false, true, true, true, true, true], "{said:?}");
+    let says = |at: usize, words: &str| said[at].as_ref().is_some_and(|said| said.contains(words));
+    assert!(says(7, "is not there") && says(8, "two images in a tar"), "{said:?}");
 }
 
 #[tokio::test]

@@ -126,7 +126,8 @@ async fn client(place: &Place) -> Result<(Client, watch::Receiver<u64>), JetStre
             Err(error) => error,
         };
         let is_away = matches!(&error, JetStreamError::Connect { cause, .. }
-            if matches!(cause.kind(), ConnectErrorKind::Io | ConnectErrorKind::TimedOut));
+            // A name that is not known yet is that of a server that is only being started, in Kubernetes.
+            if matches!(cause.kind(), ConnectErrorKind::Io | ConnectErrorKind::Dns | ConnectErrorKind::TimedOut));
         if !is_away || start.elapsed() > PATIENCE {
             return Err(error);
         }
