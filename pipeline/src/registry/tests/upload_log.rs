@@ -402,16 +402,18 @@ async fn a_producer_that_stops_before_it_was_there_leaves_the_session() {
 
 #[tokio::test]
 async fn a_registry_that_takes_no_pieces_gets_the_whole() {
-    let registry = Shared::default();
-    registry.lock().unwrap().source = content(SIZE).0;
-    let state = Arc::clone(&registry);
-    let server = TestServer::start(move |seen| match seen.method.as_str() {
-        "PATCH" => Reply::new(405),
-        _ => state.lock().unwrap().answer(seen),
-    })
-    .await;
-    copy(&server, &Arc::default()).await.unwrap();
-    assert!(stored(&registry) == content(SIZE).0);
+    for status in [405, 400, 403, 404, 416] {
+        let registry = Shared::default();
+        registry.lock().unwrap().source = content(SIZE).0;
+        let state = Arc::clone(&registry);
+        let server = TestServer::start(move |seen| match seen.method.as_str() {
+            "PATCH" => Reply::new(status),
+            _ => state.lock().unwrap().answer(seen),
+        })
+        .await;
+        copy(&server, &Arc::default()).await.unwrap();
+        assert!(stored(&registry) == content(SIZE).0, "{status}");
+    }
 }
 
 #[tokio::test]

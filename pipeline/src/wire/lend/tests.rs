@@ -244,9 +244,17 @@ async fn who_asks_for_what_is_not_lent_or_not_open_harms_nothing() {
     ])
     .await;
     let failed: Vec<_> = said.iter().map(Option::is_some).collect();
-    assert_eq!(failed, [true, true, true, false, true, true, true, true, true], "{said:?}");
-    let says = |at: usize, words: &str| said[at].as_ref().is_some_and(|said| said.contains(words));
-    assert!(says(7, "is not there") && says(8, "two images in a tar"), "{said:?}");
+    assert_eq!(failed, [true, true, true, false, true, true, true, false, true], "{said:?}");
+    assert!(said[8].as_ref().is_some_and(|said| said.contains("two images in a tar")), "{said:?}");
+    // In a directory there are other images, which nothing may spoil.
+    let (from, to) = (layout(&[]), tempfile::tempdir().unwrap());
+    let Loan { place, .. } = loan(from.path(), to.path());
+    place.open().await.unwrap();
+    let before = std::fs::read(to.path().join("index.json")).ok();
+    let entry = serde_json::from_str(&entry).unwrap();
+    let error = place.name(entry, false).await.unwrap_err();
+    assert!(error.to_string().contains("is not there"), "{error}");
+    assert_eq!(std::fs::read(to.path().join("index.json")).ok(), before);
 }
 
 #[tokio::test]
