@@ -15,7 +15,7 @@ use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::lend::{Answered, Lending, Lent};
 use super::logins::{Which, logins};
-use super::{is_registry, show, spec};
+use super::{show, spec, told};
 use crate::options::Global;
 
 /// Copies, and says what that was.
@@ -28,10 +28,9 @@ pub(crate) async fn copy(
 ) -> anyhow::Result<Copied> {
     spec::refuse_registry_options(global, &[source, destination])?;
     let coordinator = Coordinator::needed(global, "copy").await?;
-    let named = |end: &str| Some(end).filter(|end| is_registry(end)).unwrap_or_default().to_owned();
     let request = v1::CopyImageRequest {
-        source: named(source),
-        destination: named(destination),
+        source: told(source),
+        destination: told(destination),
         platforms: plan.platforms.iter().cloned().map(convert::platform).collect(),
         sparse: plan.sparse,
         referrers: plan.referrers,

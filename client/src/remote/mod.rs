@@ -30,6 +30,11 @@ pub(crate) fn is_registry(uri: &str) -> bool {
     uri.starts_with("registry://")
 }
 
+/// An end as the coordinator is told of it: empty where it is here.
+fn told(uri: &str) -> String {
+    if is_registry(uri) { uri.to_owned() } else { String::new() }
+}
+
 /// Shows what a coordinator tells of a call. Bytes that are sent from here are counted here.
 fn show(progress: &Progress, told: &CallProgress, counts_bytes: bool) {
     if progress.layers().is_empty() {

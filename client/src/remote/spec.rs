@@ -7,8 +7,8 @@ use occy_pipeline::whole::Wanted;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::{self, PipelineSpec};
 
-use super::is_registry;
 use super::lend::Lent;
+use super::{is_registry, told};
 use crate::options::{Global, OutputFormat, Work};
 use crate::settings::{self, Misused};
 
@@ -38,10 +38,9 @@ pub(crate) fn refuse_registry_options(global: &Global, ends: &[&str]) -> Result<
 
 /// What is done with an image whose ends are these. An end that is here is empty.
 pub(crate) fn of_work(work: &Work, global: &Global) -> PipelineSpec {
-    let end = |uri: &String| Some(uri.clone()).filter(|uri| is_registry(uri)).unwrap_or_default();
     PipelineSpec {
-        source: end(&work.source),
-        destination: end(&work.destination),
+        source: told(&work.source),
+        destination: told(&work.destination),
         filters: work.filters.clone(),
         platform: Some(platform(global, &work.source)),
         compression: work.compression.map(|compression| compression.to_string()).unwrap_or_default(),

@@ -12,7 +12,7 @@ use super::connect::Coordinator;
 use super::error::RemoteError;
 use super::lend::{Answered, Lending, Lent};
 use super::logins::{Which, logins};
-use super::{is_registry, show, spec};
+use super::{is_registry, show, spec, told};
 use crate::display::Shown;
 use crate::options::{Global, Verify};
 use crate::settings::{Misused, settings};
@@ -40,15 +40,14 @@ pub(crate) async fn verify(
             Some(open::lent_source(here, &settings)?.ok_or_else(neither)?)
         }
     };
-    let named = |end: &str| Some(end).filter(|end| is_registry(end)).unwrap_or_default().to_owned();
     let coordinator = Coordinator::needed(global, "verify").await?;
     let request = VerifyImageRequest {
-        image: named(image),
+        image: told(image),
         parallel: convert::count(global.parallel),
         max_layer_size: global.max_layer_size,
         // The image is where it was written to, and what it was made of is the source.
         credentials: logins(global, &coordinator, &source, Some(image), Which::All).await?,
-        source: named(&source),
+        source: told(&source),
     };
     let shown = Shown::new(global, image, &settings.spools);
     let begin = shown.begin_each();

@@ -11,6 +11,7 @@ use occy_pipeline::source::oci_layout::LayoutSource;
 use occy_pipeline::source::stored::Store;
 use occy_pipeline::verify::{Stated, statements, verify as verify_one};
 use occy_pipeline::wire::convert;
+use occy_pipeline::wire::lend::LAYERS;
 use occy_proto::v1::PipelineSpec;
 use occy_proto::v1::verify_image_response::Part;
 use tokio::sync::mpsc;
@@ -99,7 +100,10 @@ pub(super) async fn verify_opened(
         for stated in &stated {
             let work = verifying.work(stated).await?;
             let (origin, max_workers) = match &lent {
-                Some(lent) => (Box::new(lent.clone()) as Box<dyn ImageSource>, None),
+                Some(lent) => {
+                    let at_once = settings.parallel.min(LAYERS);
+                    (Box::new(lent.clone()) as Box<dyn ImageSource>, Some(at_once))
+                }
                 None => {
                     let source = open::source(&work.source, &work.settings)?;
                     (source.end, source.max_workers)
