@@ -82,7 +82,7 @@ impl Repository {
                 self.put_whole(session, blob, digest, size, progress).await
             };
             // Where nobody but us has chosen pieces.
-            let is_own_choice = in_pieces && !is_recorded && other.is_some();
+            let is_own_choice = in_pieces && is_resumable && !is_recorded && other.is_some();
             let attempt = attempt.map_err(|failure| match failure {
                 Failure::Again(error, _) | Failure::Final(BlobError::Registry(error))
                     if is_own_choice
