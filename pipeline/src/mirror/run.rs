@@ -15,7 +15,7 @@ use super::plan::{Action, Plan, What};
 use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan, signed};
 use super::{Ends, locked};
 use crate::catalog::{self, delete};
-use crate::copy::write;
+use crate::copy::{Copied, write};
 use crate::digest::Digest;
 use crate::element::ImageName;
 use crate::error::Error;
@@ -79,6 +79,13 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// That of an image that was copied without filters.
+    pub(super) fn of(copied: &Copied) -> Self {
+        let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
+        let signatures_kept = copied.kept.len();
+        Self::Copied { blobs, blobs_found, manifests, made: None, attestations_dropped: 0, signatures_kept }
+    }
+
     /// Whether the target is left otherwise than its source.
     pub(super) fn is_failure(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Failed { .. })
@@ -250,15 +257,7 @@ async fn copy_image(
     let tag = wanted.source.tag().map(ToString::to_string);
     let name = ImageName { repository: wanted.source.name(), tag };
     let copied = write(gathered, &name, &output, &plan, &Progress::default()).await?;
-    let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied {
-        blobs,
-        blobs_found,
-        manifests,
-        made: None,
-        attestations_dropped: 0,
-        signatures_kept: copied.kept.len(),
-    })
+    Ok(Outcome::of(&copied))
 }
 
 /// Gives the manifest that a tag is about to be taken from another one. If that fails, the tag stays.

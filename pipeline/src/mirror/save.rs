@@ -280,15 +280,7 @@ async fn try_save(
     let name = ImageName { repository: source.name(), tag: source.tag().map(ToString::to_string) };
     let output: Arc<dyn ContentOutput> = Arc::new(output);
     let copied = write(gathered, &name, &output, plan, &Progress::default()).await?;
-    let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
-    Ok(Outcome::Copied {
-        blobs,
-        blobs_found,
-        manifests,
-        made: None,
-        attestations_dropped: 0,
-        signatures_kept: copied.kept.len(),
-    })
+    Ok(Outcome::of(&copied))
 }
 
 impl Saving {

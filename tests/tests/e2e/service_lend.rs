@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use occy_tests::certificates::text;
 use occy_tests::conforming::Conforming;
 use occy_tests::coordinator::Coordinator;
-use occy_tests::image::{Family, Image, Index, json_of};
+use occy_tests::image::{Family, Image, Index};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::{Ended, Run, locally};
@@ -19,12 +19,11 @@ use occy_tests::tools::{read, sha256, write};
 use occy_tests::worker::Worker;
 use serde_json::{Value, json};
 
+use crate::service_whole::attested;
 use crate::{scratch, small, tar_uri};
 
 const FILTER: &str = "exclude:pattern=*.key";
 const NOTATION: &str = "application/vnd.cncf.notary.signature";
-const OF: &str = "vnd.docker.reference.digest";
-const TYPE: &str = "vnd.docker.reference.type";
 /// How long anything is waited for.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -79,19 +78,7 @@ fn signed_index(registry: &Conforming) -> Index {
         Image::on(Family::Oci, ("linux", architecture, None), vec![own, Layer::noise(3, 2_000_000)])
     };
     let images = ["amd64", "arm64"].map(image);
-    let about = Image::oci(vec![Layer::noise(7, 500)]);
-    let platform = |architecture: &str| json!({"os": "linux", "architecture": architecture});
-    let mut index = Index::new(
-        Family::Oci,
-        vec![
-            (platform("amd64"), images[0].clone()),
-            (platform("arm64"), images[1].clone()),
-            (json!({"os": "unknown", "architecture": "unknown"}), about),
-        ],
-    );
-    let mut document = json_of(&index.manifest);
-    document["manifests"][2]["annotations"] = json!({TYPE: "attestation-manifest", OF: images[0].digest()});
-    index.manifest = document.to_string().into_bytes();
+    let index = attested(&images);
     for image in &index.images {
         registry.add_image("app", &image.digest(), image);
     }

@@ -24,18 +24,8 @@ fn by(coordinator: &Coordinator, arguments: &[&str]) -> Run {
     locally(arguments).env("OCCYSTRAP_COORDINATOR", coordinator.url())
 }
 
-/// An index of two images, of which a filter changes both, and an attestation of the first. A layer stands in both.
-fn index(registry: &Registry, name: &str) -> (Index, String) {
-    let secret = Layer::of(&[Member::file("secret.key", "k"), Member::file("both", "b")]);
-    let image = |architecture: &str| {
-        let own = Layer::of(&[Member::file("own.key", architecture), Member::file("name", architecture)]);
-        Image::on(
-            Family::Oci,
-            ("linux", architecture, None),
-            vec![secret.clone(), own, Layer::noise(3, 9000)],
-        )
-    };
-    let images = ["amd64", "arm64"].map(image);
+/// An index of two images, for amd64 and arm64, and an attestation of the first.
+pub(crate) fn attested(images: &[Image; 2]) -> Index {
     let about = Image::oci(vec![Layer::noise(7, 500)]);
     let platform = |architecture: &str| json!({"os": "linux", "architecture": architecture});
     let mut index = Index::new(
@@ -49,6 +39,21 @@ fn index(registry: &Registry, name: &str) -> (Index, String) {
     let mut document = json_of(&index.manifest);
     document["manifests"][2]["annotations"] = json!({TYPE: "attestation-manifest", OF: images[0].digest()});
     index.manifest = document.to_string().into_bytes();
+    index
+}
+
+/// An index of two images, of which a filter changes both, and an attestation of the first. A layer stands in both.
+fn index(registry: &Registry, name: &str) -> (Index, String) {
+    let secret = Layer::of(&[Member::file("secret.key", "k"), Member::file("both", "b")]);
+    let image = |architecture: &str| {
+        let own = Layer::of(&[Member::file("own.key", architecture), Member::file("name", architecture)]);
+        Image::on(
+            Family::Oci,
+            ("linux", architecture, None),
+            vec![secret.clone(), own, Layer::noise(3, 9000)],
+        )
+    };
+    let index = attested(&["amd64", "arm64"].map(image));
     let source = registry.push_index(&index, name, "1");
     (index, source)
 }

@@ -190,9 +190,10 @@ impl ImageOutput for LayoutOutput {
         let descriptor = layer.descriptor.as_ref().expect("only a layer with a descriptor is copied");
         let summary = BlobSummary { digest: descriptor.digest.clone(), size: descriptor.size };
         let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
+        let stream = stream.by(descriptor.digest.algorithm());
         let (fed, stored) = tokio::join!(
             async { feed(layer, writer, summary).await.map_err(Error::from) },
-            self.place().store(stream, descriptor.digest.algorithm(), progress.clone()),
+            self.place().store(stream, progress.clone()),
         );
         both(fed, stored)?;
         Ok(Moved::Bytes)
@@ -205,8 +206,7 @@ impl ImageOutput for LayoutOutput {
         format: Format,
         progress: &ByteCount,
     ) -> Result<StoredLayer, Error> {
-        let algorithm = stream.algorithm();
-        let BlobSummary { digest, size } = self.place().store(stream, algorithm, progress.clone()).await?;
+        let BlobSummary { digest, size } = self.place().store(stream, progress.clone()).await?;
         Ok(StoredLayer::Written { digest, size, format })
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::archive::Archive;
 use super::directory::Directory;
 use crate::blob::{BlobSummary, ByteCount, LayerStream};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::output::OutputError;
 use crate::registry::FetchedManifest;
@@ -31,13 +31,8 @@ pub trait Place: fmt::Debug + Send + Sync {
     /// Whether a blob is there, with that size in bytes.
     async fn has(&self, digest: &Digest, size: u64) -> Result<bool, Error>;
 
-    /// Stores what a stream yields under the digest that it turns out to have, by that algorithm.
-    async fn store(
-        &self,
-        stream: LayerStream,
-        algorithm: Algorithm,
-        progress: ByteCount,
-    ) -> Result<BlobSummary, Error>;
+    /// Stores what a stream yields under the digest that it turns out to have.
+    async fn store(&self, stream: LayerStream, progress: ByteCount) -> Result<BlobSummary, Error>;
 
     /// Stores a config or a manifest.
     async fn put(&self, digest: &Digest, bytes: Bytes) -> Result<(), Error>;
@@ -121,12 +116,7 @@ impl Place for Local {
         Ok(has.await)
     }
 
-    async fn store(
-        &self,
-        mut stream: LayerStream,
-        _algorithm: Algorithm,
-        progress: ByteCount,
-    ) -> Result<BlobSummary, Error> {
+    async fn store(&self, mut stream: LayerStream, progress: ByteCount) -> Result<BlobSummary, Error> {
         let opened = self.opened();
         blocking(move || match opened.as_ref() {
             Opened::Directory(directory) => directory.store(&mut stream, &progress),

@@ -334,7 +334,7 @@ async fn receive_blob(
     let (writer, stream) = LayerStream::channel(CHANNEL, BufferPool::default());
     let coming = Coming { line, hasher: Hasher::new(algorithm) };
     let fed = async { feed(coming, writer).await.map_err(Error::from) };
-    let stored = place.store(stream, algorithm, ByteCount::default());
+    let stored = place.store(stream.by(algorithm), ByteCount::default());
     let (fed, stored) = tokio::join!(fed, stored);
     both(fed, stored)?;
     Ok(())

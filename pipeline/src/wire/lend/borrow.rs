@@ -443,13 +443,8 @@ impl Place for LentPlace {
         }
     }
 
-    async fn store(
-        &self,
-        mut stream: LayerStream,
-        algorithm: Algorithm,
-        progress: ByteCount,
-    ) -> Result<BlobSummary, Error> {
-        let mut ask = self.write(false, algorithm).await?;
+    async fn store(&self, mut stream: LayerStream, progress: ByteCount) -> Result<BlobSummary, Error> {
+        let mut ask = self.write(false, stream.algorithm()).await?;
         loop {
             match stream.next().await? {
                 LayerPiece::Data(bytes) => {

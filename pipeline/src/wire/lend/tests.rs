@@ -19,7 +19,7 @@ use super::borrow::{Borrowed, borrow};
 use super::line::WINDOW;
 use super::*;
 use crate::blob::{Blob, BlobError, BlobSummary, BufferPool, ByteCount, LayerStream};
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::layout::{Choice, INDEX, MARKER, MARKER_CONTENT, blob_path};
 use crate::output::oci_layout::{LayoutOptions, LayoutOutput, Place};
@@ -109,7 +109,7 @@ async fn what_is_not_wanted_any_more_leaves_its_place_to_others() {
         let blob = borrowed.blob(&Digest::sha256(&large), None);
         drop(Blob::open(blob.as_ref()).await.unwrap());
         let (writer, stream) = LayerStream::channel(4, BufferPool::default());
-        let mut store = Box::pin(place.store(stream, Algorithm::Sha256, ByteCount::default()));
+        let mut store = Box::pin(place.store(stream, ByteCount::default()));
         writer.send(bytes::Bytes::from_static(b"half")).await.unwrap();
         assert!((&mut store).now_or_never().is_none());
     }
@@ -134,7 +134,7 @@ async fn what_is_written_is_what_was_promised_or_not_kept() {
             }
             writer.finish(BlobSummary { digest, size }).await.unwrap();
         };
-        let (_, stored) = tokio::join!(fed, place.store(stream, Algorithm::Sha256, ByteCount::default()));
+        let (_, stored) = tokio::join!(fed, place.store(stream, ByteCount::default()));
         match stored {
             Ok(_) => assert!(is_right),
             Err(Error::Blob(BlobError::Lent(error))) => {
