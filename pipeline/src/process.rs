@@ -116,7 +116,7 @@ async fn expected(
     output: &dyn ImageOutput,
     executor: &dyn Executor,
 ) -> Vec<ExpectedLayer> {
-    let guess = output.wants_tar_sizes() && !plan.chain.edits() && written.len() > 1;
+    let guess = output.wants_tar_sizes() && !plan.chain.resizes() && written.len() > 1;
     let may_restart = plan.chain.edits() || executor.may_begin_anew();
     let sizes = written.iter().copied().map(|index| async move {
         let layer = &image.layers[index];

@@ -55,6 +55,11 @@ impl FilterChain {
         self.filters.iter().any(|filter| filter.edits())
     }
 
+    /// Whether layers have commonly another size behind the filters.
+    pub fn resizes(&self) -> bool {
+        self.filters.iter().any(|filter| filter.resizes())
+    }
+
     /// Has every filter change the config, and says whether one did.
     pub fn edit_config(&self, config: &mut serde_json::Value) -> bool {
         self.edit_config_before(self.filters.len(), config)

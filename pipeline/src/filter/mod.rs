@@ -35,6 +35,11 @@ pub trait Filter: Send + Sync + fmt::Debug {
     /// Whether it may change layers. One that does not leaves an image's bytes and digests as they are.
     fn edits(&self) -> bool;
 
+    /// Whether a layer that it changes has commonly another size then. This is for guesses alone, which may be wrong.
+    fn resizes(&self) -> bool {
+        self.edits()
+    }
+
     /// Whether it wants to know size and digest of the tar as it would be written where the filter stands.
     fn taps(&self) -> bool {
         false

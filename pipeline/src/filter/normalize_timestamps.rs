@@ -81,6 +81,11 @@ impl Filter for NormalizeTimestamps {
         true
     }
 
+    /// A time is as long as another in a header; only where one stood in an extended header the member gets shorter.
+    fn resizes(&self) -> bool {
+        false
+    }
+
     fn layer(&self, _targets: &Targets, _limits: &Limits) -> Box<dyn LayerFilter> {
         Box::new(Layer { filter: *self, counts: Counts::default() })
     }

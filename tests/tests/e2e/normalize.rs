@@ -5,9 +5,10 @@ use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, header_types};
 use occy_tests::occyctl::occyctl;
 use occy_tests::registry::{Pulled, Registry};
+use occy_tests::tools::read;
 use serde_json::Value;
 
-use crate::small;
+use crate::{scratch, small, tar_uri};
 
 fn normalized(image: &Image, filter: &str) -> Pulled {
     let registry = Registry::start();
@@ -50,6 +51,32 @@ fn clamp_changes_later_times_only() {
     let copied = normalized(&image, "normalize-timestamps:ts=1000,mode=clamp");
     assert_eq!(times(&copied.tars[0]), [5, 1000]);
     assert_eq!(json_of(&copied.config)["created"], "1970-01-01T00:16:40Z");
+}
+
+/// A saved tar has places for its layers before they are there, by the sizes that they have at the source.
+#[test]
+fn layers_that_get_shorter_are_saved_as_well_as_those_that_do_not() {
+    let registry = Registry::start();
+    let directory = scratch();
+    let plain = |name: &str| Layer::of(&[Member::file(name, name.repeat(5000))]);
+    let longer = |name: &str| Layer::of(&[Member::file(name, "").pax("mtime", "1700000000.123456789")]);
+    for (number, layers) in [
+        vec![plain("a"), plain("b"), plain("c")],
+        vec![longer("a"), plain("b"), plain("c")],
+        vec![plain("a"), longer("b"), longer("c"), plain("d")],
+        vec![plain("a"), plain("b"), longer("c")],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = registry.push(&Image::docker(layers), "app", &number.to_string());
+        let file = directory.path().join(format!("{number}.tar"));
+        occyctl(["process", &source, &tar_uri(&file), "-f", "normalize-timestamps"]).ok();
+        occyctl(["check", &tar_uri(&file)]).ok();
+        // On a pipe nothing has a place before it is whole.
+        let piped = occyctl(["process", &source, "tar://-", "-f", "normalize-timestamps"]).ok();
+        assert_eq!(read(&file), piped.stdout, "{number}");
+    }
 }
 
 #[test]
