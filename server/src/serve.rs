@@ -147,6 +147,7 @@ pub async fn serve(
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         draining.send_replace(true);
         jobs.drain(patience).await;
+        fleet.budgets().put_back(jobs.engine()).await;
         fleet.close();
         Ok(())
     };
@@ -160,7 +161,7 @@ pub async fn serve(
         () = cut => Ok(()),
         never = access.keep_reading() => match never {},
         never = jobs.keep_looking() => match never {},
-        never = fleet.budgets().keep_leasing() => match never {},
+        never = fleet.budgets().keep_leasing(jobs.engine()) => match never {},
         never = jobs.keep_counting() => match never {},
         never = timetable.keep_running(draining.subscribe()) => match never {},
         result = exposition => result,

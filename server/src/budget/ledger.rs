@@ -2,7 +2,7 @@
 //!
 //! A request passes every *line* that its action belongs to: the registry's, and that of reading, of reading manifests, or of writing.
 //! A line has a rate, a number at once, and a quota, each where it is configured; the registry's line has the rate at which it was
-//! found to refuse, too. Of those who wait, the one with the fewest requests under way is next, and of these the one whose last turn was
+//! found to refuse, too. Of a quota it has what was drawn for it, and says how much more it wants. Of those who wait, the one with the fewest requests under way is next, and of these the one whose last turn was
 //! longer ago: so who asks for much takes turns with who asks for little, and nobody waits for ever.
 //!
 //! Whoever begins and ends, in whatever order: at any time no more is under way than any line allows, and over any time no more has
@@ -11,8 +11,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use occy_pipeline::registry::{Action, Answer, RateLimit, Rhythm};
 use tokio::time::Instant;
+
+use crate::engine::quotas::Drawn;
 
 /// A burst has so many seconds of a rate, and one request at least.
 const BURST: f64 = 0.1;
@@ -20,6 +23,10 @@ const BURST: f64 = 0.1;
 const SHORT: Duration = Duration::from_secs(60);
 /// No pause is believed that is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// At most this part of a quota is drawn at once, and one request at least: so much is lost with a coordinator that is killed.
+const DRAWN_AT_ONCE: u64 = 20;
+/// When a quota is drawn from again that could not be.
+const DRAWN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What is configured for one line.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -28,7 +35,7 @@ pub struct Limits {
     pub rate: Option<f64>,
     /// Requests at once.
     pub concurrency: Option<usize>,
-    /// Requests in a time that begins with the first of them.
+    /// Requests in a time that begins with the first of them, of all coordinators together.
     pub quota: Option<(u64, Duration)>,
 }
 
@@ -46,6 +53,18 @@ pub enum LineName {
 }
 
 const LINES: usize = 4;
+const LINE_NAMES: [LineName; LINES] = [LineName::All, LineName::Manifest, LineName::Pull, LineName::Push];
+
+impl std::fmt::Display for LineName {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::All => "all",
+            Self::Manifest => "manifest",
+            Self::Pull => "pull",
+            Self::Push => "push",
+        })
+    }
+}
 
 fn lines(action: Action) -> &'static [LineName] {
     match action {
@@ -84,10 +103,43 @@ struct Line {
     /// When these were counted.
     at: Instant,
     open: usize,
-    /// Of the time that goes on: what is left of its quota, and when it ends.
-    window: Option<(u64, Instant)>,
+    share: Share,
     /// Until when the registry wants none.
     resume: Instant,
+}
+
+/// What a line has of its quota.
+#[derive(Debug, Default)]
+struct Share {
+    /// Requests that were drawn and have not begun.
+    left: u64,
+    /// When their time ends, as the engine has it, and here.
+    ends: Option<(Timestamp, Instant)>,
+    /// In that time there are no more.
+    is_used_up: bool,
+    drawing: Drawing,
+}
+
+/// Whether more of a quota is being drawn.
+#[derive(Clone, Copy, Debug, Default)]
+enum Drawing {
+    #[default]
+    No,
+    /// It has been asked for.
+    Now,
+    /// It could not be, and will be asked for again then.
+    Again(Instant),
+}
+
+/// What a line wants of its quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Whose quota.
+    pub line: LineName,
+    /// Requests of all, in a time of that length.
+    pub quota: (u64, Duration),
+    /// So many of these.
+    pub count: u64,
 }
 
 /// Somebody who asks.
@@ -109,6 +161,8 @@ pub enum Obstacle {
     Rate(f64, Instant),
     /// So many in a time, until then.
     Quota(u64, Duration, Instant),
+    /// So many in a time, of which some are asked for. Until then: nobody could answer.
+    Draw(u64, Duration, Option<Instant>),
     /// The registry wants none until then.
     Pause(Instant),
 }
@@ -119,6 +173,7 @@ impl Obstacle {
         match self {
             Self::Concurrency(_) => None,
             Self::Rate(_, until) | Self::Quota(_, _, until) | Self::Pause(until) => Some(*until),
+            Self::Draw(_, _, until) => *until,
         }
     }
 
@@ -135,6 +190,11 @@ impl Obstacle {
                     seconds(until)
                 )
             }
+            Self::Draw(limit, time, again) => format!(
+                "what is left of its {limit} requests in {} s {}",
+                time.as_secs(),
+                again.map_or("is being asked for", |_| "could not be asked for")
+            ),
             Self::Pause(until) => format!("it asked for a pause of another {} s", seconds(until)),
         }
     }
@@ -151,9 +211,7 @@ impl Line {
             self.tokens = (self.tokens + passed * rate).min(self.burst());
         }
         self.at = now;
-        if self.window.is_some_and(|(_, ends)| ends <= now) {
-            self.window = None;
-        }
+        self.share.count(now);
     }
 
     fn obstacle(&mut self, now: Instant) -> Option<Obstacle> {
@@ -161,8 +219,12 @@ impl Line {
         if self.resume > now {
             return Some(Obstacle::Pause(self.resume));
         }
-        if let (Some((0, ends)), Some((limit, time))) = (self.window, self.limits.quota) {
-            return Some(Obstacle::Quota(limit, time, ends));
+        if let Some((limit, time)) = self.limits.quota.filter(|_| self.share.left == 0) {
+            return Some(match (&self.share, self.share.drawing) {
+                (Share { is_used_up: true, ends: Some((_, ends)), .. }, _) => Obstacle::Quota(limit, time, *ends),
+                (_, Drawing::Again(again)) => Obstacle::Draw(limit, time, Some(again)),
+                (_, Drawing::No | Drawing::Now) => Obstacle::Draw(limit, time, None),
+            });
         }
         if let Some(limit) = self.limits.concurrency.filter(|&limit| self.open >= limit) {
             return Some(Obstacle::Concurrency(limit));
@@ -172,20 +234,26 @@ impl Line {
         Some(Obstacle::Rate(rate, now + Duration::from_secs_f64((1.0 - self.tokens) / rate)))
     }
 
-    fn begin(&mut self, now: Instant) {
+    fn begin(&mut self) {
         self.open += 1;
         self.tokens -= 1.0;
-        if let Some((limit, time)) = self.limits.quota {
-            let (left, ends) = self.window.unwrap_or((limit, now + time));
-            self.window = Some((left.saturating_sub(1), ends));
-        }
+        self.share.left = self.share.left.saturating_sub(1);
     }
 
     /// One that was begun was never sent.
     fn refund(&mut self) {
         self.tokens = (self.tokens + 1.0).min(self.burst());
-        if let (Some((left, _)), Some((limit, _))) = (&mut self.window, self.limits.quota) {
-            *left = (*left + 1).min(limit);
+        self.share.left += u64::from(self.share.ends.is_some());
+    }
+}
+
+impl Share {
+    fn count(&mut self, now: Instant) {
+        if self.ends.is_some_and(|(_, ends)| ends <= now) {
+            (self.left, self.ends, self.is_used_up) = (0, None, false);
+        }
+        if matches!(self.drawing, Drawing::Again(again) if again <= now) {
+            self.drawing = Drawing::No;
         }
     }
 }
@@ -194,7 +262,8 @@ impl Ledger {
     /// Of a registry with these limits, in the order All, Manifest, Pull, Push.
     pub fn new(host: &str, limits: [Limits; LINES], now: Instant) -> Self {
         let line = |limits: Limits| {
-            let mut line = Line { limits, tokens: 0.0, at: now, open: 0, window: None, resume: now };
+            let mut line =
+                Line { limits, tokens: 0.0, at: now, open: 0, share: Share::default(), resume: now };
             line.tokens = line.burst();
             line
         };
@@ -313,6 +382,59 @@ impl Ledger {
         }
     }
 
+    /// What lines want of their quotas for those who wait, each of which is to be answered by [`Ledger::drew`].
+    pub fn wants(&mut self, now: Instant) -> Vec<Want> {
+        let waiting = ACTIONS.map(|action| {
+            self.holders.values().map(|holder| holder.waiting[place(action)] as u64).sum::<u64>()
+        });
+        let mut wants = Vec::new();
+        for name in LINE_NAMES {
+            let line = &mut self.lines[name as usize];
+            line.count(now);
+            let Some(quota) = line.limits.quota else { continue };
+            let its = ACTIONS.into_iter().filter(|&action| lines(action).contains(&name));
+            let waiting: u64 = its.map(|action| waiting[place(action)]).sum();
+            let count = waiting.saturating_sub(line.share.left).min((quota.0 / DRAWN_AT_ONCE).max(1));
+            if count > 0 && !line.share.is_used_up && matches!(line.share.drawing, Drawing::No) {
+                line.share.drawing = Drawing::Now;
+                wants.push(Want { line: name, quota, count });
+            }
+        }
+        wants
+    }
+
+    /// What was drawn of what a line wants, and when its time ends by this process's clock. None: it could not be drawn.
+    pub fn drew(&mut self, want: Want, drawn: Option<(Drawn, Instant)>, now: Instant) {
+        let share = &mut self.lines[want.line as usize].share;
+        share.count(now);
+        let Some((Drawn { count, ends: time }, ends)) = drawn else {
+            share.drawing = Drawing::Again(now + DRAWN_AGAIN);
+            return;
+        };
+        share.drawing = Drawing::No;
+        if share.ends.is_some_and(|(earlier, _)| earlier != time) {
+            // What is left is of a time that has ended.
+            share.left = 0;
+        }
+        share.left += count;
+        share.is_used_up = count < want.count;
+        share.ends = Some((time, ends));
+        share.count(now);
+    }
+
+    /// Takes away what was drawn and has not begun: nobody will begin it.
+    pub fn undraw(&mut self) -> Vec<(LineName, (u64, Duration), Drawn)> {
+        let mut undrawn = Vec::new();
+        for name in LINE_NAMES {
+            let Line { share, limits, .. } = &mut self.lines[name as usize];
+            let left = std::mem::take(&mut share.left);
+            if let (1.., Some((ends, _)), Some(quota)) = (left, share.ends, limits.quota) {
+                undrawn.push((name, quota, Drawn { count: left, ends }));
+            }
+        }
+        undrawn
+    }
+
     /// Begins what may begin. Gives whose it is, and when there may be more if nothing happens until then.
     pub fn begin(&mut self, now: Instant) -> (Vec<(u64, Action)>, Option<Instant>) {
         let mut begun = Vec::new();
@@ -354,7 +476,7 @@ impl Ledger {
                 holder.since[place(action)] = Some(now);
             }
             for &name in lines(action) {
-                self.lines[name as usize].begin(now);
+                self.lines[name as usize].begin();
             }
             self.rhythm.goes(now);
             begun.push((who, action));
@@ -395,6 +517,41 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::quotas::{Quota, QuotaRecord};
+
+    /// What an engine keeps of the quotas of a ledger's lines, and where time began.
+    struct Records([QuotaRecord; LINES], Instant);
+
+    impl Records {
+        fn new(start: Instant) -> Self {
+            Self(Default::default(), start)
+        }
+
+        fn draw(&mut self, want: Want, now: Instant) -> (Drawn, Instant) {
+            let (limit, time) = want.quota;
+            let quota = Quota { name: want.line.to_string(), limit, time };
+            let began = Timestamp::from_second(1000).unwrap();
+            let drawn = self.0[want.line as usize].draw(&quota, want.count, began + now.duration_since(self.1));
+            (drawn, self.1 + Duration::try_from(drawn.ends.duration_since(began)).unwrap())
+        }
+
+        /// Begins what may begin, as somebody does who draws from the quotas at once.
+        fn begin(&mut self, ledger: &mut Ledger, now: Instant) -> (Vec<(u64, Action)>, Option<Instant>) {
+            let mut all = Vec::new();
+            loop {
+                let (begun, next) = ledger.begin(now);
+                all.extend(begun);
+                let wants = ledger.wants(now);
+                if wants.is_empty() {
+                    return (all, next);
+                }
+                for want in wants {
+                    let drawn = self.draw(want, now);
+                    ledger.drew(want, Some(drawn), now);
+                }
+            }
+        }
+    }
 
     /// Something that happens to a ledger, after so many milliseconds.
     #[derive(Clone, Debug)]
@@ -438,8 +595,10 @@ mod tests {
         ) {
             let start = Instant::now();
             let limits = [all, manifest, pull, push];
+            let mut records = Records::new(start);
             let mut ledger = Ledger::new("registry", limits, start);
             let (mut now, mut open): (_, Vec<(u64, Action)>) = (start, Vec::new());
+            let mut unsent = 0;
             // Of each line: when what was sent began.
             let mut sent: [VecDeque<Instant>; LINES] = Default::default();
             for (number, (pause, event)) in events.into_iter().enumerate() {
@@ -451,6 +610,7 @@ mod tests {
                         let (who, action) = open.remove(at);
                         ledger.end(who, action, 1, usize::from(unused));
                         if unused {
+                            unsent += 1;
                             for &name in lines(action) {
                                 sent[name as usize].pop_back();
                             }
@@ -465,7 +625,7 @@ mod tests {
                     }
                     Event::End(..) | Event::Pass => {}
                 }
-                let (begun, next) = ledger.begin(now);
+                let (begun, next) = records.begin(&mut ledger, now);
                 prop_assert!(next.is_none_or(|next| next > now));
                 for (who, action) in begun {
                     open.push((who, action));
@@ -475,6 +635,13 @@ mod tests {
                     let is_its = |action: &Action| lines(*action).iter().any(|&name| name as usize == line);
                     let at_once = open.iter().filter(|(_, action)| is_its(action)).count();
                     prop_assert!(limits.concurrency.is_none_or(|limit| at_once <= limit));
+                    if let Some((limit, time)) = limits.quota {
+                        let ends = records.0[line].ends();
+                        let began = ends - time;
+                        let at = |sent: &&Instant| Timestamp::from_second(1000).unwrap() + sent.duration_since(start) >= began;
+                        let in_time = sent[line].iter().filter(at).count();
+                        prop_assert!(in_time as u64 <= limit + unsent, "{in_time} of {limit}");
+                    }
                     if let Some(rate) = limits.rate {
                         for (place, from) in sent[line].iter().enumerate() {
                             let count = sent[line].len() - place;
@@ -514,17 +681,49 @@ mod tests {
         let start = Instant::now();
         let quota = Limits { quota: Some((3, Duration::from_secs(60))), ..Limits::default() };
         let none = Limits::default();
+        let mut records = Records::new(start);
         let mut ledger = Ledger::new("registry", [none, quota, none, none], start);
         ledger.ask(1, Action::Manifest, 5, start);
         ledger.ask(1, Action::Push, 1, start);
-        let (begun, next) = ledger.begin(start);
+        let (begun, next) = records.begin(&mut ledger, start);
         assert_eq!((begun.len(), next), (4, Some(start + Duration::from_secs(60))));
         // Of these, one was never sent.
         ledger.end(1, Action::Manifest, 2, 1);
-        assert_eq!(ledger.begin(start).0, [(1, Action::Manifest)]);
+        assert_eq!(records.begin(&mut ledger, start).0, [(1, Action::Manifest)]);
         let waits = ledger.waits(1, start, start).unwrap().describe(start);
-        assert!(waits.contains("3 requests in 60 s"), "{waits}");
-        assert_eq!(ledger.begin(start + Duration::from_secs(60)).0.len(), 1);
+        assert!(waits.contains("3 requests in 60 s are used up"), "{waits}");
+        assert_eq!(records.begin(&mut ledger, start + Duration::from_secs(60)).0.len(), 1);
+    }
+
+    #[test]
+    fn nothing_begins_before_it_was_drawn_nor_after_it_was_taken_away() {
+        let start = Instant::now();
+        let quota = Limits { quota: Some((100, Duration::from_secs(60))), ..Limits::default() };
+        let none = Limits::default();
+        let mut records = Records::new(start);
+        let mut ledger = Ledger::new("registry", [quota, none, none, none], start);
+        ledger.ask(1, Action::Pull, 30, start);
+        assert_eq!(ledger.begin(start), (Vec::new(), None));
+        assert!(ledger.waits(1, start, start).unwrap().describe(start).contains("is being asked for"));
+        // A part of it at a time, and one draw after the other.
+        let want = Want { line: LineName::All, quota: quota.quota.unwrap(), count: 5 };
+        assert_eq!(ledger.wants(start), [want]);
+        assert_eq!(ledger.wants(start), []);
+        // The engine does not answer.
+        ledger.drew(want, None, start);
+        assert!(ledger.waits(1, start, start).unwrap().describe(start).contains("could not be asked for"));
+        let again = start + DRAWN_AGAIN;
+        assert_eq!((ledger.wants(start), ledger.begin(start)), (Vec::new(), (Vec::new(), Some(again))));
+        assert_eq!(ledger.wants(again), [want]);
+        let drawn = records.draw(want, again);
+        ledger.withdraw(1, Action::Pull, 27);
+        ledger.drew(want, Some(drawn), again);
+        assert_eq!(ledger.begin(again).0.len(), 3);
+        let left = Drawn { count: 2, ..drawn.0 };
+        assert_eq!(ledger.undraw(), [(LineName::All, quota.quota.unwrap(), left)]);
+        assert_eq!(ledger.undraw(), []);
+        ledger.ask(1, Action::Pull, 1, again);
+        assert_eq!(ledger.begin(again).0, []);
     }
 
     #[test]

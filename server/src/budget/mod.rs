@@ -7,8 +7,8 @@
 //! | what one account may ask of one registry, and who is next | `ledger`, pure |
 //! | who waits for it: this process, and workers behind their streams | here |
 //!
-//! Coordinators that share their jobs share what is configured as well: each has its part of it, by how many there are. What a registry
-//! was found to refuse each of them finds out for itself, and comes to its part of that, as processes do that know nothing of each other.
+//! Coordinators that share their jobs share what is configured as well: from a quota all of them draw, and of all else each has its part,
+//! by how many there are. What a registry was found to refuse each of them finds out for itself, and comes to its part of that, as processes do that know nothing of each other.
 
 pub mod ledger;
 pub mod rules;
@@ -18,14 +18,18 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
 use occy_pipeline::registry::{Answer, Budget, Permit, Purpose, RateLimit};
 use occy_proto::v1::{BudgetLease, BudgetUse};
 use occy_worker::budget::{PATIENCE, key, purpose};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::ledger::{Ledger, Obstacle};
+use self::ledger::{Ledger, LineName, Obstacle, Want};
 use self::rules::Rules;
+use crate::engine::quotas::{Quota, Quotas};
 use crate::metrics::Metrics;
 use crate::worker::seat::RemoteSeat;
 
@@ -53,13 +57,15 @@ struct Inner {
     metrics: Metrics,
 }
 
+/// A registry, and whose account there.
+type Account = (String, String);
+
 #[derive(Debug)]
 struct State {
     rules: Rules,
     /// Coordinators that share what is configured.
     coordinators: usize,
-    /// By registry and account.
-    ledgers: HashMap<(String, String), Ledger>,
+    ledgers: HashMap<Account, Ledger>,
     /// Requests of this process that wait.
     waiting: HashMap<Purpose, VecDeque<(Instant, oneshot::Sender<Permit>)>>,
     seats: HashMap<u64, RemoteSeat>,
@@ -120,16 +126,64 @@ impl Budgets {
         self.0.changed.notify_one();
     }
 
-    /// Begins what may begin, whenever it may.
-    pub async fn keep_leasing(&self) -> Infallible {
+    /// Begins what may begin, whenever it may, and draws from quotas what is wanted of them.
+    pub async fn keep_leasing(&self, quotas: &dyn Quotas) -> Infallible {
+        let mut draws = FuturesUnordered::new();
         loop {
-            match self.lease() {
-                None => self.0.changed.notified().await,
-                Some(next) => tokio::select! {
-                    () = self.0.changed.notified() => {}
-                    () = sleep_until(next) => {}
-                },
+            let next = self.lease();
+            draws.extend(self.wants().into_iter().map(|(whose, want)| self.draw(quotas, whose, want)));
+            let due = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.0.changed.notified() => {}
+                Some(()) = draws.next() => {}
+                () = due => {}
             }
+        }
+    }
+
+    /// Puts back what was drawn from quotas and has not begun, when nothing more begins here.
+    pub async fn put_back(&self, quotas: &dyn Quotas) {
+        let undrawn: Vec<_> = {
+            let mut state = self.lock();
+            let each = state.ledgers.iter_mut().flat_map(|(whose, ledger)| {
+                ledger.undraw().into_iter().map(|(line, quota, drawn)| (named(whose, line, quota), drawn))
+            });
+            each.collect()
+        };
+        for (quota, drawn) in undrawn {
+            if let Err(error) = quotas.put_back(&quota, drawn).await {
+                tracing::warn!(%error, requests = drawn.count, "what was left of a quota is lost");
+            }
+        }
+    }
+
+    /// What is wanted of quotas.
+    fn wants(&self) -> Vec<(Account, Want)> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let wanted = state.ledgers.iter_mut().flat_map(|(whose, ledger)| {
+            ledger.wants(now).into_iter().map(|want| (whose.clone(), want))
+        });
+        wanted.collect()
+    }
+
+    async fn draw(&self, quotas: &dyn Quotas, whose: Account, want: Want) {
+        let drawn = quotas.draw(&named(&whose, want.line, want.quota), want.count).await;
+        let now = Instant::now();
+        let drawn = drawn.map(|drawn| {
+            let left = Duration::try_from(drawn.ends.duration_since(Timestamp::now())).unwrap_or_default();
+            (drawn, now + left)
+        });
+        if let Err(error) = &drawn {
+            tracing::warn!(%error, registry = whose.0, "a quota could not be drawn from");
+        }
+        if let Some(ledger) = self.lock().ledgers.get_mut(&whose) {
+            ledger.drew(want, drawn.ok(), now);
         }
     }
 
@@ -260,6 +314,11 @@ impl Budgets {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The quota of a line, under the name that all coordinators know it by. Neither a host nor a line has a line feed.
+fn named((host, account): &Account, line: LineName, (limit, time): (u64, Duration)) -> Quota {
+    Quota { name: format!("{host}\n{account}\n{line}"), limit, time }
 }
 
 /// A request of this process that has begun: for what, since when it waited, and where that is heard.

@@ -43,13 +43,13 @@ impl Rules {
 }
 
 impl Limits {
-    /// What one of so many coordinators has of them: one request at least, and one at once.
+    /// What one of so many coordinators has of them: one at once at least. From a quota all of them draw.
     fn shared(self, coordinators: usize) -> Self {
         let count = coordinators.max(1);
         Self {
             rate: self.rate.map(|rate| rate / count as f64),
             concurrency: self.concurrency.map(|limit| (limit / count).max(1)),
-            quota: self.quota.map(|(limit, time)| ((limit / count as u64).max(1), time)),
+            quota: self.quota,
         }
     }
 }
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(manifest.quota, Some((100, Duration::from_secs(6 * 3600))));
         assert_eq!((pull.concurrency, push.concurrency), (Some(4), Some(1)));
         let [all, manifest, pull, push] = rules.limits("docker.io", "ci", 2);
-        assert_eq!((all.rate, manifest.quota.map(|(count, _)| count)), (Some(10.0), Some(100)));
+        assert_eq!((all.rate, manifest.quota.map(|(count, _)| count)), (Some(10.0), Some(200)));
         assert_eq!((pull.concurrency, push.concurrency), (Some(2), Some(1)));
         assert_eq!(rules.limits("ghcr.io", "ci", 1), [Limits::default(); 4]);
     }

@@ -5,6 +5,7 @@
 //! | a file, for one coordinator | `embedded` |
 //! | NATS JetStream, for several | `jetstream` |
 //! | schedules, which every coordinator may change | `schedules` |
+//! | registries' quotas, from which all coordinators draw | `quotas` |
 //! | who waits for a job's next event | `subscribers` |
 //! | whose turn it is to do a layer | `layers` |
 //! | what every engine must do, as tests | `contract` |
@@ -20,6 +21,7 @@ mod contract;
 pub mod embedded;
 pub mod jetstream;
 pub mod layers;
+pub mod quotas;
 pub mod schedules;
 mod subscribers;
 
@@ -33,13 +35,14 @@ use tokio::sync::watch;
 use self::embedded::StoreError;
 use self::jetstream::JetStreamError;
 use self::layers::{SeenLayer, Sharer};
+use self::quotas::Quotas;
 use self::schedules::Schedules;
 use crate::job::state::{self, Change, Refused};
 use crate::schedule::{Standing, Tenant};
 
-/// What is known of jobs, durable: what a call has returned survives the process. So it is with schedules.
+/// What is known of jobs, durable: what a call has returned survives the process. So it is with schedules and quotas.
 #[async_trait::async_trait]
-pub trait Engine: Schedules + Debug + Send + Sync {
+pub trait Engine: Schedules + Quotas + Debug + Send + Sync {
     /// How much is kept.
     fn limits(&self) -> Limits;
 

@@ -120,27 +120,67 @@ fn coordinators_with_one_engine_share_a_budget() {
     assert!(count.reading <= 4 && count.writing <= 4, "{count:?}");
 }
 
+/// Submits a job that writes more than a quota of a few requests allows, and waits until it says that they are used up.
+fn use_up(coordinator: &Coordinator, limited: &LimitedRegistry, source: &str, name: &str) -> Value {
+    let destination = format!("registry://{}/out:{name}", limited.host());
+    let spec =
+        json!({"source": source, "destination": destination, "filters": ["normalize-timestamps:ts=7"]});
+    let id = submit(coordinator, &spec);
+    wait_until_used_up(coordinator, &id);
+    id
+}
+
+fn wait_until_used_up(coordinator: &Coordinator, id: &Value) {
+    let mut watcher = coordinator.call("WatchJob", id).start();
+    watcher.wait_for(|message| {
+        let layer = &message["event"]["layer_changed"];
+        let reason = layer["waiting_reason"].as_str().unwrap_or_default();
+        layer["state"] == "LAYER_STATE_RUNNING" && reason.contains("requests in 600 s are used up")
+    });
+}
+
+fn written(limited: &LimitedRegistry) -> usize {
+    ["POST", "PATCH", "PUT"].map(|method| limited.count(method, "*")).iter().sum()
+}
+
 #[test]
-fn who_waits_for_a_quota_says_so() {
+fn who_waits_for_a_quota_says_so_and_the_next_coordinator_knows_what_is_used_up() {
     let registry = Registry::start();
     let limits = Limits { rate: 1000.0, burst: 1000.0, latency: Duration::ZERO };
     let limited = LimitedRegistry::before(registry.host(), limits);
     let sources = sources(&registry, &limited, 1, 6);
-    let rule = format!("{}/push quota=4/60s", limited.host());
-    let coordinator = bare(&["--registry-budget", &rule]);
+    let rule = format!("{}/push quota=4/600s", limited.host());
+    let mut coordinator = bare(&["--registry-budget", &rule]);
     let _workers = workers(&coordinator);
-    let destination = format!("registry://{}/out:0", limited.host());
-    let spec =
-        json!({"source": sources[0], "destination": destination, "filters": ["normalize-timestamps:ts=7"]});
-    let id = submit(&coordinator, &spec);
-    let mut watcher = coordinator.call("WatchJob", &id).start();
-    let is_told = |message: &Value, words: &str| {
-        let layer = &message["event"]["layer_changed"];
-        let reason = layer["waiting_reason"].as_str().unwrap_or_default();
-        layer["state"] == "LAYER_STATE_RUNNING" && reason.contains(words)
-    };
-    watcher.wait_for(|message| is_told(message, "4 requests in 60 s are used up"));
-    let written: usize = ["POST", "PATCH", "PUT"].map(|method| limited.count(method, "*")).iter().sum();
-    assert_eq!(written, 4);
+    let id = use_up(&coordinator, &limited, &sources[0], "0");
+    assert_eq!(written(&limited), 4);
+    coordinator.kill();
+    coordinator.restart_there();
+    wait_until_used_up(&coordinator, &id);
+    assert_eq!(written(&limited), 4);
     coordinator.ask("CancelJob", &id).one();
+}
+
+#[test]
+fn coordinators_with_one_engine_draw_from_one_quota() {
+    let nats = Nats::start();
+    let registry = Registry::start();
+    let limits = Limits { rate: 1000.0, burst: 1000.0, latency: Duration::ZERO };
+    let limited = LimitedRegistry::before(registry.host(), limits);
+    let sources = sources(&registry, &limited, 2, 9);
+    let (rule, url) = (format!("{}/push quota=7/600s", limited.host()), nats.url());
+    let replica = || bare(&["--registry-budget", &rule, "--engine", &url, "--engine-lease", "3"]);
+    let coordinators = [replica(), replica()];
+    let _workers = [workers(&coordinators[0]), workers(&coordinators[1])];
+    // Whichever of them runs these, what one has begun is not another's.
+    let ids: Vec<_> = coordinators
+        .iter()
+        .zip(&sources)
+        .enumerate()
+        .map(|(number, (coordinator, source))| use_up(coordinator, &limited, source, &number.to_string()))
+        .collect();
+    assert_eq!(written(&limited), 7);
+    for id in &ids {
+        coordinators[0].ask("CancelJob", id).one();
+    }
 }

@@ -13,7 +13,7 @@
 //! | `layers` | id, source's name of a layer | what an attempt wrote of it |
 //! | `traces` | id of a job that has not ended | the `traceparent` of its submission |
 //!
-//! Those of schedules are in `schedules`.
+//! Those of schedules are in `schedules`, and that of quotas in `quotas`.
 //!
 //! Ids are UUIDs of version 7: their order is that of their time. `active_of`, `ended` and `keyed` say nothing new: they are there so
 //! that a submission costs the same however many jobs there are, and are made anew of the others when the file is opened.
@@ -23,6 +23,7 @@
 
 mod file;
 mod layers;
+mod quotas;
 mod schedules;
 
 use std::collections::HashMap;
@@ -109,6 +110,7 @@ impl Store {
             write.open_table(LAYERS).during("open")?;
             write.open_table(TRACES).during("open")?;
             schedules::open(&write)?;
+            quotas::open(&write)?;
             index(&write)?;
             write.commit().during("open")
         })?;
@@ -586,6 +588,7 @@ mod tests {
 
     use super::*;
     use crate::engine::contract::{Place, contract};
+    use crate::engine::quotas::contract::quotas_contract;
     use crate::engine::schedules::contract::schedules_contract;
 
     /// A file in a directory of its own.
@@ -613,6 +616,7 @@ mod tests {
 
     contract!(File::new());
     schedules_contract!(File::new());
+    quotas_contract!(File::new());
 
     #[tokio::test]
     async fn a_file_of_an_earlier_version_has_all_tables_once_it_is_open() {

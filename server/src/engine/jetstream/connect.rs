@@ -8,6 +8,7 @@
 //! | `occystrap_leases` | id, epoch | nothing; it is there for a lease after the owner was heard of |
 //! | `occystrap_locks` | a destination, as a hash | the claim of the job that makes its image visible there |
 //! | `occystrap_layers` | a layer, what is done with it and where it goes, as a hash | whose turn it is to do that, and what came of it |
+//! | `occystrap_quotas` | a quota of a registry, an account there and an action, as a hash | how much of it was drawn, and until when it holds |
 //! | `occystrap_schedules` | hash of tenant and id | the schedule's record, in whose headers is when it has to be looked at |
 //!
 //! They are key-value buckets as NATS knows them, so that its tools show them. Reads go to the leader of a bucket, never to another
@@ -70,6 +71,7 @@ pub(super) struct Buckets {
     pub(super) locks: Stream,
     pub(super) layers: Stream,
     pub(super) schedules: Stream,
+    pub(super) quotas: Stream,
     pub(super) context: Context,
     /// Counts how often there was a connection.
     pub(super) connections: watch::Receiver<u64>,
@@ -112,6 +114,7 @@ pub(super) async fn connect(place: &Place) -> Result<Buckets, JetStreamError> {
         locks: open(&context, "locks", place.replicas, LOCK).await?,
         layers: open(&context, "layers", place.replicas, LAYER).await?,
         schedules: forever("schedules").await?,
+        quotas: forever("quotas").await?,
         context: context.clone(),
         connections,
     })

@@ -7,6 +7,7 @@
 //! | what every coordinator has in memory of all jobs | `index` |
 //! | whose image becomes visible at a destination | `lock` |
 //! | schedules | `schedules` |
+//! | what is left of registries' quotas | `quotas` |
 //! | whose turn it is to do a layer | `layer` |
 //! | the values themselves, and how they are asked for | `values` |
 //!
@@ -21,6 +22,7 @@ pub mod connect;
 mod index;
 mod layer;
 mod lock;
+mod quotas;
 mod record;
 mod schedules;
 #[cfg(test)]
@@ -124,7 +126,7 @@ pub enum JetStreamError {
         what: &'static str,
     },
     /// What stands there was not written by a coordinator of this version or an earlier one.
-    #[error("the record of job {0} cannot be read")]
+    #[error("the record of {0} cannot be read")]
     Foreign(String),
 }
 
@@ -191,7 +193,7 @@ impl JetStream {
             return Ok(None);
         }
         let (revision, record) = message;
-        let record = Record::decode(record).map_err(|_| JetStreamError::Foreign(id.to_owned()))?;
+        let record = Record::decode(record).map_err(|_| JetStreamError::Foreign(format!("job {id}")))?;
         self.0.index.refresh(id, || Entry::of(&record.job(), revision), revision);
         Ok(Some((record, revision)))
     }
@@ -511,7 +513,7 @@ impl JetStream {
         };
         match self.value(&(bucket("parts") + &name)).await? {
             Some((_, page)) => {
-                let page = Events::decode(page).map_err(|_| JetStreamError::Foreign(id.to_owned()))?;
+                let page = Events::decode(page).map_err(|_| JetStreamError::Foreign(format!("job {id}")))?;
                 Ok(since(&page.events, after))
             }
             // It has just been forgotten.
@@ -704,6 +706,7 @@ mod tests {
 
     use super::*;
     use crate::engine::contract::{Place as Contract, contract};
+    use crate::engine::quotas::contract::quotas_contract;
     use crate::engine::schedules::contract::schedules_contract;
 
     const LEASE: Duration = Duration::from_secs(2);
@@ -751,6 +754,7 @@ mod tests {
 
     contract!(Server::new());
     schedules_contract!(Server::new());
+    quotas_contract!(Server::new());
 
     #[tokio::test]
     async fn what_one_coordinator_does_all_hear_of() {

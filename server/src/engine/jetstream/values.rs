@@ -85,7 +85,7 @@ pub(super) enum WriteError {
 
 impl Buckets {
     fn stream(&self, subject: &str) -> &Stream {
-        let Self { jobs, parts, keys, leases, locks, layers, schedules, .. } = self;
+        let Self { jobs, parts, keys, leases, locks, layers, schedules, quotas, .. } = self;
         let all = [
             ("jobs", jobs),
             ("parts", parts),
@@ -94,6 +94,7 @@ impl Buckets {
             ("locks", locks),
             ("layers", layers),
             ("schedules", schedules),
+            ("quotas", quotas),
         ];
         let its = all.into_iter().find(|(name, _)| subject.starts_with(&bucket(name)));
         its.expect("every subject is in a bucket").1

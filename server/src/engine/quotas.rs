@@ -1,0 +1,150 @@
+//! What is left of registries' quotas, as an engine keeps it: all coordinators draw from it, a few requests at a time, and one that
+//! starts anew finds what was drawn before.
+//!
+//! A quota's time begins with the first request that is drawn, and is measured by coordinators' clocks. Who is killed loses what it
+//! had drawn and not begun: so no more is begun than the quota allows, and at most a little less.
+//!
+//! Not here: who asks for requests and when they begin, which is `budget`'s.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prost::Message;
+
+use super::EngineError;
+
+/// What is known of quotas, durable: what was drawn once is not drawn again by anybody.
+#[async_trait::async_trait]
+pub trait Quotas: Debug + Send + Sync {
+    /// Draws so many requests, or as many as are left.
+    async fn draw(&self, quota: &Quota, wanted: u64) -> Result<Drawn, EngineError>;
+
+    /// Puts back what was drawn and not begun. What was drawn in a time that has ended is not put back.
+    async fn put_back(&self, quota: &Quota, drawn: Drawn) -> Result<(), EngineError>;
+}
+
+/// Requests that may begin in a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// What no other quota is called.
+    pub name: String,
+    /// So many.
+    pub limit: u64,
+    /// In a time of that length, which begins with the first of them.
+    pub time: Duration,
+}
+
+/// Requests that were drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drawn {
+    /// How many. Fewer than were wanted: there are none left.
+    pub count: u64,
+    /// When the time ends for which they are.
+    pub ends: Timestamp,
+}
+
+/// What is kept of a quota.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct QuotaRecord {
+    /// When its time ends, in milliseconds since 1970.
+    #[prost(int64, tag = "1")]
+    ends: i64,
+    /// How many were drawn in it.
+    #[prost(uint64, tag = "2")]
+    drawn: u64,
+}
+
+impl QuotaRecord {
+    /// Draws what there is, at that moment.
+    pub(crate) fn draw(&mut self, quota: &Quota, wanted: u64, now: Timestamp) -> Drawn {
+        let longest = now.as_millisecond().saturating_add(i64::try_from(quota.time.as_millis()).unwrap_or(i64::MAX));
+        if self.has_ended(now) {
+            *self = Self { ends: longest, drawn: 0 };
+        }
+        // What was configured may have been longer.
+        self.ends = self.ends.min(longest);
+        let count = wanted.min(quota.limit.saturating_sub(self.drawn));
+        self.drawn += count;
+        Drawn { count, ends: self.ends() }
+    }
+
+    /// Puts back what was drawn, if its time goes on.
+    pub(super) fn put_back(&mut self, drawn: Drawn) {
+        if self.ends() == drawn.ends {
+            self.drawn = self.drawn.saturating_sub(drawn.count);
+        }
+    }
+
+    /// Whether nothing has to be remembered of it.
+    pub(super) fn has_ended(&self, now: Timestamp) -> bool {
+        self.ends <= now.as_millisecond()
+    }
+
+    pub(crate) fn ends(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.ends).unwrap_or(Timestamp::MAX)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod contract {
+    use super::*;
+    use crate::engine::Limits;
+    use crate::engine::contract::Place;
+
+    const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
+
+    /// All of the contract's tests of quotas for a place.
+    macro_rules! quotas_contract {
+        ($place:expr) => {
+            #[tokio::test]
+            async fn what_is_drawn_of_a_quota_is_drawn_once() {
+                crate::engine::quotas::contract::what_is_drawn_of_a_quota_is_drawn_once(&$place).await;
+            }
+        };
+    }
+    pub(in crate::engine) use quotas_contract;
+
+    pub(in crate::engine) async fn what_is_drawn_of_a_quota_is_drawn_once(place: &impl Place) {
+        let engine = place.open(LIMITS).await;
+        let quota = |name: &str| Quota { name: name.to_owned(), limit: 10, time: Duration::from_secs(3600) };
+        let (one, other) = (quota("one \u{fc}\n"), quota("other"));
+        let (first, second, third) = tokio::join!(engine.draw(&one, 3), engine.draw(&one, 3), engine.draw(&one, 3));
+        let drawn = [first, second, third].map(Result::unwrap);
+        assert_eq!(drawn.map(|drawn| drawn.count), [3; 3]);
+        assert!(drawn.iter().all(|each| each.ends == drawn[0].ends), "{drawn:?}");
+        assert_eq!(engine.draw(&other, 11).await.unwrap().count, 10, "each has its own");
+
+        let engine = place.replace(engine).await;
+        let left = engine.draw(&one, 3).await.unwrap();
+        assert_eq!(left, Drawn { count: 1, ends: drawn[0].ends });
+        assert_eq!(engine.draw(&one, 3).await.unwrap().count, 0);
+        engine.put_back(&one, Drawn { count: 2, ..drawn[0] }).await.unwrap();
+        let earlier = Drawn { count: 5, ends: Timestamp::UNIX_EPOCH };
+        engine.put_back(&one, earlier).await.unwrap();
+        assert_eq!(engine.draw(&one, 9).await.unwrap().count, 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_begins_with_the_first_and_ends() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let quota = |limit, seconds| Quota { name: String::new(), limit, time: Duration::from_secs(seconds) };
+        let mut record = QuotaRecord::default();
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1000)), Drawn { count: 4, ends: at(1060) });
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1059)), Drawn { count: 1, ends: at(1060) });
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1059)).count, 0);
+        // Another is configured: what was drawn counts, and no time is longer than it says.
+        assert_eq!(record.draw(&quota(6, 10), 4, at(1020)), Drawn { count: 1, ends: at(1030) });
+        assert_eq!(record.draw(&quota(3, 60), 4, at(1021)).count, 0);
+        let next = record.draw(&quota(5, 60), 4, at(1030));
+        assert_eq!(next, Drawn { count: 4, ends: at(1090) });
+        record.put_back(Drawn { count: 4, ends: at(1060) });
+        record.put_back(Drawn { count: 2, ..next });
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1031)).count, 3);
+    }
+}
