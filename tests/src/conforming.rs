@@ -4,7 +4,7 @@
 //! Everything is in memory. It refuses what the specification has a registry refuse: a digest that is not that of the bytes, a
 //! manifest whose blobs are not there, a chunk out of order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +30,8 @@ pub struct Ways {
     pub no_delete: bool,
     /// It takes manifests whose blobs are not there.
     pub takes_sparse: bool,
+    /// Bytes that each chunk of an upload has at least, but the last; 0 for any.
+    pub min_chunk: usize,
 }
 
 /// The registry; dereferences to its [`Server`].
@@ -43,6 +45,8 @@ struct State {
     ways: Ways,
     repositories: BTreeMap<String, Repository>,
     uploads: HashMap<String, Vec<u8>>,
+    /// Those whose last chunk has come: only that may be so short.
+    ended: HashSet<String>,
     next: usize,
 }
 
@@ -348,7 +352,11 @@ impl State {
             self.next += 1;
             let session = format!("s{}", self.next);
             self.uploads.insert(session.clone(), Vec::new());
-            return accepted(name, &session, 0);
+            let response = accepted(name, &session, 0);
+            return match self.ways.min_chunk {
+                0 => response,
+                least => response.header("OCI-Chunk-Min-Length", &least.to_string()),
+            };
         }
         let Some(mut bytes) = self.uploads.remove(session) else { return error(404, "BLOB_UPLOAD_UNKNOWN") };
         match request.method.as_str() {
@@ -359,6 +367,13 @@ impl State {
                     let response = accepted(name, session, bytes.len());
                     self.uploads.insert(session.to_owned(), bytes);
                     return response.status_of(416);
+                }
+                if request.method == "PATCH" && self.ended.contains(session) {
+                    self.uploads.insert(session.to_owned(), bytes);
+                    return error(400, "BLOB_UPLOAD_INVALID");
+                }
+                if request.body.len() < self.ways.min_chunk {
+                    self.ended.insert(session.to_owned());
                 }
                 bytes.extend_from_slice(&request.body);
                 match digest {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use occy_pipeline::digest::{Digest, Hasher};
-use occy_pipeline::registry::{UploadLog, UploadState};
+use occy_pipeline::registry::{MIN_CHUNK_MAX, UploadLog, UploadState};
 use occy_proto::v1;
 use tokio::sync::Notify;
 
@@ -139,6 +139,7 @@ fn written(state: &UploadState) -> v1::UploadState {
         offset: state.hasher.size(),
         digest: state.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
         hash_state: state.hasher.state().into(),
+        min_chunk: state.min_chunk as u64,
     }
 }
 
@@ -149,8 +150,9 @@ fn read(state: &v1::UploadState) -> Option<UploadState> {
         text => Some(text.parse().ok()?),
     };
     let hasher = Hasher::from_state(&state.hash_state).filter(|hasher| hasher.size() == state.offset)?;
+    let min_chunk = usize::try_from(state.min_chunk).ok().filter(|&size| size <= MIN_CHUNK_MAX)?;
     let is_url = !state.session_url.is_empty() && state.session_url.len() <= URL_MAX;
-    is_url.then(|| UploadState { session: state.session_url.clone().into(), digest, hasher })
+    is_url.then(|| UploadState { session: state.session_url.clone().into(), digest, hasher, min_chunk })
 }
 
 #[cfg(test)]
@@ -163,7 +165,7 @@ mod tests {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
         let session = "http://registry.example/v2/app/blobs/uploads/1?_state=x".to_owned().into();
-        UploadState { session, digest: Some(Digest::sha256("all")), hasher }
+        UploadState { session, digest: Some(Digest::sha256("all")), hasher, min_chunk: 1 << 20 }
     }
 
     fn uploads(resume: Option<v1::UploadState>) -> Uploads {
@@ -182,7 +184,8 @@ mod tests {
         assert!(second.untold().is_none());
         let (latest, expected) = (second.latest().unwrap(), state(b"some"));
         assert_eq!(latest.session.expose(), expected.session.expose());
-        assert_eq!((latest.digest, latest.hasher.finish()), (expected.digest, Digest::sha256("some")));
+        assert_eq!((latest.digest, latest.min_chunk), (expected.digest, expected.min_chunk));
+        assert_eq!(latest.hasher.finish(), Digest::sha256("some"));
         first.tell_again();
         assert_eq!(first.untold(), Some(told));
         first.record(None);
@@ -201,6 +204,8 @@ mod tests {
             v1::UploadState { offset: 5, ..good() },
             v1::UploadState { digest: "none".to_owned(), ..good() },
             v1::UploadState { hash_state: vec![1; 40].into(), ..good() },
+            v1::UploadState { min_chunk: MIN_CHUNK_MAX as u64 + 1, ..good() },
+            v1::UploadState { min_chunk: u64::MAX, ..good() },
         ];
         for bad in none {
             assert!(uploads(Some(bad.clone())).latest().is_none(), "{bad:?}");

@@ -25,6 +25,9 @@ pub struct UploadState {
     pub digest: Option<Digest>,
     /// Of the bytes that are there: its size is the session's.
     pub hasher: Hasher,
+    /// The registry's `OCI-Chunk-Min-Length` in bytes, at most [`MIN_CHUNK_MAX`](super::MIN_CHUNK_MAX); 0 where it said none. It says so when
+    /// a session begins, and not again.
+    pub min_chunk: usize,
 }
 
 /// Keeps the state of the upload of one layer.
@@ -66,9 +69,9 @@ impl Repository {
 
     /// The upload that is recorded of it, if it can be gone on with.
     pub(super) async fn earlier(&self, digest: Option<&Digest>) -> Option<Earlier> {
-        let UploadState { session, hasher, .. } = self.recorded(digest)?;
+        let UploadState { session, hasher, min_chunk, .. } = self.recorded(digest)?;
         let found = match self.session_url(&session).await {
-            Some(url) => UploadSession::find(self, digest, url).await,
+            Some(url) => UploadSession::find(self, digest, url, min_chunk).await,
             None => None,
         };
         match found {

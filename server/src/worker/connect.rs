@@ -267,7 +267,7 @@ impl Attendant {
                 Some(Said::Heartbeat(heartbeat)) => {
                     self.fleet.budgets().settle(worker);
                     if !heartbeat.tasks.iter().flat_map(|task| &task.upload).all(is_bounded) {
-                        let error = bad("upload", "longer than it may be");
+                        let error = bad("upload", "more than it may be");
                         break (error.to_string(), error.status());
                     }
                     for task in heartbeat.tasks {

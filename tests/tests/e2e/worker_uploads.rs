@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use occy_tests::conforming::Conforming;
+use occy_tests::conforming::{Conforming, Ways};
 use occy_tests::coordinator::Coordinator;
 use occy_tests::http::{Delivery, Request, Response};
 use occy_tests::image::Image;
@@ -31,10 +31,11 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// How long a message may take from a worker to its coordinator.
 const HEARD: Duration = Duration::from_secs(1);
 
-/// Pieces of a layer on their way to a registry. The one behind the first nine tenths is held, and never arrives unless that is said.
+/// Pieces of a layer on their way to a registry. The one behind the first nine tenths, or so many bytes as are said, is held, and never
+/// arrives unless that is said.
 #[derive(Clone)]
 struct Way {
-    size: usize,
+    held_behind: usize,
     arrived: Arc<AtomicUsize>,
     largest: Arc<AtomicUsize>,
     is_held: Arc<AtomicBool>,
@@ -46,7 +47,7 @@ struct Way {
 impl Way {
     fn of(size: usize) -> Self {
         Self {
-            size,
+            held_behind: size / 10 * 9,
             arrived: Arc::default(),
             largest: Arc::default(),
             is_held: Arc::default(),
@@ -58,7 +59,7 @@ impl Way {
     fn fault(&self) -> Fault {
         let way = self.clone();
         Arc::new(move |request, upstream| {
-            let is_behind = way.arrived.load(Ordering::SeqCst) >= way.size / 10 * 9;
+            let is_behind = way.arrived.load(Ordering::SeqCst) >= way.held_behind;
             if is_behind && !way.is_free.load(Ordering::SeqCst) {
                 way.is_held.store(true, Ordering::SeqCst);
                 while !way.is_free.load(Ordering::SeqCst) {
@@ -110,10 +111,15 @@ struct Case {
 impl Case {
     /// To the registry at this address.
     fn to(host: &str) -> Self {
+        Self::over(Way::of(SIZE), host)
+    }
+
+    /// The same, on this way.
+    fn over(way: Way, host: &str) -> Self {
         let from = Conforming::start();
         let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, SIZE))])]);
         from.add_image("app", "1", &image);
-        let (before, way) = (FaultProxy::before(host), Way::of(SIZE));
+        let before = FaultProxy::before(host);
         before.fault(usize::MAX, "PATCH", "*", way.fault());
         let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "3"]);
         Self { from, before, way, image, coordinator }
@@ -209,6 +215,29 @@ fn a_layer_that_filters_make_goes_on_at_another_worker_with_what_is_left_of_it()
         let sent = case.way.arrived() - sent;
         assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
         assert_eq!(case.before.count("POST", "*/blobs/uploads/"), 2, "of the layer and of the config");
+    }
+}
+
+#[test]
+fn no_worker_sends_shorter_pieces_than_the_registry_takes() {
+    const LEAST: usize = 1 << 20;
+    for filters in [&[][..], &["normalize-timestamps"]] {
+        let to = Conforming::with(Ways { min_chunk: LEAST, ..Ways::default() });
+        let case = Case::over(Way { held_behind: SIZE / 2, ..Way::of(SIZE) }, &to.host());
+        let (mut first, id) = case.begin(filters, &[]);
+        let _second = case.worker("second", &[]);
+        first.kill();
+        case.way.free();
+        let sent = case.way.arrived();
+        let done = case.succeeds(&id);
+        assert_eq!(done["layers"][0]["worker"], "second");
+        let expected =
+            if filters.is_empty() { case.image.manifest.clone() } else { made_locally(&case, filters) };
+        assert_eq!(to.manifest("app", "1").expect("it was put").1, expected);
+        // A session that had refused a piece would have been begun anew.
+        assert_eq!(case.before.count("POST", "*/blobs/uploads/"), 2, "{}", case.before.story());
+        let sent = case.way.arrived() - sent;
+        assert!((1..=SIZE / 2 + SIZE / 100 + LEAST).contains(&sent), "{sent}\n{}", case.before.story());
     }
 }
 
