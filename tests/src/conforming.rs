@@ -15,6 +15,9 @@ use crate::image::Image;
 use crate::server::Server;
 use crate::tools::{pipe, sha256};
 
+/// Where upload sessions are that are not beneath their repository.
+const SESSIONS: &str = "/sessions/";
+
 /// What this registry does in one of the ways that the specification leaves open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ways {
@@ -32,6 +35,8 @@ pub struct Ways {
     pub takes_sparse: bool,
     /// Bytes that each chunk of an upload has at least, but the last; 0 for any.
     pub min_chunk: usize,
+    /// Its upload sessions are not beneath its repositories.
+    pub sessions_elsewhere: bool,
 }
 
 /// The registry; dereferences to its [`Server`].
@@ -207,6 +212,9 @@ fn error(status: u16, code: &str) -> Response {
 impl State {
     fn answer(&mut self, request: &Request) -> Response {
         let path = request.path.split('?').next().unwrap_or_default();
+        if let Some((name, upload)) = path.strip_prefix(SESSIONS).and_then(|rest| rest.rsplit_once('/')) {
+            return self.upload(request, name, upload);
+        }
         let Some(rest) = path.strip_prefix("/v2/") else { return Response::status(404) };
         if rest.is_empty() {
             return Response::status(200);
@@ -352,7 +360,7 @@ impl State {
             self.next += 1;
             let session = format!("s{}", self.next);
             self.uploads.insert(session.clone(), Vec::new());
-            let response = accepted(name, &session, 0);
+            let response = self.accepted(name, &session, 0);
             return match self.ways.min_chunk {
                 0 => response,
                 least => response.header("OCI-Chunk-Min-Length", &least.to_string()),
@@ -364,7 +372,7 @@ impl State {
                 let start =
                     request.get("Content-Range").and_then(|range| range.split('-').next()?.parse().ok());
                 if start.is_some_and(|start: usize| start != bytes.len()) {
-                    let response = accepted(name, session, bytes.len());
+                    let response = self.accepted(name, session, bytes.len());
                     self.uploads.insert(session.to_owned(), bytes);
                     return response.status_of(416);
                 }
@@ -380,7 +388,7 @@ impl State {
                     Some(digest) if request.method == "PUT" => self.store(name, &digest, bytes),
                     _ if request.method == "PUT" => error(400, "DIGEST_INVALID"),
                     _ => {
-                        let response = accepted(name, session, bytes.len());
+                        let response = self.accepted(name, session, bytes.len());
                         self.uploads.insert(session.to_owned(), bytes);
                         response
                     }
@@ -388,11 +396,21 @@ impl State {
             }
             "DELETE" => Response::status(204),
             _ => {
-                let response = accepted(name, session, bytes.len()).status_of(204);
+                let response = self.accepted(name, session, bytes.len()).status_of(204);
                 self.uploads.insert(session.to_owned(), bytes);
                 response
             }
         }
+    }
+
+    fn accepted(&self, name: &str, session: &str, committed: usize) -> Response {
+        let location = match self.ways.sessions_elsewhere {
+            true => format!("{SESSIONS}{name}/{session}"),
+            false => format!("/v2/{name}/blobs/uploads/{session}"),
+        };
+        Response::status(202)
+            .header("Location", &location)
+            .header("Range", &format!("0-{}", committed.saturating_sub(1)))
     }
 
     fn store(&mut self, name: &str, digest: &str, bytes: Vec<u8>) -> Response {
@@ -404,12 +422,6 @@ impl State {
             .header("Location", &format!("/v2/{name}/blobs/{digest}"))
             .header("Docker-Content-Digest", digest)
     }
-}
-
-fn accepted(name: &str, session: &str, committed: usize) -> Response {
-    Response::status(202)
-        .header("Location", &format!("/v2/{name}/blobs/uploads/{session}"))
-        .header("Range", &format!("0-{}", committed.saturating_sub(1)))
 }
 
 fn ranged(request: &Request, blob: &[u8]) -> Response {

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::Repository;
@@ -37,7 +38,10 @@ pub trait UploadLog: Send + Sync + fmt::Debug {
     fn latest(&self) -> Option<UploadState>;
 
     /// Waits until another piece may be sent: a session is better left between two pieces than in one, with which some registries give it up.
-    async fn next_piece(&self) {}
+    /// What it gives, if anything, is held until the piece has arrived and is recorded, or is given up.
+    async fn next_piece(&self) -> Option<OwnedSemaphorePermit> {
+        None
+    }
 
     /// The upload has come so far. None: there is no session any more that could be gone on with.
     fn record(&self, state: Option<UploadState>);
