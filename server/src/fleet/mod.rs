@@ -72,6 +72,8 @@ struct State {
     durable: HashSet<u64>,
     /// By ticket, so the one that came first is the first.
     waiters: BTreeMap<u64, Waiter>,
+    /// Since when layers wait that have no ticket yet, because no worker has been there that could have them.
+    early: BTreeMap<u64, Instant>,
     running: usize,
     draining: bool,
 }
@@ -184,11 +186,12 @@ impl Fleet {
         let state = self.lock();
         let free: usize = state.members.keys().map(|&worker| state.schedule.free_slots(worker)).sum();
         let slots: usize = state.members.values().map(|member| member.about.slots).sum();
-        let oldest = state.waiters.values().next().map(|waiter| waiter.since.elapsed());
+        let first = state.waiters.values().next().map(|waiter| waiter.since);
+        let oldest = first.into_iter().chain(state.early.values().copied()).min();
         Load {
-            waiting: state.waiters.len() as u64,
+            waiting: (state.waiters.len() + state.early.len()) as u64,
             running: state.running as u64,
-            oldest: oldest.unwrap_or_default(),
+            oldest: oldest.map(|since| since.elapsed()).unwrap_or_default(),
             workers: state.members.len() as u64,
             slots: slots as u64,
             free: free as u64,

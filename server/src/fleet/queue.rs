@@ -130,7 +130,11 @@ impl FleetQueue {
 
     /// The same, as soon as there is one.
     async fn begun(&self) -> &Line {
+        if let Some(line) = self.line() {
+            return line;
+        }
         let mut members = self.members();
+        let _counted = Early::new(&self.fleet);
         loop {
             if let Some(line) = self.line() {
                 return line;
@@ -142,7 +146,9 @@ impl FleetQueue {
 
     /// Whether its layers would wait in vain: no worker has the versions any more that were chosen, and there are others.
     pub fn is_outdated(&self) -> bool {
-        let Some(line) = self.line.get() else { return false };
+        let Some(line) = self.line.get().filter(|line| !Arc::ptr_eq(&line.needs, &self.needs)) else {
+            return false;
+        };
         let state = self.fleet.lock();
         let is_offered = |needs: &Capabilities| state.able(needs).next().is_some();
         !is_offered(&line.needs) && is_offered(&self.needs)
@@ -153,12 +159,13 @@ impl FleetQueue {
     /// # Cancel safety
     /// Dropped before it returns, the layer has left the queue, or its slot is given back.
     pub async fn lease(&self, size: Option<u64>) -> Lease {
+        let since = Instant::now();
         let line = self.begun().await.id;
         let (sender, receiver) = oneshot::channel();
         let layer = {
             let mut state = self.fleet.lock();
             let layer = state.schedule.push(line, size.unwrap_or(0));
-            state.waiters.insert(layer.ticket, Waiter { since: Instant::now(), lease: sender });
+            state.waiters.insert(layer.ticket, Waiter { since, lease: sender });
             layer
         };
         let _place = Place { fleet: &self.fleet, line, layer };
@@ -188,6 +195,27 @@ impl Drop for FleetQueue {
         let mut state = self.fleet.lock();
         state.schedule.remove_queue(*id);
         state.durable.remove(id);
+    }
+}
+
+/// A layer that waits, and has no place yet.
+struct Early<'a> {
+    fleet: &'a Fleet,
+    number: u64,
+}
+
+impl<'a> Early<'a> {
+    fn new(fleet: &'a Fleet) -> Self {
+        let mut state = fleet.lock();
+        let number = state.schedule.next_number();
+        state.early.insert(number, Instant::now());
+        Self { fleet, number }
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        self.fleet.lock().early.remove(&self.number);
     }
 }
 
@@ -246,7 +274,12 @@ mod tests {
     async fn layers_of_one_queue_go_to_one_version_of_a_workers_filter() {
         let fleet = fleet();
         let waiting = queue(&fleet, false);
-        assert!(timeout(SOON, waiting.lease(None)).await.is_err());
+        {
+            let mut lease = std::pin::pin!(waiting.lease(None));
+            assert!(timeout(SOON, &mut lease).await.is_err());
+            assert!(fleet.load().waiting == 1 && fleet.load().oldest >= SOON);
+        }
+        assert_eq!(fleet.load().waiting, 0);
         assert!(waiting.versions().get().is_none() && !waiting.is_outdated());
         let old = join_with(&fleet, "old", "1", 2);
         let first = timeout(SOON, waiting.lease(None)).await.unwrap();
