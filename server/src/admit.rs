@@ -577,6 +577,16 @@ pub fn filter_need(name: &str) -> String {
     format!("filter:{name}")
 }
 
+/// The filter that a worker has to have by that, if that is what it says.
+pub fn filter_of(need: &str) -> Option<&str> {
+    need.strip_prefix("filter:")
+}
+
+/// That a worker has this version of this filter.
+pub fn version_need(name: &str, version: &str) -> String {
+    format!("version:{name}:{version}")
+}
+
 /// That a worker works for destinations of this scheme.
 pub fn output_need(scheme: &str) -> String {
     format!("output:{scheme}")

@@ -49,6 +49,9 @@ pub enum ServiceError {
         /// How long was waited.
         after: Duration,
     },
+    /// Layers were made by versions of filters that no worker has any more, and others are to be made.
+    #[error("the workers have gone that have the versions of filters with which it was begun")]
+    VersionsGone,
     /// A field of the request cannot be used.
     #[error("{field}: {problem}")]
     Field {
@@ -246,6 +249,7 @@ impl ServiceError {
             Self::Remote(error) => error.verdict.clone(),
             Self::Attempts { .. } => verdict(Code::Internal, "ATTEMPTS_EXHAUSTED"),
             Self::Unoffered { .. } => verdict(Code::FailedPrecondition, "NOT_OFFERED"),
+            Self::VersionsGone => verdict(Code::Unavailable, "FILTER_VERSIONS_GONE"),
             Self::Field { .. } => verdict(Code::InvalidArgument, "INVALID_FIELD"),
             Self::Forbidden { .. } => verdict(Code::PermissionDenied, "NOT_ALLOWED_HERE"),
             Self::Unauthenticated { .. } => verdict(Code::Unauthenticated, "UNAUTHENTICATED"),
@@ -295,6 +299,11 @@ impl ServiceError {
             self,
             Self::Engine(EngineError::Store(_) | EngineError::JetStream(JetStreamError::Unreachable { .. }))
         )
+    }
+
+    /// Whether a job that ends so is begun again, by whoever can: there is nothing wrong with it.
+    pub fn begins_again(&self) -> bool {
+        self.is_of_engine() || matches!(self, Self::VersionsGone)
     }
 
     /// What can be done about it, where we know.

@@ -97,9 +97,8 @@ impl FleetExecutor {
             let span = tracing::info_span!("attempt", worker = lease.worker());
             match self.run_on(&lease, task, &upload).instrument(span).await? {
                 Ok(written) => {
-                    let others = lease.versions(&task.plan.chain);
                     drop(lease);
-                    leader.done(&written, others).await;
+                    leader.done(&written).await;
                     self.watcher.done(&task.layer, &task.plan.chain, &written).await?;
                     return Ok(written);
                 }
@@ -152,7 +151,8 @@ impl FleetExecutor {
         }
     }
 
-    /// Waits for a worker, and says why where no worker that is there offers what the layer needs.
+    /// Waits for a worker, and says why where no worker that is there offers what the layer needs. Where none has the versions of filters any
+    /// more by which the layers before were made, all of them have to be made again by others.
     async fn lease(&self, layer: &Layer) -> Result<Lease, ServiceError> {
         let lease = self.queue.lease(layer.blob.size());
         let mut lease = std::pin::pin!(lease);
@@ -161,6 +161,9 @@ impl FleetExecutor {
         // What nobody offers, and since when.
         let mut unoffered: Option<(String, Instant)> = None;
         loop {
+            if self.queue.is_outdated() {
+                return Err(ServiceError::VersionsGone);
+            }
             unoffered = match (self.queue.missing(), unoffered) {
                 (None, None) => None,
                 (None, Some(_)) => {

@@ -1,5 +1,7 @@
-//! A filter that workers have and the coordinator has not: it is named here, and runs there.
+//! A filter that workers have and the coordinator has not: it is named here, and runs there. All layers of an image are made by one version
+//! of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use occy_pipeline::filter::{
@@ -9,6 +11,9 @@ use occy_pipeline::filter::{
 use occy_pipeline::layer::Keep;
 use occy_pipeline::tar::{Limits, Member};
 use occy_proto::v1::FilterCapability;
+
+use crate::admit::{filter_of, version_need};
+use crate::schedule::Capabilities;
 
 /// Such a filter.
 #[derive(Debug)]
@@ -35,21 +40,53 @@ pub fn name(text: &str) -> &str {
 
 /// Whether all filters of a chain are ours.
 pub fn are_ours(chain: &FilterChain) -> bool {
-    chain.specs().iter().all(|text| is_ours(text))
+    chain.specs().iter().all(|text| is_ours(name(text)))
 }
 
-fn is_ours(text: &str) -> bool {
-    FILTERS.iter().any(|kind| kind.name == name(text))
+fn is_ours(name: &str) -> bool {
+    FILTERS.iter().any(|kind| kind.name == name)
 }
 
-/// The versions of those filters of a chain that are not ours, of a worker that has these, in their order. None: it does not have all of them.
-pub fn versions(chain: &FilterChain, has: &[FilterCapability]) -> Option<Vec<String>> {
-    let specs = chain.specs();
-    let others = specs.iter().filter(|text| !is_ours(text));
-    let version = |text: &String| {
-        has.iter().find(|filter| filter.name == name(text)).map(|filter| filter.version.clone())
-    };
-    others.map(version).collect()
+/// What a worker offers besides, which has a version of a filter that is not ours.
+pub fn offered_version(filter: &FilterCapability) -> Option<String> {
+    (!is_ours(&filter.name)).then(|| version_need(&filter.name, &filter.version))
+}
+
+/// The versions of filters that are not ours, by the filters' names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Versions(BTreeMap<String, String>);
+
+impl Versions {
+    /// Those of the filters that are needed, of a worker that has all of these.
+    pub fn of(needs: &Capabilities, has: &[FilterCapability]) -> Self {
+        let needed = |filter: &&FilterCapability| others(needs).any(|name| name == filter.name);
+        let version = |filter: &FilterCapability| (filter.name.clone(), filter.version.clone());
+        Self(has.iter().filter(needed).map(version).collect())
+    }
+
+    /// What a worker must offer that has them, and all that is needed besides.
+    pub fn with(&self, needs: &Capabilities) -> Capabilities {
+        if self.0.is_empty() {
+            return Arc::clone(needs);
+        }
+        let versions = self.0.iter().map(|(name, version)| version_need(name, version));
+        Arc::new(needs.iter().cloned().chain(versions).collect())
+    }
+
+    /// Those of the filters of a chain, in their order.
+    pub fn in_chain(&self, chain: &FilterChain) -> Vec<String> {
+        let specs = chain.specs();
+        specs.iter().filter_map(|text| self.0.get(name(text)).cloned()).collect()
+    }
+}
+
+/// Whether filters are needed that are not ours.
+pub fn are_needed(needs: &Capabilities) -> bool {
+    others(needs).next().is_some()
+}
+
+fn others(needs: &Capabilities) -> impl Iterator<Item = &str> {
+    needs.iter().filter_map(|need| filter_of(need)).filter(|name| !is_ours(name))
 }
 
 impl Filter for OtherFilter {
@@ -91,20 +128,38 @@ impl LayerFilter for Elsewhere {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::admit::filter_need;
 
     #[test]
     fn the_versions_of_others_are_known_from_a_worker_that_has_them() {
-        let chain = chain(&["exclude:pattern=a".to_owned(), "other:x=1".to_owned()], |_| true).unwrap();
+        let texts = ["exclude:pattern=a", "other:x=1", "third", "other:x=2"].map(str::to_owned);
+        let chain = chain(&texts, |_| true).unwrap();
+        let needs = |names: &[&str]| Arc::new(names.iter().map(|name| filter_need(name)).collect());
         let filter = |name: &str, version: &str| FilterCapability {
             name: name.to_owned(),
             version: version.to_owned(),
             ..FilterCapability::default()
         };
-        let has = [filter("exclude", "7"), filter("other", "2")];
-        assert_eq!(versions(&chain, &has), Some(vec!["2".to_owned()]));
-        assert_eq!(versions(&chain, &has[..1]), None);
-        assert_eq!(versions(&FilterChain::default(), &[]), Some(Vec::new()));
+        let has = [filter("exclude", "7"), filter("other", "2"), filter("third", ""), filter("fourth", "4")];
+        let needed = needs(&["exclude", "other", "third"]);
+        assert!(are_needed(&needed));
+        let versions = Versions::of(&needed, &has);
+        assert_eq!(versions.in_chain(&chain), ["2", "", "2"]);
+        assert!(versions.in_chain(&FilterChain::default()).is_empty());
+        let offered: BTreeSet<_> = has.iter().filter_map(offered_version).collect();
+        let with = versions.with(&needed);
+        let more: Vec<_> = with.difference(&needed).collect();
+        assert_eq!(more.len(), 2, "{more:?}");
+        assert!(more.iter().all(|need| offered.contains(*need)), "{more:?} {offered:?}");
+        let newer = [filter("other", "3"), filter("third", "")];
+        assert!(!newer.iter().filter_map(offered_version).collect::<BTreeSet<_>>().contains(more[0]));
+        // Of ours nothing is known but that they are.
+        let ours = needs(&["exclude"]);
+        assert!(!are_needed(&ours));
+        assert_eq!(Versions::of(&ours, &has).with(&ours), ours);
     }
 
     #[test]

@@ -353,7 +353,7 @@ impl Schedule {
     }
 
     /// A number that nothing has had before: ids, tickets, turns.
-    fn next_number(&mut self) -> u64 {
+    pub fn next_number(&mut self) -> u64 {
         self.count += 1;
         self.count
     }

@@ -4,7 +4,7 @@
 //! Everything is in memory. It refuses what the specification has a registry refuse: a digest that is not that of the bytes, a
 //! manifest whose blobs are not there, a chunk out of order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +14,9 @@ use crate::http::{Request, Response};
 use crate::image::Image;
 use crate::server::Server;
 use crate::tools::{pipe, sha256};
+
+/// Where upload sessions are that are not beneath their repository.
+const SESSIONS: &str = "/sessions/";
 
 /// What this registry does in one of the ways that the specification leaves open.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +33,10 @@ pub struct Ways {
     pub no_delete: bool,
     /// It takes manifests whose blobs are not there.
     pub takes_sparse: bool,
+    /// Bytes that each chunk of an upload has at least, but the last; 0 for any.
+    pub min_chunk: usize,
+    /// Its upload sessions are not beneath its repositories.
+    pub sessions_elsewhere: bool,
 }
 
 /// The registry; dereferences to its [`Server`].
@@ -43,6 +50,8 @@ struct State {
     ways: Ways,
     repositories: BTreeMap<String, Repository>,
     uploads: HashMap<String, Vec<u8>>,
+    /// Those whose last chunk has come: only that may be so short.
+    ended: HashSet<String>,
     next: usize,
 }
 
@@ -203,6 +212,9 @@ fn error(status: u16, code: &str) -> Response {
 impl State {
     fn answer(&mut self, request: &Request) -> Response {
         let path = request.path.split('?').next().unwrap_or_default();
+        if let Some((name, upload)) = path.strip_prefix(SESSIONS).and_then(|rest| rest.rsplit_once('/')) {
+            return self.upload(request, name, upload);
+        }
         let Some(rest) = path.strip_prefix("/v2/") else { return Response::status(404) };
         if rest.is_empty() {
             return Response::status(200);
@@ -348,7 +360,11 @@ impl State {
             self.next += 1;
             let session = format!("s{}", self.next);
             self.uploads.insert(session.clone(), Vec::new());
-            return accepted(name, &session, 0);
+            let response = self.accepted(name, &session, 0);
+            return match self.ways.min_chunk {
+                0 => response,
+                least => response.header("OCI-Chunk-Min-Length", &least.to_string()),
+            };
         }
         let Some(mut bytes) = self.uploads.remove(session) else { return error(404, "BLOB_UPLOAD_UNKNOWN") };
         match request.method.as_str() {
@@ -356,16 +372,23 @@ impl State {
                 let start =
                     request.get("Content-Range").and_then(|range| range.split('-').next()?.parse().ok());
                 if start.is_some_and(|start: usize| start != bytes.len()) {
-                    let response = accepted(name, session, bytes.len());
+                    let response = self.accepted(name, session, bytes.len());
                     self.uploads.insert(session.to_owned(), bytes);
                     return response.status_of(416);
+                }
+                if request.method == "PATCH" && self.ended.contains(session) {
+                    self.uploads.insert(session.to_owned(), bytes);
+                    return error(400, "BLOB_UPLOAD_INVALID");
+                }
+                if request.body.len() < self.ways.min_chunk {
+                    self.ended.insert(session.to_owned());
                 }
                 bytes.extend_from_slice(&request.body);
                 match digest {
                     Some(digest) if request.method == "PUT" => self.store(name, &digest, bytes),
                     _ if request.method == "PUT" => error(400, "DIGEST_INVALID"),
                     _ => {
-                        let response = accepted(name, session, bytes.len());
+                        let response = self.accepted(name, session, bytes.len());
                         self.uploads.insert(session.to_owned(), bytes);
                         response
                     }
@@ -373,11 +396,21 @@ impl State {
             }
             "DELETE" => Response::status(204),
             _ => {
-                let response = accepted(name, session, bytes.len()).status_of(204);
+                let response = self.accepted(name, session, bytes.len()).status_of(204);
                 self.uploads.insert(session.to_owned(), bytes);
                 response
             }
         }
+    }
+
+    fn accepted(&self, name: &str, session: &str, committed: usize) -> Response {
+        let location = match self.ways.sessions_elsewhere {
+            true => format!("{SESSIONS}{name}/{session}"),
+            false => format!("/v2/{name}/blobs/uploads/{session}"),
+        };
+        Response::status(202)
+            .header("Location", &location)
+            .header("Range", &format!("0-{}", committed.saturating_sub(1)))
     }
 
     fn store(&mut self, name: &str, digest: &str, bytes: Vec<u8>) -> Response {
@@ -389,12 +422,6 @@ impl State {
             .header("Location", &format!("/v2/{name}/blobs/{digest}"))
             .header("Docker-Content-Digest", digest)
     }
-}
-
-fn accepted(name: &str, session: &str, committed: usize) -> Response {
-    Response::status(202)
-        .header("Location", &format!("/v2/{name}/blobs/uploads/{session}"))
-        .header("Range", &format!("0-{}", committed.saturating_sub(1)))
 }
 
 fn ranged(request: &Request, blob: &[u8]) -> Response {

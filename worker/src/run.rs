@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all, try_join_all};
 use occy_pipeline::filter::{ENCODER_VERSION, FILTERS};
 use occy_pipeline::output::OUTPUTS;
 use occy_pipeline::progress::Progress;
@@ -298,6 +299,8 @@ impl Worker {
         let keeps_results = welcome.lease.is_some();
         let mut is_told = false;
         let uploads_changed = Arc::clone(&tasks.uploads_changed);
+        // When the time is up, until uploads can be left to whoever goes on with them.
+        let mut pausing: Option<BoxFuture<'static, ()>> = None;
         while until.is_none() || tasks.is_wanted_until(*until) {
             tokio::select! {
                 // Whichever branch is lost is there again in the next round: none takes anything before it is ready.
@@ -328,9 +331,9 @@ impl Worker {
                     is_told = true;
                     until.get_or_insert_with(|| Instant::now() + self.patience);
                 },
-                () = self::until(*until), if until.is_some() => {
-                    // For whoever goes on with their uploads.
-                    tasks.pause().await;
+                () = self::until(*until), if until.is_some() && pausing.is_none() => pausing = Some(tasks.pause()),
+                () = async { pausing.as_mut().expect("checked").await }, if pausing.is_some() => {
+                    pausing = None;
                     said.send(Said::Heartbeat(tasks.heartbeat())).await?;
                     for attempt in tasks.abort() {
                         said.send(Said::Result(handed_back(attempt))).await?;
@@ -510,10 +513,13 @@ impl Tasks {
     }
 
     /// Lets uploads come to the end of the piece that is on its way, if that is soon.
-    async fn pause(&self) {
-        let pauses = self.running.values().map(|running| running.uploads.pause());
-        // In time or not: where a piece is cut, some registries begin anew.
-        let _ = timeout(GOODBYE, join_all(pauses)).await;
+    fn pause(&self) -> BoxFuture<'static, ()> {
+        let uploads: Vec<_> = self.running.values().map(|running| running.uploads.clone()).collect();
+        let pause = async move {
+            // In time or not: where a piece is cut, some registries begin anew.
+            let _ = timeout(GOODBYE, join_all(uploads.iter().map(Uploads::pause))).await;
+        };
+        pause.boxed()
     }
 
     /// Ends all of them, and gives their attempts.

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use occy_pipeline::digest::{Digest, Hasher};
-use occy_pipeline::registry::{UploadLog, UploadState};
+use occy_pipeline::registry::{MIN_CHUNK_MAX, UploadLog, UploadState};
 use occy_proto::v1;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of a session's URL.
 pub const URL_MAX: usize = 4096;
@@ -20,20 +20,15 @@ pub struct Uploads {
     latest: Arc<Mutex<Latest>>,
     /// Woken when there is something to tell.
     changed: Arc<Notify>,
-    /// Woken when a piece has arrived.
-    arrived: Arc<Notify>,
+    /// Whose only permit the piece has that is on its way. Closed, no other piece goes.
+    turn: Arc<Semaphore>,
     /// Whether the coordinator passes it on.
     is_passed_on: bool,
 }
 
-#[derive(Default)]
 struct Latest {
     state: Option<UploadState>,
     is_told: bool,
-    /// A piece is on its way.
-    is_moving: bool,
-    /// No other piece goes.
-    is_pausing: bool,
     /// Nobody goes on with it.
     is_unwanted: bool,
 }
@@ -44,9 +39,8 @@ impl Uploads {
     pub fn of(task: &v1::Task, changed: &Arc<Notify>, is_passed_on: bool) -> Self {
         let state = task.resume.as_ref().and_then(read);
         // Who gave it needs not to be told.
-        let latest = Latest { state, is_told: true, ..Latest::default() };
-        let (latest, changed) = (Arc::new(Mutex::new(latest)), Arc::clone(changed));
-        Self { latest, changed, arrived: Arc::default(), is_passed_on }
+        let latest = Arc::new(Mutex::new(Latest { state, is_told: true, is_unwanted: false }));
+        Self { latest, changed: Arc::clone(changed), turn: Arc::new(Semaphore::new(1)), is_passed_on }
     }
 
     /// Where it is recorded. None where nobody would go on with it.
@@ -69,18 +63,14 @@ impl Uploads {
         self.changed.notify_one();
     }
 
-    /// Lets no other piece go, and waits until the one has arrived that is on its way.
+    /// Lets no other piece go, and waits until the one that is on its way, if there is one, has arrived or was given up.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it lets pieces go again.
     pub async fn pause(&self) {
-        loop {
-            let arrived = self.arrived.notified();
-            {
-                let mut latest = self.lock();
-                latest.is_pausing = true;
-                if !latest.is_moving {
-                    return;
-                }
-            }
-            arrived.await;
+        // Who waits stands in line, so that no piece comes between. An error says that this was done before.
+        if let Ok(_turn) = self.turn.acquire().await {
+            self.turn.close();
         }
     }
 
@@ -100,15 +90,11 @@ impl UploadLog for Uploads {
         self.lock().state.clone()
     }
 
-    async fn next_piece(&self) {
-        let is_pausing = {
-            let mut latest = self.lock();
-            latest.is_moving = !latest.is_pausing;
-            latest.is_pausing
-        };
-        if is_pausing {
+    async fn next_piece(&self) -> Option<OwnedSemaphorePermit> {
+        match Arc::clone(&self.turn).acquire_owned().await {
+            Ok(turn) => Some(turn),
             // Until the task is handed back.
-            std::future::pending::<()>().await;
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -116,9 +102,7 @@ impl UploadLog for Uploads {
         let mut latest = self.lock();
         latest.state = state.filter(|state| state.session.expose().len() <= URL_MAX);
         latest.is_told = false;
-        latest.is_moving = false;
         drop(latest);
-        self.arrived.notify_one();
         self.changed.notify_one();
     }
 
@@ -139,6 +123,7 @@ fn written(state: &UploadState) -> v1::UploadState {
         offset: state.hasher.size(),
         digest: state.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
         hash_state: state.hasher.state().into(),
+        min_chunk: state.min_chunk as u64,
     }
 }
 
@@ -149,8 +134,9 @@ fn read(state: &v1::UploadState) -> Option<UploadState> {
         text => Some(text.parse().ok()?),
     };
     let hasher = Hasher::from_state(&state.hash_state).filter(|hasher| hasher.size() == state.offset)?;
+    let min_chunk = usize::try_from(state.min_chunk).ok().filter(|&size| size <= MIN_CHUNK_MAX)?;
     let is_url = !state.session_url.is_empty() && state.session_url.len() <= URL_MAX;
-    is_url.then(|| UploadState { session: state.session_url.clone().into(), digest, hasher })
+    is_url.then(|| UploadState { session: state.session_url.clone().into(), digest, hasher, min_chunk })
 }
 
 #[cfg(test)]
@@ -163,7 +149,7 @@ mod tests {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
         let session = "http://registry.example/v2/app/blobs/uploads/1?_state=x".to_owned().into();
-        UploadState { session, digest: Some(Digest::sha256("all")), hasher }
+        UploadState { session, digest: Some(Digest::sha256("all")), hasher, min_chunk: 1 << 20 }
     }
 
     fn uploads(resume: Option<v1::UploadState>) -> Uploads {
@@ -182,7 +168,8 @@ mod tests {
         assert!(second.untold().is_none());
         let (latest, expected) = (second.latest().unwrap(), state(b"some"));
         assert_eq!(latest.session.expose(), expected.session.expose());
-        assert_eq!((latest.digest, latest.hasher.finish()), (expected.digest, Digest::sha256("some")));
+        assert_eq!((latest.digest, latest.min_chunk), (expected.digest, expected.min_chunk));
+        assert_eq!(latest.hasher.finish(), Digest::sha256("some"));
         first.tell_again();
         assert_eq!(first.untold(), Some(told));
         first.record(None);
@@ -201,6 +188,8 @@ mod tests {
             v1::UploadState { offset: 5, ..good() },
             v1::UploadState { digest: "none".to_owned(), ..good() },
             v1::UploadState { hash_state: vec![1; 40].into(), ..good() },
+            v1::UploadState { min_chunk: MIN_CHUNK_MAX as u64 + 1, ..good() },
+            v1::UploadState { min_chunk: u64::MAX, ..good() },
         ];
         for bad in none {
             assert!(uploads(Some(bad.clone())).latest().is_none(), "{bad:?}");
@@ -216,18 +205,34 @@ mod tests {
 
     #[tokio::test]
     async fn a_pause_waits_for_the_piece_that_is_on_its_way_and_lets_no_other_go() {
+        for is_recorded in [true, false] {
+            let uploads = uploads(None);
+            drop(uploads.next_piece().await);
+            let turn = uploads.next_piece().await;
+            let pausing = uploads.clone();
+            let pause = tokio::spawn(async move { pausing.pause().await });
+            tokio::task::yield_now().await;
+            if is_recorded {
+                uploads.record(Some(state(b"some")));
+            }
+            tokio::task::yield_now().await;
+            assert!(!pause.is_finished(), "it is on its way");
+            drop(turn);
+            pause.await.unwrap();
+            let next = tokio::time::timeout(std::time::Duration::from_millis(20), uploads.next_piece());
+            assert!(next.await.is_err());
+            // Where nothing is on its way there is nothing to wait for.
+            uploads.pause().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_is_given_up_lets_pieces_go_again() {
         let uploads = uploads(None);
-        uploads.next_piece().await;
-        let (pausing, told) = (uploads.clone(), uploads.clone());
-        let pause = tokio::spawn(async move { pausing.pause().await });
-        tokio::task::yield_now().await;
-        assert!(!pause.is_finished());
-        told.record(Some(state(b"some")));
-        pause.await.unwrap();
-        let next = tokio::time::timeout(std::time::Duration::from_millis(20), uploads.next_piece());
-        assert!(next.await.is_err());
-        // Where nothing is on its way there is nothing to wait for.
-        uploads.pause().await;
+        let turn = uploads.next_piece().await;
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), uploads.pause()).await.is_err());
+        drop(turn);
+        assert!(uploads.next_piece().await.is_some());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use occy_pipeline::error::Error;
 use occy_pipeline::executor::LocalExecutor;
 use occy_pipeline::filter::FilterChain;
 use occy_pipeline::open;
@@ -22,6 +23,7 @@ use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exit> {
     let image = open::in_full(&options.image);
+    refuse_source(options, global)?;
     let is_here = |end: &str| !is_registry(&open::in_full(end));
     // What is between two layouts of this machine needs nobody else.
     let is_all_here = is_here(&image) && options.source.as_deref().is_some_and(is_here);
@@ -42,6 +44,15 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
     } else {
         Exit::Unsound
     })
+}
+
+/// Fails where the source that is named could not have the manifest that a statement names, whoever would read it.
+fn refuse_source(options: &Verify, global: &Global) -> anyhow::Result<()> {
+    let source = options.source.as_deref().map(open::in_full);
+    let Some(source) = source.filter(|source| !is_registry(source)) else { return Ok(()) };
+    let source = open::source(&source, &settings(global, &source, None)?)?.end;
+    let problem = source.store().is_none().then_some(Error::NoSourceManifest);
+    problem.map_or(Ok(()), |problem| Err(problem.into()))
 }
 
 /// In this process.

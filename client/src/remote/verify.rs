@@ -1,5 +1,6 @@
 //! `verify` by a coordinator, of images in registries, or with a layout of this machine that is lent to it.
 
+use occy_pipeline::error::Error;
 use occy_pipeline::open;
 use occy_pipeline::wire::convert;
 use occy_proto::v1::lend_start::Work;
@@ -15,7 +16,7 @@ use super::logins::{Which, logins};
 use super::{is_registry, show, spec, told};
 use crate::display::Shown;
 use crate::options::{Global, Verify};
-use crate::settings::{Misused, settings};
+use crate::settings::settings;
 
 /// What came of each statement, and what they are about.
 pub(crate) async fn verify(
@@ -29,17 +30,10 @@ pub(crate) async fn verify(
     let settings = settings(global, image, None)?;
     // What cannot be either is said as it is without a coordinator.
     open::store(image, &settings)?;
-    let lent = match ends.iter().find(|end| !is_registry(end)) {
-        None => None,
-        Some(here) => {
-            let neither = || {
-                Misused(format!(
-                    "`verify` with --coordinator reads registries and OCI image layouts, and not {here}"
-                ))
-            };
-            Some(open::lent_source(here, &settings)?.ok_or_else(neither)?)
-        }
-    };
+    let here = ends.iter().find(|end| !is_registry(end));
+    let lent = here.map(|here| open::lent_source(here, &settings)).transpose()?;
+    // Only a layout keeps manifests here.
+    let lent = lent.map(|lent| lent.ok_or(Error::NoSourceManifest)).transpose()?;
     let coordinator = Coordinator::needed(global, "verify").await?;
     let request = VerifyImageRequest {
         image: told(image),

@@ -76,7 +76,7 @@ pub use self::mount::Mount;
 pub use self::options::{ClientCertificate, Options, RequestHook};
 pub use self::pace::{Paces, Rhythm};
 pub use self::referrers::{Referrers, fallback_tag};
-pub use self::session::{UploadSession, uploads_ended};
+pub use self::session::{MIN_CHUNK_MAX, UploadSession, uploads_ended};
 pub use self::traffic::Traffic;
 use self::transport::Call;
 pub use self::upload_log::{UploadLog, UploadState};

@@ -19,7 +19,7 @@ use crate::digest::{Digest, Hasher};
 /// How long the last word about an unwanted session may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest `OCI-Chunk-Min-Length` that is obeyed, in bytes: a chunk is held in memory.
-const MIN_CHUNK_MAX: usize = 64 * 1024 * 1024;
+pub const MIN_CHUNK_MAX: usize = 64 * 1024 * 1024;
 
 /// An upload that a registry has begun. Dropped before its blob is stored, it is deleted, as well as that can be done, unless
 /// its [`UploadLog`](super::UploadLog) says that somebody else goes on with it.
@@ -115,18 +115,20 @@ impl UploadSession {
         self.min_chunk
     }
 
-    /// The session of that URL, which another process has begun, and how many bytes it has. None if nothing can be said of it.
+    /// The session of that URL, which another process has begun and been told the `OCI-Chunk-Min-Length` of, and how many bytes it has.
+    /// None if nothing can be said of it.
     pub(super) async fn find(
         repository: &Repository,
         digest: Option<&Digest>,
         url: Url,
+        min_chunk: usize,
     ) -> Option<(Self, u64)> {
         let request = Box::new(repository.request(Operation::UploadBlob(digest.cloned())));
         let mut session = Self {
             repository: repository.clone(),
             request,
             url,
-            min_chunk: 0,
+            min_chunk,
             held: Some(Held::new()),
             is_recorded: true,
         };
@@ -145,7 +147,8 @@ impl UploadSession {
         let (Some(log), Some(hasher)) = (&self.repository.uploads, hasher) else { return };
         if self.repository.is_session(&self.url) {
             let session = self.url.to_string().into();
-            log.record(Some(UploadState { session, digest: digest.cloned(), hasher }));
+            let (digest, min_chunk) = (digest.cloned(), self.min_chunk);
+            log.record(Some(UploadState { session, digest, hasher, min_chunk }));
             self.is_recorded = true;
         }
     }

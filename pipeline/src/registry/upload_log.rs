@@ -8,6 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::Repository;
@@ -25,6 +26,9 @@ pub struct UploadState {
     pub digest: Option<Digest>,
     /// Of the bytes that are there: its size is the session's.
     pub hasher: Hasher,
+    /// The registry's `OCI-Chunk-Min-Length` in bytes, at most [`MIN_CHUNK_MAX`](super::MIN_CHUNK_MAX); 0 where it said none. It says so when
+    /// a session begins, and not again.
+    pub min_chunk: usize,
 }
 
 /// Keeps the state of the upload of one layer.
@@ -34,7 +38,10 @@ pub trait UploadLog: Send + Sync + fmt::Debug {
     fn latest(&self) -> Option<UploadState>;
 
     /// Waits until another piece may be sent: a session is better left between two pieces than in one, with which some registries give it up.
-    async fn next_piece(&self) {}
+    /// What it gives, if anything, is held until the piece has arrived and is recorded, or is given up.
+    async fn next_piece(&self) -> Option<OwnedSemaphorePermit> {
+        None
+    }
 
     /// The upload has come so far. None: there is no session any more that could be gone on with.
     fn record(&self, state: Option<UploadState>);
@@ -66,9 +73,9 @@ impl Repository {
 
     /// The upload that is recorded of it, if it can be gone on with.
     pub(super) async fn earlier(&self, digest: Option<&Digest>) -> Option<Earlier> {
-        let UploadState { session, hasher, .. } = self.recorded(digest)?;
+        let UploadState { session, hasher, min_chunk, .. } = self.recorded(digest)?;
         let found = match self.session_url(&session).await {
-            Some(url) => UploadSession::find(self, digest, url).await,
+            Some(url) => UploadSession::find(self, digest, url, min_chunk).await,
             None => None,
         };
         match found {

@@ -167,9 +167,11 @@ impl Repository {
         while !chunk.is_empty() {
             let passed = pieces.hasher();
             let patched = async {
-                if let Some(log) = &self.uploads {
-                    log.next_piece().await;
-                }
+                // However this ends, the piece is not on its way any more.
+                let _turn = match &self.uploads {
+                    Some(log) => log.next_piece().await,
+                    None => None,
+                };
                 let state = self.patch(session, &chunk, offset).await?;
                 if let State::Open = state {
                     // At once, and not when there is more: a source may take its time.

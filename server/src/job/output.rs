@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use occy_pipeline::blob::{ByteCount, LayerStream};
 use occy_pipeline::compression::Format;
@@ -28,6 +28,7 @@ use crate::engine::{Applied, Claim, Engine, Written};
 use crate::error::ServiceError;
 use crate::executor::LayerWatcher;
 use crate::metrics::Metrics;
+use crate::other::Versions;
 use crate::written::Record;
 
 /// Layers that a job may have, of all its images together: all that a record can list in one message.
@@ -142,6 +143,8 @@ impl Places {
 pub struct JobOutput {
     attempt: Attempt,
     places: Arc<Places>,
+    /// Of the filters that only workers have.
+    versions: Arc<OnceLock<Versions>>,
     /// Whether the destination keeps layers before the image is visible: what an earlier attempt wrote may be there.
     keeps_layers: bool,
     /// Of an index, and found by its digest alone: it makes nothing visible.
@@ -151,20 +154,22 @@ pub struct JobOutput {
 }
 
 impl JobOutput {
-    /// The destination of an attempt, whose watcher has the same places.
+    /// The destination of an attempt, whose watcher has the same places and versions.
     pub fn new(
         attempt: Attempt,
         inner: Arc<dyn ImageOutput>,
         keeps_layers: bool,
         places: Arc<Places>,
+        versions: Arc<OnceLock<Versions>>,
     ) -> Self {
-        Self { attempt, places, keeps_layers, is_entry: false, begun: Mutex::default(), inner }
+        Self { attempt, places, versions, keeps_layers, is_entry: false, begun: Mutex::default(), inner }
     }
 
     fn entry_of(&self, inner: Arc<dyn ImageOutput>) -> Arc<dyn ImageOutput> {
-        let (attempt, places) = (self.attempt.clone(), Arc::clone(&self.places));
+        let (attempt, keeps_layers) = (self.attempt.clone(), self.keeps_layers);
+        let (places, versions) = (Arc::clone(&self.places), Arc::clone(&self.versions));
         let begun = Mutex::default();
-        Arc::new(Self { attempt, places, keeps_layers: self.keeps_layers, is_entry: true, begun, inner })
+        Arc::new(Self { attempt, places, versions, keeps_layers, is_entry: true, begun, inner })
     }
 }
 
@@ -209,7 +214,8 @@ impl ImageOutput for JobOutput {
         if !self.keeps_layers {
             return Ok(None);
         }
-        let record = self.attempt.engine.written(&self.attempt.claim.id, &key(layer, chain)).await;
+        let key = key(layer, chain, &self.versions);
+        let record = self.attempt.engine.written(&self.attempt.claim.id, &key).await;
         let record = record.map_err(ServiceError::from)?;
         let Some(written) = record.and_then(|record| Record::parse(&record)?.layer(layer.index)) else {
             return Ok(None);
@@ -372,6 +378,8 @@ pub struct JobWatcher {
     pub attempt: Attempt,
     /// Where they stand in the record.
     pub places: Arc<Places>,
+    /// Of the filters that only workers have, known when a layer has begun.
+    pub versions: Arc<OnceLock<Versions>>,
 }
 
 #[async_trait::async_trait]
@@ -397,7 +405,8 @@ impl LayerWatcher for JobWatcher {
         chain: &FilterChain,
         written: &WrittenLayer,
     ) -> Result<(), ServiceError> {
-        let record = Written { layer: key(layer, chain), record: Record::from(written).text() };
+        let record =
+            Written { layer: key(layer, chain, &self.versions), record: Record::from(written).text() };
         let done = Change::LayerDone(self.places.status(layer, written));
         self.attempt.apply(vec![done], Some(record)).await
     }
@@ -420,6 +429,10 @@ impl Drop for Counted {
 }
 
 /// Under which name an attempt's result is kept: the content, what it passed through, and which version of it.
-fn key(layer: &Layer, chain: &FilterChain) -> String {
-    format!("{} {}", layer.sameness(), chain.fingerprint())
+fn key(layer: &Layer, chain: &FilterChain, versions: &OnceLock<Versions>) -> String {
+    let own = format!("{} {}", layer.sameness(), chain.fingerprint());
+    match versions.get().map(|versions| versions.in_chain(chain)).unwrap_or_default() {
+        others if others.is_empty() => own,
+        others => format!("{own} {}", serde_json::Value::from(others)),
+    }
 }

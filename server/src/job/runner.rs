@@ -373,7 +373,7 @@ impl Jobs {
             jobs.0.live.remove(&owned);
             // Not the job's fault: whoever can write it down first goes on with it.
             if let Err(error) = left {
-                tracing::warn!(job = owned, %error, "a job is left until its record can be written");
+                tracing::warn!(job = owned, %error, "a job is left, and is begun again");
                 jobs.0.has_left.store(true, Ordering::Relaxed);
             }
         });
@@ -426,7 +426,7 @@ impl Jobs {
         };
         let result = result.unwrap_or_else(|_| Err(ServiceError::Panicked("see its log".to_owned())));
         let ended = match result {
-            Err(error) if !matches!(error, ServiceError::JobEnded) && !error.is_of_engine() => {
+            Err(error) if !matches!(error, ServiceError::JobEnded) && !error.begins_again() => {
                 tracing::info!(job = id, %error, "job failed");
                 attempt.apply(vec![Change::Fail(error.job_error())], None).await
             }
@@ -508,10 +508,14 @@ impl Jobs {
         let destination = job.spec.unwrap_or_default().destination;
         let keeps_layers = destination.starts_with("registry://");
         let attempt = &Attempt { place: place(&destination), ..attempt.clone() };
-        let places = Arc::<Places>::default();
-        let watcher = JobWatcher { attempt: attempt.clone(), places: Arc::clone(&places) };
-        let output = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers, places));
         let queue = self.queue(attempt, &standing, &needs, origin);
+        let (places, versions) = (Arc::<Places>::default(), queue.versions());
+        let watcher = JobWatcher {
+            attempt: attempt.clone(),
+            places: Arc::clone(&places),
+            versions: Arc::clone(&versions),
+        };
+        let output = Arc::new(JobOutput::new(attempt.clone(), output, keeps_layers, places, versions));
         let executor = FleetExecutor::new(queue, at_once, Arc::new(watcher));
         let begin = {
             let layers = live.layers.clone();

@@ -139,9 +139,9 @@ impl EveryTurn {
         }
     }
 
-    /// Says what came of it, if there is something for others, and it is little enough to be kept.
-    pub(super) async fn end(mut self, done: Option<&Done>) {
-        let kept = done.filter(|done| reports_size(&done.written) <= KEPT_REPORTS);
+    /// Says what came of it, if it is little enough to be kept.
+    pub(super) async fn end(mut self, done: &Done) {
+        let kept = Some(done).filter(|done| reports_size(&done.written) <= KEPT_REPORTS);
         let result = kept.map(|Done { written, repository }| {
             let told = Told { repository: repository.clone(), written: written.into() };
             serde_json::to_string(&told).expect("it is plain data")
@@ -264,7 +264,7 @@ mod tests {
         let leader = one.lead(&first).await;
         let mut waiting = std::pin::pin!(two.turn(&second));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
-        leader.done(&written(), Some(Vec::new())).await;
+        leader.done(&written()).await;
         assert!(matches!(waiting.await, Turn::Taken(taken) if taken.stored == written().stored));
         // Later too, and who has read of it in the same place, but no stranger.
         let three = Coordinator::new(&engine, "three").await;
@@ -289,7 +289,7 @@ mod tests {
         let (Either::Left((turn, mut waiting)) | Either::Right((turn, mut waiting))) = next;
         let Turn::Lead((), leader) = turn else { panic!("nobody had done it") };
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits again");
-        leader.done(&written(), Some(Vec::new())).await;
+        leader.done(&written()).await;
         assert!(matches!(waiting.await, Turn::Taken(_)));
     }
 
@@ -311,13 +311,13 @@ mod tests {
         let (_directory, engine) = engine();
         let (one, two) = (Coordinator::new(&engine, "one").await, Coordinator::new(&engine, "two").await);
         let (layer, output) = task("r.io/a", "to.io/first");
-        one.lead(&layer).await.done(&written(), Some(Vec::new())).await;
+        one.lead(&layer).await.done(&written()).await;
         output.has_layers.store(false, Ordering::Relaxed);
         let leader = two.lead(&layer).await;
         let mut waiting = std::pin::pin!(one.turn(&layer));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it is made by the other one");
         output.has_layers.store(true, Ordering::Relaxed);
-        leader.done(&written(), Some(Vec::new())).await;
+        leader.done(&written()).await;
         assert!(matches!(waiting.await, Turn::Taken(_)));
     }
 
@@ -330,9 +330,9 @@ mod tests {
             reports: vec![Some(Report::Other { text: "x".repeat(size) })],
             ..written()
         };
-        one.lead(&layer).await.done(&found(KEPT_REPORTS), Some(Vec::new())).await;
+        one.lead(&layer).await.done(&found(KEPT_REPORTS)).await;
         // It need not wait for anybody.
-        two.lead(&layer).await.done(&found(KEPT_REPORTS - 100), Some(Vec::new())).await;
+        two.lead(&layer).await.done(&found(KEPT_REPORTS - 100)).await;
         let three = Coordinator::new(&engine, "three").await;
         assert!(matches!(three.turn(&layer).await, Turn::Taken(taken) if taken.reports.len() == 1));
     }
@@ -351,12 +351,12 @@ mod tests {
         let waited = start.elapsed();
         assert!((70..72).contains(&waited.as_secs()), "{waited:?}");
         // Whose is there first is everybody's.
-        leader.done(&written(), Some(Vec::new())).await;
+        leader.done(&written()).await;
         let three = Coordinator::new(&engine, "three").await;
         let last = task("r.io/a", "to.io/first").0;
         assert!(matches!(three.turn(&layer).await, Turn::Taken(_)));
         drop(three.lead(&last).await);
-        slow.done(&written(), Some(Vec::new())).await;
+        slow.done(&written()).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -370,7 +370,7 @@ mod tests {
         link.cut(Duration::from_secs(1000));
         let start = Instant::now();
         let Turn::Lead((), leader) = one.turn(&layer).await else { panic!("nobody has done it") };
-        leader.done(&written(), Some(Vec::new())).await;
+        leader.done(&written()).await;
         let took = start.elapsed();
         assert!(took >= ANSWER && took < ANSWER * 3, "{took:?}");
     }

@@ -123,7 +123,7 @@ struct Done {
 pub struct Wants<'a> {
     /// Whose it is.
     pub tenant: &'a Tenant,
-    /// The versions of those of its filters that only workers have.
+    /// The versions of those of its filters that only workers have, which the worker has that it gets.
     pub others: Vec<String>,
     /// Of a job: how it is shared with other coordinators.
     pub elsewhere: Option<&'a Elsewhere>,
@@ -369,18 +369,14 @@ impl Leader {
         Self(None)
     }
 
-    /// It is done, by a worker whose own filters have these versions, and others may have it, if they have asked for these.
-    pub async fn done(self, written: &WrittenLayer, others: Option<Vec<String>>) {
+    /// It is done, and others may have it.
+    pub async fn done(self, written: &WrittenLayer) {
         let Some(led) = self.0 else { return };
         let Led { mut claim, repository, everywhere } = *led;
-        let is_as_asked = others.as_ref() == Some(&claim.key.others);
-        let done = is_as_asked.then(|| Arc::new(Done { written: written.clone(), repository }));
-        match &done {
-            Some(done) => claim.end(Arc::clone(done)),
-            None => claim.leave(),
-        }
+        let done = Arc::new(Done { written: written.clone(), repository });
+        claim.end(Arc::clone(&done));
         if let Some(everywhere) = everywhere {
-            everywhere.end(done.as_deref()).await;
+            everywhere.end(&done).await;
         }
     }
 }
@@ -549,10 +545,6 @@ mod tests {
         layers.turn(wants, task, || std::future::ready(Ok(()))).await.unwrap()
     }
 
-    fn made() -> Option<Vec<String>> {
-        Some(vec!["1".to_owned()])
-    }
-
     async fn lead(layers: &SharedLayers, tenant: &str, task: &LayerTask) -> Leader {
         match timeout(SOON, turn(layers, tenant, task)).await.expect("nobody else is at work") {
             Turn::Lead((), leader) => leader,
@@ -567,7 +559,7 @@ mod tests {
         let leader = lead(&layers, "one", &first).await;
         let mut waiting = std::pin::pin!(turn(&layers, "one", &second));
         assert!(timeout(SOON, &mut waiting).await.is_err(), "it waits");
-        leader.done(&written(), made()).await;
+        leader.done(&written()).await;
         assert!(matches!(waiting.await, Turn::Taken(taken) if taken.stored == written().stored));
         assert!(matches!(turn(&layers, "one", &second).await, Turn::Taken(_)), "and who comes later");
         let elsewhere = task("r.io/a", "other.io/first").0;
@@ -585,7 +577,7 @@ mod tests {
         drop(leader);
         let Turn::Lead((), leader) = second.await else { panic!("nobody had done it") };
         assert!(timeout(SOON, &mut third).await.is_err(), "it waits again");
-        leader.done(&written(), made()).await;
+        leader.done(&written()).await;
         assert!(matches!(third.await, Turn::Taken(_)));
     }
 
@@ -593,7 +585,7 @@ mod tests {
     async fn another_tenant_shares_what_both_have_read_of_in_the_same_repository() {
         let layers = SharedLayers::new(Metrics::default());
         let first = task("r.io/a", "to.io/first").0;
-        lead(&layers, "one", &first).await.done(&written(), made()).await;
+        lead(&layers, "one", &first).await.done(&written()).await;
         assert!(matches!(turn(&layers, "two", &first).await, Turn::Taken(_)));
         // Whoever writes a manifest of his own can name any layer in it.
         drop(lead(&layers, "two", &task("evil.io/a", "to.io/second").0).await);
@@ -604,11 +596,11 @@ mod tests {
     async fn a_result_that_the_destination_does_not_have_is_made_again_without_waiting() {
         let layers = SharedLayers::new(Metrics::default());
         let (first, output) = task("r.io/a", "to.io/first");
-        lead(&layers, "one", &first).await.done(&written(), made()).await;
+        lead(&layers, "one", &first).await.done(&written()).await;
         output.has_layers.store(false, Ordering::Relaxed);
         let (one, another) = (lead(&layers, "one", &first).await, lead(&layers, "one", &first).await);
         drop(one);
-        another.done(&written(), made()).await;
+        another.done(&written()).await;
         output.has_layers.store(true, Ordering::Relaxed);
         assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
     }
@@ -617,13 +609,10 @@ mod tests {
     async fn what_another_version_of_a_workers_filter_made_is_not_taken() {
         let layers = SharedLayers::new(Metrics::default());
         let first = task("r.io/a", "to.io/first").0;
-        lead(&layers, "one", &first).await.done(&written(), made()).await;
+        lead(&layers, "one", &first).await.done(&written()).await;
         let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
-        // A worker of another version had it all the same, or one that has gone.
-        leader.done(&written(), made()).await;
-        let Turn::Lead((), leader) = turn_of(&layers, "one", &first, "2").await else { panic!("it is old") };
-        leader.done(&written(), None).await;
-        assert!(matches!(turn_of(&layers, "one", &first, "2").await, Turn::Lead(..)));
+        leader.done(&written()).await;
+        assert!(matches!(turn_of(&layers, "one", &first, "2").await, Turn::Taken(_)));
         assert!(matches!(turn(&layers, "one", &first).await, Turn::Taken(_)));
     }
 
@@ -634,7 +623,7 @@ mod tests {
             let mut one = task("r.io/a", "to.io/first").0;
             one.layer.diff_id = Some(Digest::sha256(number.to_string()));
             drop(lead(&layers, "one", &one).await);
-            lead(&layers, "one", &one).await.done(&written(), made()).await;
+            lead(&layers, "one", &one).await.done(&written()).await;
         }
         let state = layers.lock();
         assert_eq!((state.layers.len(), state.idle.len()), (KEPT, KEPT));

@@ -27,6 +27,7 @@ use crate::access::{Access, Scope};
 use crate::admit;
 use crate::error::ServiceError;
 use crate::fleet::{About, Fleet, Membership};
+use crate::other;
 use crate::schedule::Capabilities;
 
 /// Bytes of a worker's name, its version, and the name of anything that it offers.
@@ -138,6 +139,7 @@ fn look_at(register: Register) -> Result<(About, Capabilities), ServiceError> {
     }
     let filters_offered = filters.iter().map(|filter| admit::filter_need(&filter.name));
     let offers: BTreeSet<_> = filters_offered
+        .chain(filters.iter().filter_map(other::offered_version))
         .chain(outputs.iter().map(|scheme| admit::output_need(scheme)))
         .chain(codecs.into_iter().filter_map(convert::format).map(admit::codec_need))
         .chain((!encoder_version.is_empty()).then(|| admit::encoder_need(&encoder_version)))
@@ -267,7 +269,7 @@ impl Attendant {
                 Some(Said::Heartbeat(heartbeat)) => {
                     self.fleet.budgets().settle(worker);
                     if !heartbeat.tasks.iter().flat_map(|task| &task.upload).all(is_bounded) {
-                        let error = bad("upload", "longer than it may be");
+                        let error = bad("upload", "more than it may be");
                         break (error.to_string(), error.status());
                     }
                     for task in heartbeat.tasks {
@@ -333,7 +335,7 @@ mod tests {
         let good = || Register {
             name: "one".to_owned(),
             encoder_version: "7".to_owned(),
-            filters: vec![filter("shout")],
+            filters: vec![FilterCapability { version: "1".to_owned(), ..filter("shout") }, filter("exclude")],
             outputs: vec!["tar".to_owned()],
             codecs: vec![Compression::Zstd.into()],
             slots: 3,
@@ -342,7 +344,10 @@ mod tests {
         let (about, offers) = look_at(good()).unwrap();
         assert_eq!((about.name.as_str(), about.slots), ("one", 3));
         let offers: Vec<_> = offers.iter().map(String::as_str).collect();
-        assert_eq!(offers, ["codec:zstd", "encoder:7", "filter:shout", "output:tar"]);
+        assert_eq!(
+            offers,
+            ["codec:zstd", "encoder:7", "filter:exclude", "filter:shout", "output:tar", "version:shout:1"]
+        );
         for bad in [
             Register { name: String::new(), ..good() },
             Register { name: "two\nlines".to_owned(), ..good() },

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use occy_pipeline::registry::MIN_CHUNK_MAX;
 use occy_proto::v1::UploadState;
 use occy_worker::uploads::{HASH_STATE_MAX, URL_MAX};
 
@@ -31,9 +32,10 @@ impl Upload {
     }
 }
 
-/// Whether it is as short as it has to be.
+/// Whether it is as short, and asks for pieces as short, as it has to.
 pub(super) fn is_bounded(state: &UploadState) -> bool {
-    state.session_url.len() <= URL_MAX
+    state.min_chunk <= MIN_CHUNK_MAX as u64
+        && state.session_url.len() <= URL_MAX
         && state.hash_state.len() <= HASH_STATE_MAX
         && state.digest.len() <= DIGEST_MAX
 }
@@ -54,10 +56,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_found_out() {
+    fn what_is_too_much_is_found_out() {
         let long = |length| UploadState { session_url: "u".repeat(length), ..UploadState::default() };
         assert!(is_bounded(&long(4096)) && !is_bounded(&long(4097)));
         assert!(!is_bounded(&UploadState { hash_state: vec![0; 257].into(), ..UploadState::default() }));
         assert!(!is_bounded(&UploadState { digest: "d".repeat(257), ..UploadState::default() }));
+        let pieces = |min_chunk| UploadState { min_chunk, ..UploadState::default() };
+        assert!(is_bounded(&pieces(64 << 20)) && !is_bounded(&pieces((64 << 20) + 1)));
     }
 }

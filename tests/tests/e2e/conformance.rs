@@ -20,6 +20,8 @@ const SPARSE: Ways = Ways {
     names_page: 0,
     silent_head: false,
     no_delete: false,
+    min_chunk: 0,
+    sessions_elsewhere: false,
 };
 
 /// `NAME:TAG` or `NAME@DIGEST`.

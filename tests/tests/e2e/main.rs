@@ -13,6 +13,7 @@ mod docker_source;
 mod exclude;
 mod fault_down;
 mod fault_up;
+mod filter_versions;
 mod filtered_index;
 mod forwarding;
 mod from_dir;

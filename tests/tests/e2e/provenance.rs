@@ -328,8 +328,7 @@ fn other_forms_are_made_again_in_these() {
     process(&tar, &to.uri("tar:1"), &[]).fails(1).says(&["no manifest"]);
     assert!(to.manifest("tar", "1").is_none());
     process(&source, &format!("{tar}.tar"), &[]).fails(1).says(&["keeps no manifests"]);
-    let other = ["verify", &destination, "--source", &tar, "--coordinator", "http://localhost:1"];
-    occyctl(other).fails(2).says(&["verify", "layouts", &tar]);
+    verify(&destination, &["--source", &tar]).fails(1).says(&["no manifest", "OCI image layout"]);
 }
 
 #[test]

@@ -255,6 +255,13 @@ fn an_image_in_a_layout_or_made_of_one_is_verified_as_without_a_coordinator() {
         (&["verify", &saved], 1),
         (&["verify", &stage.layout("nowhere")], 1),
         (&["verify", &tar_uri(&stage.at("a.tar"))], 2),
+        // What has no manifests is no source, wherever it would be read.
+        (&["verify", &far, "--source", &tar_uri(&stage.at("a.tar"))], 1),
+        (&["verify", &far, "--source", &format!("dir://{}", text(&stage.at("a")))], 1),
+        (&["verify", &far, "--source", "docker://app:1"], 1),
+        (&["verify", &made, "--source", "docker://app:1"], 1),
+        (&["verify", &far, "--source", "tar://a.tar?tag=1"], 2),
+        (&["verify", &far, "--source", "oci://a"], 2),
     ] {
         for format in ["text", "json"] {
             let arguments = [arguments, &["--output-format", format]].concat();

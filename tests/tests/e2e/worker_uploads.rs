@@ -3,14 +3,14 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use occy_tests::conforming::Conforming;
+use occy_tests::conforming::{Conforming, Ways};
 use occy_tests::coordinator::Coordinator;
 use occy_tests::http::{Delivery, Request, Response};
 use occy_tests::image::Image;
 use occy_tests::layer::{Layer, Member, noise, tar};
-use occy_tests::proxy::{Fault, FaultProxy};
+use occy_tests::proxy::{Fault, FaultProxy, slow};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{sha256, tool};
 use occy_tests::worker::{PythonWorker, Worker};
@@ -30,11 +30,14 @@ const PIECES: [&str; 4] = ["--upload-chunk", "256K", "--resumable-from", "1M"];
 const LIMIT: Duration = Duration::from_secs(900);
 /// How long a message may take from a worker to its coordinator.
 const HEARD: Duration = Duration::from_secs(1);
+/// How long a worker may be silent.
+const LEASE: Duration = Duration::from_secs(3);
 
-/// Pieces of a layer on their way to a registry. The one behind the first nine tenths is held, and never arrives unless that is said.
+/// Pieces of a layer on their way to a registry. The one behind the first nine tenths, or so many bytes as are said, is held, and never
+/// arrives unless that is said.
 #[derive(Clone)]
 struct Way {
-    size: usize,
+    held_behind: usize,
     arrived: Arc<AtomicUsize>,
     largest: Arc<AtomicUsize>,
     is_held: Arc<AtomicBool>,
@@ -46,7 +49,7 @@ struct Way {
 impl Way {
     fn of(size: usize) -> Self {
         Self {
-            size,
+            held_behind: size / 10 * 9,
             arrived: Arc::default(),
             largest: Arc::default(),
             is_held: Arc::default(),
@@ -58,7 +61,7 @@ impl Way {
     fn fault(&self) -> Fault {
         let way = self.clone();
         Arc::new(move |request, upstream| {
-            let is_behind = way.arrived.load(Ordering::SeqCst) >= way.size / 10 * 9;
+            let is_behind = way.arrived.load(Ordering::SeqCst) >= way.held_behind;
             if is_behind && !way.is_free.load(Ordering::SeqCst) {
                 way.is_held.store(true, Ordering::SeqCst);
                 while !way.is_free.load(Ordering::SeqCst) {
@@ -91,7 +94,7 @@ impl Way {
 
 #[track_caller]
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < LIMIT, "{what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -110,12 +113,18 @@ struct Case {
 impl Case {
     /// To the registry at this address.
     fn to(host: &str) -> Self {
+        Self::over(Way::of(SIZE), host)
+    }
+
+    /// The same, on this way.
+    fn over(way: Way, host: &str) -> Self {
         let from = Conforming::start();
         let image = Image::docker(vec![Layer::of(&[Member::file("noise", noise(1, SIZE))])]);
         from.add_image("app", "1", &image);
-        let (before, way) = (FaultProxy::before(host), Way::of(SIZE));
+        let before = FaultProxy::before(host);
         before.fault(usize::MAX, "PATCH", "*", way.fault());
-        let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", "3"]);
+        let lease = LEASE.as_secs().to_string();
+        let coordinator = Coordinator::start(&["--embedded-workers", "0", "--lease", &lease]);
         Self { from, before, way, image, coordinator }
     }
 
@@ -144,6 +153,13 @@ impl Case {
     fn rest(&self) -> usize {
         assert!(self.way.largest.load(Ordering::SeqCst) <= PIECE);
         SIZE / 10 + SIZE / 100 + PIECE
+    }
+}
+
+impl Drop for Case {
+    /// A test that fails must not wait for ever for the piece that is held.
+    fn drop(&mut self) {
+        self.way.free();
     }
 }
 
@@ -213,6 +229,29 @@ fn a_layer_that_filters_make_goes_on_at_another_worker_with_what_is_left_of_it()
 }
 
 #[test]
+fn no_worker_sends_shorter_pieces_than_the_registry_takes() {
+    const LEAST: usize = 1 << 20;
+    for filters in [&[][..], &["normalize-timestamps"]] {
+        let to = Conforming::with(Ways { min_chunk: LEAST, ..Ways::default() });
+        let case = Case::over(Way { held_behind: SIZE / 2, ..Way::of(SIZE) }, &to.host());
+        let (mut first, id) = case.begin(filters, &[]);
+        let _second = case.worker("second", &[]);
+        first.kill();
+        case.way.free();
+        let sent = case.way.arrived();
+        let done = case.succeeds(&id);
+        assert_eq!(done["layers"][0]["worker"], "second");
+        let expected =
+            if filters.is_empty() { case.image.manifest.clone() } else { made_locally(&case, filters) };
+        assert_eq!(to.manifest("app", "1").expect("it was put").1, expected);
+        // A session that had refused a piece would have been begun anew.
+        assert_eq!(case.before.count("POST", "*/blobs/uploads/"), 2, "{}", case.before.story());
+        let sent = case.way.arrived() - sent;
+        assert!((1..=SIZE / 2 + SIZE / 100 + LEAST).contains(&sent), "{sent}\n{}", case.before.story());
+    }
+}
+
+#[test]
 fn dockers_registry_too_keeps_a_session_that_was_left_between_two_pieces() {
     for end in [killed as End, stopped] {
         let to = Registry::start();
@@ -233,11 +272,20 @@ fn dockers_registry_too_keeps_a_session_that_was_left_between_two_pieces() {
 
 #[test]
 fn a_stopped_worker_hands_an_upload_back_behind_the_piece_that_is_on_its_way() {
+    is_handed_back_behind_a_piece_that_arrives_after(HEARD);
+}
+
+#[test]
+fn a_stopped_worker_is_heard_of_as_long_as_a_piece_is_on_its_way() {
+    is_handed_back_behind_a_piece_that_arrives_after(LEASE + Duration::from_millis(500));
+}
+
+fn is_handed_back_behind_a_piece_that_arrives_after(wait: Duration) {
     let to = Registry::start();
     let case = Case::to(to.host());
     let (mut first, id) = case.begin(&[], &["--drain-timeout", "0"]);
     first.signal("TERM");
-    std::thread::sleep(HEARD);
+    std::thread::sleep(wait);
     case.way.arrives.store(true, Ordering::SeqCst);
     case.way.free();
     assert!(first.ended().success());
@@ -248,6 +296,30 @@ fn a_stopped_worker_hands_an_upload_back_behind_the_piece_that_is_on_its_way() {
     let sent = case.way.arrived() - sent;
     // Docker's registry knows its session by what it last said of it alone.
     assert!((1..=case.rest()).contains(&sent), "{sent}\n{}", case.before.story());
+}
+
+#[test]
+fn a_stopped_worker_waits_for_no_piece_that_is_not_on_its_way() {
+    let to = Conforming::with(Ways { sessions_elsewhere: true, ..Ways::default() });
+    let case = Case::to(&to.host());
+    let (source, layer) = (FaultProxy::before(&case.from.host()), case.image.layer_digests().remove(0));
+    source.fault(1, "GET", &format!("*/blobs/{layer}"), slow(4, Duration::from_secs(20)));
+    let mut first = case.worker("first", &["--drain-timeout", "0"]);
+    let spec = json!({
+        "source": format!("registry://{}/app:1", source.host()),
+        "destination": format!("registry://{}/app:1", case.before.host()),
+    });
+    let id = submit(&case.coordinator, &spec);
+    eventually("a quarter is there", || case.way.arrived() >= SIZE / 4 - PIECE);
+    std::thread::sleep(HEARD);
+    first.signal("TERM");
+    let start = Instant::now();
+    assert!(first.ended().success());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}\n{}", start.elapsed(), first.log());
+    case.way.free();
+    let _second = case.worker("second", &[]);
+    case.succeeds(&id);
+    assert_eq!(to.manifest("app", "1").expect("it was put").1, case.image.manifest);
 }
 
 #[test]

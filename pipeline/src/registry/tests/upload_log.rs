@@ -1,6 +1,6 @@
 //! Uploads that go on where another process has left them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ struct Registry {
     read: usize,
     /// It knows no ranges.
     is_whole: bool,
+    /// Its `OCI-Chunk-Min-Length`; 0 for none.
+    min_chunk: usize,
+    /// Sessions that have got a shorter chunk, which was their last.
+    short: HashSet<String>,
 }
 
 type Shared = Arc<Mutex<Registry>>;
@@ -43,7 +47,11 @@ impl Registry {
                 self.begun += 1;
                 let id = format!("s{}", self.begun);
                 self.sessions.insert(id.clone(), Vec::new());
-                Reply::new(202).header("Location", format!("/v2/app/blobs/uploads/{id}"))
+                let reply = Reply::new(202).header("Location", format!("/v2/app/blobs/uploads/{id}"));
+                match self.min_chunk {
+                    0 => reply,
+                    min_chunk => reply.header("OCI-Chunk-Min-Length", min_chunk.to_string()),
+                }
             }
             "DELETE" => Reply::new(self.sessions.remove(&id).map_or(404, |_| 204)),
             _ => {
@@ -52,6 +60,14 @@ impl Registry {
                     seen.header("content-range").and_then(|range| range.split('-').next()?.parse().ok());
                 if start.is_some_and(|start: usize| start != bytes.len()) {
                     return Reply::new(416);
+                }
+                if seen.method == "PATCH" {
+                    if self.short.contains(&id) {
+                        return Reply::new(400);
+                    }
+                    if seen.body.len() < self.min_chunk {
+                        self.short.insert(id.clone());
+                    }
                 }
                 bytes.extend_from_slice(&seen.body);
                 if seen.method != "PUT" {
@@ -130,7 +146,7 @@ impl Log {
     fn at(url: &str, bytes: &[u8], digest: Option<Digest>) -> Arc<Self> {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(bytes);
-        let state = UploadState { session: url.to_owned().into(), digest, hasher };
+        let state = UploadState { session: url.to_owned().into(), digest, hasher, min_chunk: 0 };
         Arc::new(Self { latest: Mutex::new(Some(state)), ..Self::default() })
     }
 
@@ -158,9 +174,31 @@ fn produced(bytes: &[u8]) -> LayerStream {
     stream
 }
 
+/// How many bytes each PATCH had.
+fn patches(server: &TestServer) -> Vec<usize> {
+    server.seen().iter().filter(|seen| seen.method == "PATCH").map(|seen| seen.body.len()).collect()
+}
+
 /// The bytes of all PATCHes.
 fn patched(server: &TestServer) -> usize {
-    server.seen().iter().filter(|seen| seen.method == "PATCH").map(|seen| seen.body.len()).sum()
+    patches(server).iter().sum()
+}
+
+/// Begins to upload what is produced, and is cancelled when the registry has acknowledged these bytes.
+async fn begin(repository: &Repository, log: &Log, bytes: &[u8]) {
+    let (writer, stream) = LayerStream::channel(2, BufferPool::default());
+    let ignored = ByteCount::default();
+    let mut upload = std::pin::pin!(repository.upload_stream(stream, &ignored));
+    let first = async {
+        writer.send(Bytes::copy_from_slice(bytes)).await.unwrap();
+        while log.latest().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        result = &mut upload => panic!("{result:?}"),
+        () = first => {}
+    }
 }
 
 fn stored(registry: &Shared) -> Vec<u8> {
@@ -423,32 +461,32 @@ async fn a_cancelled_upload_leaves_its_session_where_somebody_goes_on_with_it() 
         let (server, registry) = registry().await;
         let log = Arc::new(Log { drops, ..Log::default() });
         let repository = repository(&server, &log);
-        let (writer, stream) = LayerStream::channel(2, BufferPool::default());
-        let ignored = ByteCount::default();
-        {
-            let mut upload = std::pin::pin!(repository.upload_stream(stream, &ignored));
-            let first = async {
-                writer.send(Bytes::copy_from_slice(&bytes[..2 * CHUNK])).await.unwrap();
-                while log.latest().is_none() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::select! {
-                result = &mut upload => panic!("{result:?}"),
-                () = first => {}
-            }
-        }
+        begin(&repository, &log, &bytes[..2 * CHUNK]).await;
         if drops {
             while !registry.lock().unwrap().sessions.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             continue;
         }
-        repository.upload_stream(produced(&bytes), &ignored).await.unwrap();
+        repository.upload_stream(produced(&bytes), &ByteCount::default()).await.unwrap();
         assert!(stored(&registry) == bytes);
         assert_eq!((patched(&server), registry.lock().unwrap().begun), (SIZE, 1));
         assert!(!server.lines().iter().any(|line| line.starts_with("DELETE")));
     }
+}
+
+#[tokio::test]
+async fn who_goes_on_sends_no_shorter_chunks_than_the_registry_takes() {
+    let (bytes, _) = content(SIZE);
+    let (server, registry) = registry().await;
+    registry.lock().unwrap().min_chunk = 3 * CHUNK;
+    let log = Arc::<Log>::default();
+    let repository = repository(&server, &log);
+    begin(&repository, &log, &bytes[..3 * CHUNK]).await;
+    repository.upload_stream(produced(&bytes), &ByteCount::default()).await.unwrap();
+    assert!(stored(&registry) == bytes);
+    assert_eq!(patches(&server), [3 * CHUNK, 3 * CHUNK, 3 * CHUNK, CHUNK]);
+    assert_eq!(registry.lock().unwrap().begun, 1);
 }
 
 #[tokio::test]

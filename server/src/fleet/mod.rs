@@ -3,25 +3,25 @@
 //! What goes where is [`crate::schedule`]'s decision; here are the lock, the waiting and the giving back. A lease is the right to
 //! run one layer: in this process, or on a worker that is connected ([`crate::worker`]).
 
+mod queue;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use occy_pipeline::element::WrittenLayer;
-use occy_pipeline::error::Error;
 use occy_pipeline::executor::LayerTask;
-use occy_pipeline::filter::FilterChain;
 use occy_pipeline::registry::Repository;
 use occy_proto::v1::{FilterCapability, SearchSpec};
 use tokio::sync::{oneshot, watch};
 
+pub use self::queue::FleetQueue;
 use crate::budget::{Budgets, HERE};
 use crate::error::ServiceError;
 use crate::metrics::Metrics;
-use crate::other;
-use crate::schedule::{Assignment, Capabilities, Schedule, Standing, Tenant, WaitingLayer};
-use crate::share::elsewhere::Elsewhere;
-use crate::share::{Leader, SharedLayers, Turn, Wants};
+use crate::other::{self, Versions};
+use crate::schedule::{Assignment, Capabilities, Schedule, Standing};
+use crate::share::SharedLayers;
 use crate::worker::attempt::{Attempts, Failure};
 use crate::worker::seat::{RemoteSeat, Seat};
 use crate::worker::upload::Upload;
@@ -72,6 +72,8 @@ struct State {
     durable: HashSet<u64>,
     /// By ticket, so the one that came first is the first.
     waiters: BTreeMap<u64, Waiter>,
+    /// Since when layers wait that have no ticket yet, because no worker has been there that could have them.
+    early: BTreeMap<u64, Instant>,
     running: usize,
     draining: bool,
 }
@@ -166,22 +168,7 @@ impl Fleet {
     /// A queue for the layers of one job, or of one call. `durable` says that a later coordinator can do what this
     /// one does not: while the fleet drains, such layers wait.
     pub fn queue(&self, standing: &Standing, needs: &Capabilities, durable: bool) -> FleetQueue {
-        let mut state = self.lock();
-        let id = state.schedule.add_queue(standing, needs);
-        if durable {
-            state.durable.insert(id);
-            if state.draining {
-                state.schedule.hold(id);
-            }
-        }
-        FleetQueue {
-            fleet: self.clone(),
-            tenant: Arc::clone(&standing.tenant),
-            id,
-            needs: Arc::clone(needs),
-            origin: Origin::default(),
-            elsewhere: None,
-        }
+        FleetQueue::new(self, standing, needs, durable)
     }
 
     /// The workers.
@@ -199,11 +186,12 @@ impl Fleet {
         let state = self.lock();
         let free: usize = state.members.keys().map(|&worker| state.schedule.free_slots(worker)).sum();
         let slots: usize = state.members.values().map(|member| member.about.slots).sum();
-        let oldest = state.waiters.values().next().map(|waiter| waiter.since.elapsed());
+        let first = state.waiters.values().next().map(|waiter| waiter.since);
+        let oldest = first.into_iter().chain(state.early.values().copied()).min();
         Load {
-            waiting: state.waiters.len() as u64,
+            waiting: (state.waiters.len() + state.early.len()) as u64,
             running: state.running as u64,
-            oldest: oldest.unwrap_or_default(),
+            oldest: oldest.map(|since| since.elapsed()).unwrap_or_default(),
             workers: state.members.len() as u64,
             slots: slots as u64,
             free: free as u64,
@@ -350,23 +338,30 @@ impl State {
         returned
     }
 
-    /// The versions of those filters of a chain that only workers have, if all workers that offer what its layers need have the same.
-    fn versions(&self, chain: &FilterChain, needs: &Capabilities) -> Option<Vec<String>> {
-        if other::are_ours(chain) {
-            return Some(Vec::new());
+    /// The versions of those filters that are needed and that only workers have, which the most slots are for. None: no worker offers all
+    /// that is needed.
+    fn versions(&self, needs: &Capabilities) -> Option<Versions> {
+        if !other::are_needed(needs) {
+            return Some(Versions::default());
         }
-        let able = self.members.values().filter(|member| needs.is_subset(&member.offers));
-        let mut versions = able.map(|member| other::versions(chain, &member.about.filters));
-        let first = versions.next()??;
-        versions.all(|others| others.as_ref() == Some(&first)).then_some(first)
+        let mut slots = BTreeMap::<_, usize>::new();
+        for About { filters, slots: its, .. } in self.able(needs).map(|member| &member.about) {
+            *slots.entry(Versions::of(needs, filters)).or_default() += its;
+        }
+        slots.into_iter().max_by_key(|(_, slots)| *slots).map(|(versions, _)| versions)
+    }
+
+    /// The workers that offer all of that.
+    fn able(&self, needs: &Capabilities) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(move |member| needs.is_subset(&member.offers))
     }
 
     /// What of these needs no worker offers, for people. None where one offers all of them.
     fn missing(&self, needs: &Capabilities) -> Option<String> {
-        let members = self.members.values();
-        if members.clone().any(|member| needs.is_subset(&member.offers)) {
+        if self.able(needs).next().is_some() {
             return None;
         }
+        let members = self.members.values();
         if self.members.is_empty() {
             return Some("no worker is connected".to_owned());
         }
@@ -453,116 +448,6 @@ pub struct Origin {
     pub foreign_layers: bool,
 }
 
-/// The layers of one job. Dropped, it leaves the fleet.
-#[derive(Debug)]
-pub struct FleetQueue {
-    fleet: Fleet,
-    tenant: Tenant,
-    id: u64,
-    needs: Capabilities,
-    origin: Origin,
-    elsewhere: Option<Elsewhere>,
-}
-
-impl FleetQueue {
-    /// Waits for a worker by `lease`, or for somebody else who does the same as is to be done for this layer. Nobody is known to do the same
-    /// while the workers that could have it have different versions of a filter that only they have, or there is none of them.
-    ///
-    /// # Cancel safety
-    /// As `lease`.
-    pub async fn turn<F: Future<Output = Result<Lease, Error>>>(
-        &self,
-        task: &LayerTask,
-        lease: impl Fn() -> F,
-    ) -> Result<Turn<Lease>, Error> {
-        let Some(others) = self.fleet.lock().versions(&task.plan.chain, &self.needs) else {
-            return Ok(Turn::Lead(lease().await?, Leader::alone()));
-        };
-        let wants = Wants { tenant: &self.tenant, others, elsewhere: self.elsewhere.as_ref() };
-        self.fleet.0.layers.turn(wants, task, lease).await
-    }
-
-    /// The same, of that origin.
-    #[must_use]
-    pub fn of(mut self, origin: Origin) -> Self {
-        self.origin = origin;
-        self
-    }
-
-    /// The same, whose layers are shared with other coordinators too.
-    #[must_use]
-    pub fn and_elsewhere(mut self, elsewhere: Elsewhere) -> Self {
-        self.elsewhere = Some(elsewhere);
-        self
-    }
-
-    /// Whose layers they are.
-    pub fn origin(&self) -> &Origin {
-        &self.origin
-    }
-
-    /// How patient the fleet is.
-    pub fn patience(&self) -> Patience {
-        self.fleet.0.patience
-    }
-
-    /// Waits for a worker for a layer of that size.
-    ///
-    /// # Cancel safety
-    /// Dropped before it returns, the layer has left the queue, or its slot is given back.
-    pub async fn lease(&self, size: Option<u64>) -> Lease {
-        let (sender, receiver) = oneshot::channel();
-        let layer = {
-            let mut state = self.fleet.lock();
-            let layer = state.schedule.push(self.id, size.unwrap_or(0));
-            state.waiters.insert(layer.ticket, Waiter { since: Instant::now(), lease: sender });
-            layer
-        };
-        let _place = Place { queue: self, layer };
-        self.fleet.dispatch();
-        receiver.await.expect("the fleet keeps a waiter until it is served, or until its place is given up")
-    }
-
-    /// Why no worker that is there can ever have one of the layers; None where one can.
-    pub fn missing(&self) -> Option<String> {
-        self.fleet.lock().missing(&self.needs)
-    }
-
-    /// Whether there are workers that could be lost.
-    pub fn has_connected_workers(&self) -> bool {
-        self.fleet.lock().members.values().any(|member| matches!(*member.seat, Seat::Remote(_)))
-    }
-
-    /// Hears when workers come and go.
-    pub fn members(&self) -> watch::Receiver<u64> {
-        self.fleet.0.members.subscribe()
-    }
-}
-
-impl Drop for FleetQueue {
-    fn drop(&mut self) {
-        let mut state = self.fleet.lock();
-        state.schedule.remove_queue(self.id);
-        state.durable.remove(&self.id);
-    }
-}
-
-/// A layer's place in its queue.
-struct Place<'a> {
-    queue: &'a FleetQueue,
-    layer: WaitingLayer,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut state = self.queue.fleet.lock();
-        let waiter = state.waiters.remove(&self.layer.ticket);
-        state.schedule.withdraw(self.queue.id, self.layer);
-        drop(state);
-        drop(waiter);
-    }
-}
-
 /// A worker's slot. Dropped, it is free again.
 #[derive(Debug)]
 pub struct Lease {
@@ -576,15 +461,6 @@ impl Lease {
     /// The worker's name.
     pub fn worker(&self) -> &str {
         &self.name
-    }
-
-    /// The versions of those filters of a chain that only workers have, as the worker has them. None: it has gone.
-    pub fn versions(&self, chain: &FilterChain) -> Option<Vec<String>> {
-        if other::are_ours(chain) {
-            return Some(Vec::new());
-        }
-        let state = self.fleet.lock();
-        other::versions(chain, &state.members.get(&self.assignment.worker)?.about.filters)
     }
 
     /// What of a registry's limits the worker waits for, to go on with a layer.
