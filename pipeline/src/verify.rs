@@ -181,8 +181,9 @@ async fn make(
     };
     let plan = IndexPlan {
         layers,
+        platforms: Vec::new(),
         attestations: recipe.attestations.unwrap_or_default(),
-        beside: Beside { signatures: SignaturePolicy::Drop, provenance: false },
+        beside: Beside { signatures: SignaturePolicy::Drop, ..Beside::default() },
         executor: Arc::clone(executor),
         begin: Arc::new(move |_| begin()),
     };

@@ -20,7 +20,6 @@ use crate::codec::Pool;
 use crate::compression::Format;
 use crate::copy::SignaturePolicy;
 use crate::copy::signatures::{SOURCE_DIGEST, refuse_signed};
-use crate::copy::subset::of_platforms;
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
@@ -37,8 +36,8 @@ use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 use crate::task::LayerPlan;
 
-/// The annotation that says how an image was made of its source: a digest of the filters and of what else changes it, and not of the
-/// versions that did it. An image that an earlier version has made stays.
+/// The annotation that says how an image was made of its source: a digest of the filters, of what else changes it and of what is wanted
+/// beside it, and not of the versions that did it. An image that an earlier version has made stays.
 const RECIPE: &str = "dev.occystrap.recipe";
 
 /// What an image was made of.
@@ -60,11 +59,15 @@ impl MadeOf {
     pub(super) fn wanted(mirror: &Mirror, source: &Digest) -> Self {
         let mut platforms: Vec<_> = mirror.platforms.iter().map(ToString::to_string).collect();
         platforms.sort();
-        let recipe = serde_json::json!({
+        let mut recipe = serde_json::json!({
             "filters": mirror.filters.specs(),
             "platforms": platforms,
             "attestations": mirror.attestations.to_string(),
         });
+        // Only where it is wanted: what was made before it could be, and would be the same now, stays.
+        if mirror.referrers {
+            recipe["referrers"] = true.into();
+        }
         Self { source: source.clone(), recipe: Digest::sha256(recipe.to_string()) }
     }
 
@@ -112,7 +115,7 @@ pub(super) async fn make(
             signatures = SignaturePolicy::Drop;
         }
     }
-    let beside = Beside { signatures, provenance: false };
+    let beside = Beside { signatures, referrers: mirror.referrers, provenance: false };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);
@@ -129,15 +132,10 @@ pub(super) async fn make(
             (done.receipt, 1, 0, attached)
         }
         Some(index) => {
-            let index = match &mirror.platforms[..] {
-                [] => index,
-                platforms => {
-                    of_platforms(origin.store().ok_or(Error::NoSourceManifest)?, index, platforms).await?
-                }
-            };
-            let (layers, attestations) = (Arc::new(plan), mirror.attestations);
+            let (layers, platforms, attestations) =
+                (Arc::new(plan), mirror.platforms.clone(), mirror.attestations);
             let begin = Arc::new(move |_: &_| begin());
-            let plan = IndexPlan { layers, attestations, beside, executor, begin };
+            let plan = IndexPlan { layers, platforms, attestations, beside, executor, begin };
             let done = process_index(origin, &index, &plan, output.as_ref()).await?;
             (done.receipt, 1 + done.images.len(), done.dropped.len(), done.attached)
         }
@@ -390,10 +388,14 @@ mod tests {
             ", filters: ['exclude:pattern=*.key', normalize-timestamps]",
             ", filters: ['exclude:pattern=*.key'], attestations: retarget",
             ", filters: ['exclude:pattern=*.key'], platforms: [linux/amd64]",
+            ", filters: ['exclude:pattern=*.key'], referrers: true",
         ] {
             assert_ne!(wanted(other), made, "{other}");
         }
         // Written otherwise it is the same.
-        assert_eq!(wanted(", filters: ['exclude:pattern=*.key'], attestations: drop"), made);
+        assert_eq!(
+            wanted(", filters: ['exclude:pattern=*.key'], attestations: drop, referrers: false"),
+            made
+        );
     }
 }

@@ -401,8 +401,11 @@ impl Candidate<'_> {
                 refuse_signed(&store, &wanted.source.to_string(), source).await?;
             }
             let output = MirrorOutput::new(ends, &wanted.target, None, None);
-            let plan =
-                CopyPlan { signatures: SignaturePolicy::Drop, ..copy_plan(self.mirror(), ends.parallel) };
+            let plan = CopyPlan {
+                signatures: SignaturePolicy::Drop,
+                referrers: false,
+                ..copy_plan(self.mirror(), ends.parallel)
+            };
             let gathered = gather(&store, &output, &plan).await?;
             making.manifests = gathered.manifests();
             making.blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();

@@ -264,7 +264,11 @@ fn what_a_file_says_of_filters_is_checked_with_its_place() {
     error("    filters: ['grep:x']\n", &["line 4, column 15", "grep"]);
     error("    filters: ['search:pattern=x']\n", &["line 4, column 15", "changes nothing"]);
     error("    filters: ['exclude:patern=x']\n", &["line 4, column 15", "patern"]);
-    error("    filters: [normalize-timestamps]\n    referrers: true\n", &["line 2", "referrers"]);
+    let sparse = "    filters: [normalize-timestamps]\n    platforms: [linux/amd64]\n    sparse: true\n";
+    error(
+        sparse,
+        &["line 6, column 13", "sparse keeps an index", "can only name images that have passed them"],
+    );
     // It would be another one each time.
     let registry = Registry::start();
     registry.push(&image(1), "app", "1");
