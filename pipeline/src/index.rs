@@ -335,19 +335,21 @@ impl Work<'_> {
         became: &Descriptor,
     ) -> Vec<Artifact> {
         let images: Vec<_> = done.images.iter().map(|image| provenance::image(&image.outcome)).collect();
-        let recipe = |manifest: Descriptor, attestations: Option<Attestations>| Recipe {
-            attestations,
-            ..recipe(source, manifest, &self.plan.layers, output)
+        let whole = Recipe {
+            platforms: self.plan.platforms.clone(),
+            attestations: Some(self.plan.attestations),
+            ..recipe(source, described(&index.manifest), &self.plan.layers, output)
         };
-        let whole = recipe(described(&index.manifest), Some(self.plan.attestations));
         let mut artifacts = vec![provenance::artifact(&whole, became, &images)];
+        let recipe_of = |manifest: Descriptor| recipe(source, manifest, &self.layers, output);
         for (DoneImage { outcome, .. }, told) in done.images.iter().zip(&images) {
-            let (Some(change), Some(source)) = (change(outcome), &outcome.image.manifest) else {
+            let (Some(change), Some(manifest)) = (change(outcome), &outcome.image.manifest) else {
                 continue;
             };
-            let source = Descriptor::new(&source.media_type, &source.digest, source.bytes.len() as u64);
+            let manifest =
+                Descriptor::new(&manifest.media_type, &manifest.digest, manifest.bytes.len() as u64);
             let told = std::slice::from_ref(told);
-            artifacts.push(provenance::artifact(&recipe(source, None), &change.became, told));
+            artifacts.push(provenance::artifact(&recipe_of(manifest), &change.became, told));
         }
         artifacts
     }

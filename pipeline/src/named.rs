@@ -141,24 +141,25 @@ pub async fn process_named(
     Ok((outcome, attached))
 }
 
-/// How an image of a source becomes what an output has of it.
+/// How an image of a source becomes what an output has of it, of all its platforms where it is an index.
 pub(crate) fn recipe(
     source: &dyn ImageSource,
     manifest: Descriptor,
     plan: &LayerPlan,
     output: &dyn ImageOutput,
 ) -> Recipe {
-    let origin = source.store().and_then(|store| store.origin());
     let compression = match output.form() {
         LayerForm::Stored { compression } => compression,
         LayerForm::Tar | LayerForm::Nothing => None,
     };
     Recipe {
-        source: origin.and_then(|origin| format!("{}/{}", origin.host(), origin.name()).parse().ok()),
+        source: source.store().and_then(|store| store.repository()),
         manifest,
         filters: provenance::editing(&plan.chain),
         compression,
         format: output.format(),
+        annotations: plan.annotations.clone(),
+        platforms: Vec::new(),
         attestations: None,
     }
 }

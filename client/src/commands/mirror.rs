@@ -377,12 +377,21 @@ fn beside(outcome: &Outcome) -> String {
 pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
     let (end, facts, problem) = match outcome {
         Outcome::Nothing => ("unchanged", None, None),
-        Outcome::Copied { blobs, blobs_found, manifests, attestations_dropped, signatures_kept, .. } => {
+        Outcome::Copied {
+            blobs,
+            blobs_found,
+            manifests,
+            attestations_dropped,
+            signatures_kept,
+            provenance,
+            ..
+        } => {
             let facts = json!({
                 "blobs": {"moved": blobs, "found": blobs_found},
                 "manifests": manifests,
                 "attestations_dropped": attestations_dropped,
                 "signatures_kept": signatures_kept,
+                "provenance": provenance,
             });
             ("copied", Some(facts), None)
         }
@@ -429,6 +438,7 @@ mod tests {
             made: None,
             attestations_dropped,
             signatures_kept,
+            provenance: None,
         };
         assert_eq!(beside(&copied(0, 0)), "");
         assert_eq!(beside(&copied(2, 0)), "; 2 attestations left out");

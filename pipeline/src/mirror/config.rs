@@ -59,6 +59,8 @@ pub struct Mirror {
     pub attestations: Attestations,
     /// What becomes of the signatures of what changes on its way.
     pub signatures: SignaturePolicy,
+    /// Put a statement of how it was made beside every image that passes filters.
+    pub provenance: bool,
     /// The tag that a target's manifest gets before its own tag is given to another.
     pub backup: Option<Template>,
     /// Tags of targets that are never given to another manifest, nor deleted, once they are there.
@@ -156,6 +158,7 @@ struct Entry {
     filters: Vec<Spanned<String>>,
     attestations: Option<StaleAttestations>,
     signatures: Option<Signatures>,
+    provenance: Option<Spanned<bool>>,
     backup: Option<Spanned<String>>,
     #[serde(default)]
     immutable: Vec<Spanned<String>>,
@@ -290,6 +293,12 @@ impl Mirror {
         if entry.attestations.is_some() && !is_filtered {
             return Err(fail(at, "attestations says nothing without filters"));
         }
+        let provenance = entry.provenance.filter(|provenance| provenance.value);
+        if let Some(provenance) = provenance.as_ref().filter(|_| !is_filtered) {
+            let problem =
+                "provenance says nothing without filters: what is copied as it is was not made here";
+            return Err(fail(provenance.referenced, problem));
+        }
         if let Some(sparse) = sparse.as_ref().filter(|_| platforms.is_empty()) {
             return Err(fail(sparse.referenced, "sparse says nothing without platforms"));
         }
@@ -312,6 +321,7 @@ impl Mirror {
                 Some(Signatures::Drop) => SignaturePolicy::Drop,
                 Some(Signatures::Keep) => SignaturePolicy::Keep,
             },
+            provenance: provenance.is_some(),
             backup: entry.backup.as_ref().map(backup).transpose()?,
             immutable: globs(&entry.immutable)?,
             deletion: entry.deletion.map(|deletion| at_least_one(&deletion.max)).transpose()?,
@@ -576,6 +586,8 @@ schedule:
         refused(&with("tags: [{}]"), 4, 12, &["nothing is said"]);
         refused(&with("platforms: [linux]"), 4, 17, &["linux"]);
         refused(&with("sparse: true"), 4, 13, &["platforms"]);
+        refused(&with("provenance: true"), 4, 17, &["filters"]);
+        assert!(Config::parse(&with("provenance: false")).is_ok());
         let sparse = |filters: &str| with(&format!("platforms: [linux/amd64]\n    sparse: true{filters}"));
         assert!(Config::parse(&sparse("")).is_ok());
         let filtered = sparse("\n    filters: [normalize-timestamps]");

@@ -65,8 +65,10 @@ impl MadeOf {
             "attestations": mirror.attestations.to_string(),
         });
         // Only where it is wanted: what was made before it could be, and would be the same now, stays.
-        if mirror.referrers {
-            recipe["referrers"] = true.into();
+        for (key, is_wanted) in [("referrers", mirror.referrers), ("provenance", mirror.provenance)] {
+            if is_wanted {
+                recipe[key] = true.into();
+            }
         }
         Self { source: source.clone(), recipe: Digest::sha256(recipe.to_string()) }
     }
@@ -115,7 +117,7 @@ pub(super) async fn make(
             signatures = SignaturePolicy::Drop;
         }
     }
-    let beside = Beside { signatures, referrers: mirror.referrers, provenance: false };
+    let beside = Beside { signatures, provenance: mirror.provenance, referrers: mirror.referrers };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);
@@ -151,6 +153,7 @@ pub(super) async fn make(
         made: receipt.manifest_digest,
         attestations_dropped,
         signatures_kept: attached.kept.len(),
+        provenance: attached.provenance,
     })
 }
 
@@ -389,6 +392,7 @@ mod tests {
             ", filters: ['exclude:pattern=*.key'], attestations: retarget",
             ", filters: ['exclude:pattern=*.key'], platforms: [linux/amd64]",
             ", filters: ['exclude:pattern=*.key'], referrers: true",
+            ", filters: ['exclude:pattern=*.key'], provenance: true",
         ] {
             assert_ne!(wanted(other), made, "{other}");
         }

@@ -104,6 +104,10 @@ impl Store for MirrorSource {
         self.inner.origin()
     }
 
+    fn repository(&self) -> Option<Reference> {
+        self.inner.repository()
+    }
+
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
         kept(&self.documents.tagged, tag.to_string(), self.inner.tagged(tag)).await
     }

@@ -177,6 +177,10 @@ impl Store for CarriedSource {
         None
     }
 
+    fn repository(&self) -> Option<Reference> {
+        self.repository.parse().ok()
+    }
+
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
         match self.carried.entry(&self.repository, tag).await? {
             Some(entry) => Ok(Some(Store::manifest(&self.layout, entry).await?)),

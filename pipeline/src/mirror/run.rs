@@ -64,6 +64,8 @@ pub enum Outcome {
         attestations_dropped: usize,
         /// Signatures of what changed that were kept beside it.
         signatures_kept: usize,
+        /// The artifact that says how it was made, where that was wanted.
+        provenance: Option<Digest>,
     },
     /// The tag is gone.
     Deleted,
@@ -83,7 +85,15 @@ impl Outcome {
     pub(super) fn of(copied: &Copied) -> Self {
         let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
         let signatures_kept = copied.kept.len();
-        Self::Copied { blobs, blobs_found, manifests, made: None, attestations_dropped: 0, signatures_kept }
+        Self::Copied {
+            blobs,
+            blobs_found,
+            manifests,
+            made: None,
+            attestations_dropped: 0,
+            signatures_kept,
+            provenance: None,
+        }
     }
 
     /// Whether the target is left otherwise than its source.

@@ -162,6 +162,7 @@ pub fn verified_statement(stated: &Stated, verified: Verified) -> v1::VerifiedSt
         source: source.unwrap_or_default(),
         source_digest: recipe.manifest.digest.to_string(),
         filters: recipe.filters.clone(),
+        platforms: recipe.platforms.iter().map(ToString::to_string).collect(),
         made_by: Some(versions(made_by)),
         verdict: match verified.verdict {
             Verdict::Same => v1::Verdict::Same,

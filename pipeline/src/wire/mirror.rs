@@ -52,8 +52,10 @@ pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> Mirror
             made,
             attestations_dropped,
             signatures_kept,
+            provenance,
         }) => {
             image.made = digest_text(made.as_ref());
+            image.provenance = digest_text(provenance.as_ref());
             image.attestations_dropped = *attestations_dropped as u64;
             image.signatures_kept = *signatures_kept as u64;
             image.blobs = *blobs as u64;
@@ -98,6 +100,7 @@ pub fn of_image(image: MirrorImage) -> Result<(Action, Option<Outcome>), WireErr
             made: digest(&image.made)?,
             attestations_dropped: number(image.attestations_dropped),
             signatures_kept: number(image.signatures_kept),
+            provenance: digest(&image.provenance)?,
         }),
         MirrorOutcome::Deleted => Some(Outcome::Deleted),
         MirrorOutcome::Refused => Some(Outcome::Refused(problem)),
@@ -257,6 +260,7 @@ mod tests {
                 made: Some(Digest::sha256(b"made")),
                 attestations_dropped: 4,
                 signatures_kept: 5,
+                provenance: Some(Digest::sha256(b"provenance")),
             }),
             Some(Outcome::Deleted),
             Some(Outcome::Refused("no".to_owned())),
