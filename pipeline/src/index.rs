@@ -43,6 +43,8 @@ pub struct DoneIndex {
     pub receipt: Receipt,
     /// Its images in its order, those of nested indexes where these stand.
     pub images: Vec<DoneImage>,
+    /// Manifests that were put, each once: it, and all that it names.
+    pub manifests: usize,
     /// Attestations that were left out.
     pub dropped: Vec<StaleAttestation>,
     /// Attestations that were kept although their images changed.
@@ -168,12 +170,13 @@ pub async fn process_index(
         }
         _ => (output.put_index(&rebuilt).await?, Attached::default()),
     };
+    let manifests = 1 + done.became.len();
     let Done { images, dropped, retargeted, .. } = done;
     let outcomes = || images.iter().map(|image| &image.outcome);
     let bytes = outcomes().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
     let layers = outcomes().map(|image| image.layers.len()).sum();
     let summary = Summary { bytes, layers, elapsed: start.elapsed() };
-    Ok(DoneIndex { receipt, images, dropped, retargeted, attached, summary })
+    Ok(DoneIndex { receipt, images, manifests, dropped, retargeted, attached, summary })
 }
 
 struct Work<'a> {
@@ -429,7 +432,7 @@ async fn inner(source: &dyn ImageSource, entry: &Descriptor) -> Result<Option<So
 }
 
 /// Whether an entry is an attestation of another one, as buildkit writes it; or for no platform at all, so that it is no image.
-fn is_attestation(entry: &Descriptor) -> bool {
+pub(crate) fn is_attestation(entry: &Descriptor) -> bool {
     entry.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION)
         || entry.platform.as_ref().is_some_and(Platform::is_unknown)
 }

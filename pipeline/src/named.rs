@@ -39,6 +39,8 @@ pub struct Attached {
     pub kept: Vec<Signature>,
     /// The artifact that says how the image or index was made.
     pub provenance: Option<Digest>,
+    /// Manifests that were put for this, and for what belongs to what did not change. Nothing is told of it over the API.
+    pub manifests: usize,
 }
 
 impl Beside {
@@ -93,10 +95,12 @@ impl Beside {
             artifacts,
         };
         let (gathered, kept) = beside(source.store(), content.as_ref(), root, belonging).await?;
+        // All but `root`.
+        let manifests = gathered.manifests() - 1;
         let plan = CopyPlan { parallel: 1, ..CopyPlan::default() };
         copy::write(gathered, name, content, &plan, &Progress::default()).await?;
         let provenance = artifacts.first().map(|artifact| artifact.digest().clone());
-        Ok(Attached { kept, provenance })
+        Ok(Attached { kept, provenance, manifests })
     }
 }
 

@@ -17,11 +17,12 @@ use crate::digest::Digest;
 use crate::element::StoredLayer;
 use crate::filter::{ENCODER_VERSION, FilterChain, REWRITER_VERSION};
 use crate::index::Attestations;
-use crate::manifest::{Annotations, Descriptor};
+use crate::manifest::{Annotations, Descriptor, ImageManifest};
 use crate::output::manifest::ManifestFormat;
 use crate::platform::Platform;
 use crate::process::Outcome;
 use crate::reference::Reference;
+use crate::registry::FetchedManifest;
 
 /// The media type of a statement, and of the artifact that holds it.
 pub const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -119,6 +120,21 @@ pub(crate) fn image(outcome: &Outcome) -> Value {
         "source": outcome.image.manifest.as_ref().map(|manifest| &manifest.digest),
         "result": outcome.receipt.manifest_digest,
         "config": {"source": outcome.image.config.digest(), "result": Digest::sha256(&outcome.config)},
+        "layers": layers.collect::<Vec<_>>(),
+    })
+}
+
+/// The same of an image that is not made yet, as if it became one of the same size: for how large a statement will be.
+pub(crate) fn foreseen(manifest: &FetchedManifest, image: &ImageManifest) -> Value {
+    let layers = image.layers.iter().map(|layer| {
+        // Of its diff_id only the config has the word: it is as long as its digest.
+        let told = json!({"digest": layer.digest, "size": layer.size, "diffId": layer.digest});
+        json!({"source": told, "result": told, "edited": true})
+    });
+    json!({
+        "source": manifest.digest,
+        "result": manifest.digest,
+        "config": {"source": image.config.digest, "result": image.config.digest},
         "layers": layers.collect::<Vec<_>>(),
     })
 }

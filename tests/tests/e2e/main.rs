@@ -22,6 +22,7 @@ mod hostile;
 mod listing;
 mod mirror;
 mod mirror_filtered;
+mod mirror_price;
 mod mirror_provenance;
 mod mirror_referrers;
 mod normalize;
