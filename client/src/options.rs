@@ -140,6 +140,8 @@ const MIRROR: &str = r#"What is mirrored where is a file in YAML:
           newest: 3                                   # the highest versions
       platforms: [linux/amd64, linux/arm64]           # all, where it is left out; `sparse: true` keeps the index as it is
       referrers: true                                 # with signatures and SBOMs
+      filters: ["exclude:pattern=*.pyc"]              # that every image passes on its way, written as for `process -f`
+      provenance: true                                # beside each such image a statement of how it was made, for `verify`
       backup: "before-{tag}-{digest}"                 # the tag of what a tag named before it was given to another manifest
       immutable: ["v*"]                               # tags that stay what they are
       deletion: {max: 5}                              # delete what the source lost, if that is no more
@@ -147,7 +149,8 @@ const MIRROR: &str = r#"What is mirrored where is a file in YAML:
 
 `occyctl mirror schema` prints its JSON schema. Each blob is fetched once, however many images and targets need it, goes up once to
 each registry that lacks it, and is mounted in its other repositories. What is the same is not looked into: a tag costs one HEAD at
-the source and one at each target, beside the lists of tags (with `platforms` or `referrers` also the manifests; never a blob).
+the source and one at each target, beside the lists of tags (with `platforms` or `referrers`, and without `filters`, also the
+manifests; never a blob).
 Nothing is kept between runs.
 
 Where no way leads from source to target, --to saves what is wanted in a directory or tar, and --from, with the same file, makes a
@@ -233,10 +236,10 @@ Exit status is 3 when something is wrong with the image.")]
     Check(Check),
     /// Make an image again as its provenance says, and compare every digest.
     #[command(after_long_help = "\
-`occyctl process --provenance` puts an in-toto statement beside an image, as a referrer: its source's digest, the filters, the
-versions of what rewrites and compresses layers, and each layer's digests before and after. `verify` finds it, reads the source by that
-digest, passes it through the same filters, and compares what it makes with the statement and with the image's manifest, which names
-every byte of it by digest. Nothing is stored. The image's own layers are not read, for `check` does that; but where another version has
+`occyctl process --provenance`, or a mirror with `provenance: true`, puts an in-toto statement beside an image, as a referrer: its
+source's digest, the filters, the versions of what rewrites and compresses layers, and each layer's digests before and after. `verify`
+finds it, reads the source by that digest, passes it through the same filters, and compares what it makes with the statement and with
+the image's manifest, which names every byte of it by digest. Nothing is stored. The image's own layers are not read, for `check` does that; but where another version has
 compressed them, they are, and what is in them is compared.
 
 The source's registry is the statement's word: where it is not the image's own, it is reached at public addresses only, or where

@@ -45,6 +45,11 @@ pub trait Blob: Send + Sync + fmt::Debug {
     /// A name under which two blobs of one source are equal exactly when their bytes are.
     fn identity(&self) -> String;
 
+    /// Whether its bytes are in memory, so that they need not be fetched.
+    fn is_at_hand(&self) -> bool {
+        false
+    }
+
     /// The last four bytes, not checked against anything: only ever a hint. None where they would cost more than they help.
     async fn tail(&self) -> Option<[u8; 4]> {
         None
@@ -73,6 +78,10 @@ impl Blob for MemoryBlob {
 
     fn size(&self) -> Option<u64> {
         Some(self.0.len() as u64)
+    }
+
+    fn is_at_hand(&self) -> bool {
+        true
     }
 
     fn identity(&self) -> String {

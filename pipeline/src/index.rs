@@ -14,8 +14,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::copy::Artifact;
-use crate::copy::signatures::Change;
-use crate::copy::subset::ATTESTED;
+use crate::copy::signatures::{Belonging, Change};
+use crate::copy::subset::{ATTESTED, of_platforms};
 use crate::digest::Digest;
 use crate::error::{Error, MAX_INDEX_DEPTH, MAX_MANIFESTS};
 use crate::executor::Executor;
@@ -43,6 +43,8 @@ pub struct DoneIndex {
     pub receipt: Receipt,
     /// Its images in its order, those of nested indexes where these stand.
     pub images: Vec<DoneImage>,
+    /// Manifests that were put, each once: it, and all that it names.
+    pub manifests: usize,
     /// Attestations that were left out.
     pub dropped: Vec<StaleAttestation>,
     /// Attestations that were kept although their images changed.
@@ -109,6 +111,8 @@ impl std::str::FromStr for Attestations {
 pub struct IndexPlan {
     /// What is done with every layer of an image.
     pub layers: Arc<LayerPlan>,
+    /// The images for these platforms alone, with their attestations; all, where none is named.
+    pub platforms: Vec<Platform>,
     /// What becomes of attestations.
     pub attestations: Attestations,
     /// What belongs to images that change, and to the index that they are in. Signatures are asked for where a manifest has changed:
@@ -131,6 +135,14 @@ pub async fn process_index(
     output: &dyn ImageOutput,
 ) -> Result<DoneIndex, Error> {
     let start = Instant::now();
+    let reduced = match &plan.platforms[..] {
+        [] => None,
+        platforms => {
+            let store = source.store().ok_or(Error::NoSourceManifest)?;
+            Some(of_platforms(store, index.clone(), platforms).await?)
+        }
+    };
+    let index = reduced.as_ref().unwrap_or(index);
     let mut done = Done::default();
     let annotations = Annotations::default();
     let layers = LayerPlan { annotations, ..LayerPlan::clone(&plan.layers) };
@@ -142,7 +154,7 @@ pub async fn process_index(
     };
     let rebuilt = work.pass(source, index, output, 0, &mut done).await?;
     let (receipt, attached) = match content {
-        Some(content) if plan.beside.provenance || !done.changes.is_empty() => {
+        Some(content) if plan.beside.provenance || plan.beside.referrers || !done.changes.is_empty() => {
             let below = output.entry_to_be().ok_or(OutputError::NoBelongings)?;
             let receipt = below.put_index(&rebuilt).await?;
             let artifacts = match plan.beside.provenance {
@@ -150,17 +162,21 @@ pub async fn process_index(
                 false => Vec::new(),
             };
             let root = (rebuilt.manifest, &index.name);
-            let attached = plan.beside.name(source, &content, root, &done.changes, &artifacts).await?;
+            let unchanged = done.unchanged(index, &root.0.digest);
+            let belonging =
+                Belonging { changes: &done.changes, unchanged: &unchanged, artifacts: &artifacts };
+            let attached = plan.beside.name(source, &content, root, belonging).await?;
             (Receipt { destination: content.destination(), ..receipt }, attached)
         }
         _ => (output.put_index(&rebuilt).await?, Attached::default()),
     };
+    let manifests = 1 + done.became.len();
     let Done { images, dropped, retargeted, .. } = done;
     let outcomes = || images.iter().map(|image| &image.outcome);
     let bytes = outcomes().map(|image| image.summary.bytes).fold(0, u64::saturating_add);
     let layers = outcomes().map(|image| image.layers.len()).sum();
     let summary = Summary { bytes, layers, elapsed: start.elapsed() };
-    Ok(DoneIndex { receipt, images, dropped, retargeted, attached, summary })
+    Ok(DoneIndex { receipt, images, manifests, dropped, retargeted, attached, summary })
 }
 
 struct Work<'a> {
@@ -322,19 +338,21 @@ impl Work<'_> {
         became: &Descriptor,
     ) -> Vec<Artifact> {
         let images: Vec<_> = done.images.iter().map(|image| provenance::image(&image.outcome)).collect();
-        let recipe = |manifest: Descriptor, attestations: Option<Attestations>| Recipe {
-            attestations,
-            ..recipe(source, manifest, &self.plan.layers, output)
+        let whole = Recipe {
+            platforms: self.plan.platforms.clone(),
+            attestations: Some(self.plan.attestations),
+            ..recipe(source, described(&index.manifest), &self.plan.layers, output)
         };
-        let whole = recipe(described(&index.manifest), Some(self.plan.attestations));
         let mut artifacts = vec![provenance::artifact(&whole, became, &images)];
+        let recipe_of = |manifest: Descriptor| recipe(source, manifest, &self.layers, output);
         for (DoneImage { outcome, .. }, told) in done.images.iter().zip(&images) {
-            let (Some(change), Some(source)) = (change(outcome), &outcome.image.manifest) else {
+            let (Some(change), Some(manifest)) = (change(outcome), &outcome.image.manifest) else {
                 continue;
             };
-            let source = Descriptor::new(&source.media_type, &source.digest, source.bytes.len() as u64);
+            let manifest =
+                Descriptor::new(&manifest.media_type, &manifest.digest, manifest.bytes.len() as u64);
             let told = std::slice::from_ref(told);
-            artifacts.push(provenance::artifact(&recipe(source, None), &change.became, told));
+            artifacts.push(provenance::artifact(&recipe_of(manifest), &change.became, told));
         }
         artifacts
     }
@@ -385,6 +403,15 @@ impl Done {
         }
         Ok(became)
     }
+
+    /// What stayed as it is, of an index that is `root` now and of all that it names: sorted, so that requests come in one order.
+    fn unchanged(&self, index: &SourceIndex, root: &Digest) -> Vec<Digest> {
+        let entries = self.became.iter().filter(|(source, became)| **source == became.digest);
+        let whole = Some(&index.manifest.digest).filter(|digest| *digest == root);
+        let mut unchanged: Vec<Digest> = entries.map(|(source, _)| source).chain(whole).cloned().collect();
+        unchanged.sort();
+        unchanged
+    }
 }
 
 /// What an output has of an image, in the words of an entry.
@@ -405,7 +432,7 @@ async fn inner(source: &dyn ImageSource, entry: &Descriptor) -> Result<Option<So
 }
 
 /// Whether an entry is an attestation of another one, as buildkit writes it; or for no platform at all, so that it is no image.
-fn is_attestation(entry: &Descriptor) -> bool {
+pub(crate) fn is_attestation(entry: &Descriptor) -> bool {
     entry.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION)
         || entry.platform.as_ref().is_some_and(Platform::is_unknown)
 }
@@ -445,14 +472,14 @@ fn rebuild(
     entries: Vec<Option<Raw>>,
     annotations: &Annotations,
 ) -> Result<SourceIndex, Error> {
-    let same = |(entry, rebuilt): (&Descriptor, &Option<Raw>)| rebuilt.as_ref() == Some(entry.raw());
-    if annotations.is_empty() && index.parsed.manifests.iter().zip(&entries).all(same) {
-        return Ok(index.clone());
-    }
     let mut document = index.parsed.raw().clone();
     let entries: Vec<_> = entries.into_iter().flatten().map(serde_json::Value::from).collect();
     document.insert("manifests".to_owned(), entries.into());
     manifest::annotate(&mut document, annotations);
+    // Its own bytes: of some platforms alone, what was parsed is less than they are.
+    if serde_json::from_slice::<Raw>(&index.manifest.bytes).is_ok_and(|own| own == document) {
+        return Ok(index.clone());
+    }
     let bytes = manifest::to_bytes(&document);
     let media_type = index.parsed.family.index().to_owned();
     let fail = |source| Error::Manifest { image: index.name.to_string(), source };
@@ -464,5 +491,52 @@ fn rebuild(
         ParsedManifest::Image(_) | ParsedManifest::Schema1(_) => {
             unreachable!("what was just written as an index is one")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::element::ImageName;
+    use crate::manifest::Index;
+
+    fn index(document: &[u8]) -> Index {
+        match manifest::parse(document, Some(media_type::OCI_INDEX)).unwrap() {
+            ParsedManifest::Index(index) => index,
+            _ => panic!("no index"),
+        }
+    }
+
+    #[test]
+    fn an_index_of_which_nothing_changed_is_its_own_bytes_and_one_of_some_images_is_not() {
+        let entry = |content: &str| json!({"mediaType": media_type::OCI_MANIFEST, "digest": Digest::sha256(content), "size": content.len()});
+        let document = |entries: &[serde_json::Value]| {
+            let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});
+            serde_json::to_vec_pretty(&index).unwrap()
+        };
+        let (both, one) = (document(&[entry("a"), entry("bc")]), document(&[entry("a")]));
+        let source = |parsed: &[u8]| SourceIndex {
+            name: ImageName { repository: "app".to_owned(), tag: None },
+            manifest: FetchedManifest {
+                bytes: Bytes::from(both.clone()),
+                media_type: media_type::OCI_INDEX.to_owned(),
+                digest: Digest::sha256(&both),
+            },
+            parsed: index(parsed),
+        };
+        let rebuilt = |source: &SourceIndex, annotations: &Annotations| {
+            let entries = source.parsed.manifests.iter().map(|entry| Some(entry.raw().clone()));
+            rebuild(source, entries.collect(), annotations).unwrap().manifest
+        };
+        let (whole, some) = (source(&both), source(&one));
+        assert_eq!(rebuilt(&whole, &Annotations::default()).bytes, both);
+        let annotated = rebuilt(&whole, &[("of".to_owned(), "it".to_owned())].into());
+        assert_eq!(index(&annotated.bytes).raw()["annotations"], json!({"of": "it"}));
+        let fewer = rebuilt(&some, &Annotations::default());
+        assert_eq!(index(&fewer.bytes).manifests, some.parsed.manifests);
+        assert_eq!(fewer.digest, Digest::sha256(&fewer.bytes));
     }
 }

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::copy::signatures::{Change, beside, refuse_signed};
-use crate::copy::{self, Artifact, CopyPlan, Signature, SignaturePolicy};
+use crate::copy::signatures::{Belonging, Change, beside, refuse_signed};
+use crate::copy::{self, CopyPlan, Signature, SignaturePolicy};
 use crate::digest::Digest;
 use crate::element::ImageName;
 use crate::error::Error;
@@ -28,6 +28,8 @@ pub struct Beside {
     pub signatures: SignaturePolicy,
     /// A statement of how it was made, also where it did not change.
     pub provenance: bool,
+    /// What names it as its subject, and cosign's tags, where it did not change; in an index, those of each image that did not.
+    pub referrers: bool,
 }
 
 /// What was put beside an image.
@@ -37,12 +39,14 @@ pub struct Attached {
     pub kept: Vec<Signature>,
     /// The artifact that says how the image or index was made.
     pub provenance: Option<Digest>,
+    /// Manifests that were put for this, and for what belongs to what did not change. Nothing is told of it over the API.
+    pub manifests: usize,
 }
 
 impl Beside {
     /// Whether something may have to be put beside what changes.
     pub fn may_attach(self) -> bool {
-        self.signatures == SignaturePolicy::Keep || self.provenance
+        self.signatures == SignaturePolicy::Keep || self.provenance || self.referrers
     }
 
     /// The destination's side that takes what belongs to an image.
@@ -69,15 +73,14 @@ impl Beside {
         }
     }
 
-    /// Puts what belongs to the manifests that changed, and gives `root`, which is there by its digest, the destination's name. Of the
-    /// artifacts the first is `root`'s.
+    /// Puts what belongs to the manifests that are there, and gives `root`, which is one of them, the destination's name. Of the artifacts
+    /// the first is `root`'s.
     pub(crate) async fn name(
         self,
         source: &dyn ImageSource,
         content: &Arc<dyn ContentOutput>,
         (root, name): (FetchedManifest, &ImageName),
-        changes: &[Change],
-        artifacts: &[Artifact],
+        belonging: Belonging<'_>,
     ) -> Result<Attached, Error> {
         if let Some(expected) = content.wanted()
             && *expected != root.digest
@@ -85,12 +88,19 @@ impl Beside {
             let (expected, actual) = (expected.clone(), root.digest);
             return Err(OutputError::ByDigest { expected, actual }.into());
         }
-        let store = source.store().filter(|_| self.signatures == SignaturePolicy::Keep);
-        let (gathered, kept) = beside(store, content.as_ref(), root, changes, artifacts).await?;
+        let Belonging { changes, unchanged, artifacts } = belonging;
+        let belonging = Belonging {
+            changes: if self.signatures == SignaturePolicy::Keep { changes } else { &[] },
+            unchanged: if self.referrers { unchanged } else { &[] },
+            artifacts,
+        };
+        let (gathered, kept) = beside(source.store(), content.as_ref(), root, belonging).await?;
+        // All but `root`.
+        let manifests = gathered.manifests() - 1;
         let plan = CopyPlan { parallel: 1, ..CopyPlan::default() };
         copy::write(gathered, name, content, &plan, &Progress::default()).await?;
         let provenance = artifacts.first().map(|artifact| artifact.digest().clone());
-        Ok(Attached { kept, provenance })
+        Ok(Attached { kept, provenance, manifests })
     }
 }
 
@@ -128,29 +138,32 @@ pub async fn process_named(
         artifacts.push(provenance::artifact(&recipe, &described(&manifest), &[provenance::image(&outcome)]));
     }
     let name = outcome.image.name.clone();
-    let attached = wanted.name(source, &content, (manifest, &name), &changes, &artifacts).await?;
+    let unchanged = if changes.is_empty() { vec![manifest.digest.clone()] } else { Vec::new() };
+    let belonging = Belonging { changes: &changes, unchanged: &unchanged, artifacts: &artifacts };
+    let attached = wanted.name(source, &content, (manifest, &name), belonging).await?;
     outcome.receipt.destination = content.destination();
     Ok((outcome, attached))
 }
 
-/// How an image of a source becomes what an output has of it.
+/// How an image of a source becomes what an output has of it, of all its platforms where it is an index.
 pub(crate) fn recipe(
     source: &dyn ImageSource,
     manifest: Descriptor,
     plan: &LayerPlan,
     output: &dyn ImageOutput,
 ) -> Recipe {
-    let origin = source.store().and_then(|store| store.origin());
     let compression = match output.form() {
         LayerForm::Stored { compression } => compression,
         LayerForm::Tar | LayerForm::Nothing => None,
     };
     Recipe {
-        source: origin.and_then(|origin| format!("{}/{}", origin.host(), origin.name()).parse().ok()),
+        source: source.store().and_then(|store| store.repository()),
         manifest,
         filters: provenance::editing(&plan.chain),
         compression,
         format: output.format(),
+        annotations: plan.annotations.clone(),
+        platforms: Vec::new(),
         attestations: None,
     }
 }

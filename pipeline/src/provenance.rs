@@ -17,10 +17,12 @@ use crate::digest::Digest;
 use crate::element::StoredLayer;
 use crate::filter::{ENCODER_VERSION, FilterChain, REWRITER_VERSION};
 use crate::index::Attestations;
-use crate::manifest::Descriptor;
+use crate::manifest::{Annotations, Descriptor, ImageManifest};
 use crate::output::manifest::ManifestFormat;
+use crate::platform::Platform;
 use crate::process::Outcome;
 use crate::reference::Reference;
+use crate::registry::FetchedManifest;
 
 /// The media type of a statement, and of the artifact that holds it.
 pub const STATEMENT: &str = "application/vnd.in-toto+json";
@@ -50,6 +52,10 @@ pub struct Recipe {
     pub compression: Option<Compression>,
     /// The manifest's format.
     pub format: ManifestFormat,
+    /// What the manifest got besides.
+    pub annotations: Annotations,
+    /// Of an index, the platforms whose images alone it was made of; none named, of all of them.
+    pub platforms: Vec<Platform>,
     /// Of an index, what became of attestations of images that changed.
     pub attestations: Option<Attestations>,
 }
@@ -118,6 +124,21 @@ pub(crate) fn image(outcome: &Outcome) -> Value {
     })
 }
 
+/// The same of an image that is not made yet, as if it became one of the same size: for how large a statement will be.
+pub(crate) fn foreseen(manifest: &FetchedManifest, image: &ImageManifest) -> Value {
+    let layers = image.layers.iter().map(|layer| {
+        // Of its diff_id only the config has the word: it is as long as its digest.
+        let told = json!({"digest": layer.digest, "size": layer.size, "diffId": layer.digest});
+        json!({"source": told, "result": told, "edited": true})
+    });
+    json!({
+        "source": manifest.digest,
+        "result": manifest.digest,
+        "config": {"source": image.config.digest, "result": image.config.digest},
+        "layers": layers.collect::<Vec<_>>(),
+    })
+}
+
 /// The artifact that holds the statement that `became` was made by a recipe.
 pub(crate) fn artifact(recipe: &Recipe, became: &Descriptor, images: &[Value]) -> Artifact {
     let Versions { occystrap, rewriter, encoder } = Versions::own();
@@ -128,6 +149,15 @@ pub(crate) fn artifact(recipe: &Recipe, became: &Descriptor, images: &[Value]) -
     });
     if let Some(attestations) = recipe.attestations {
         parameters["attestations"] = attestations.to_string().into();
+    }
+    // What is not said of most is left out of theirs, so that it is the same statement that it always was.
+    if !recipe.annotations.is_empty() {
+        parameters["annotations"] = json!(recipe.annotations);
+    }
+    if !recipe.platforms.is_empty() {
+        let mut platforms: Vec<_> = recipe.platforms.iter().map(ToString::to_string).collect();
+        platforms.sort();
+        parameters["platforms"] = json!(platforms);
     }
     let mut dependency = json!({
         "digest": digest_set(&recipe.manifest.digest),
@@ -208,6 +238,20 @@ impl Provenance {
                     }
                 },
                 format: text(&parameters["format"], "format")?.parse()?,
+                annotations: match &parameters["annotations"] {
+                    Value::Null => Annotations::default(),
+                    annotations => serde_json::from_value(annotations.clone())
+                        .map_err(|_| "annotations is no object of texts")?,
+                },
+                platforms: match &parameters["platforms"] {
+                    Value::Null => Vec::new(),
+                    platforms => {
+                        let platforms = platforms.as_array().ok_or("platforms is no list")?;
+                        let platform =
+                            |one: &Value| text(one, "a platform")?.parse::<Platform>().map_err(str::to_owned);
+                        platforms.iter().map(platform).collect::<Result<_, _>>()?
+                    }
+                },
                 attestations: match &parameters["attestations"] {
                     Value::Null => None,
                     what => Some(text(what, "attestations")?.parse()?),
@@ -251,6 +295,8 @@ mod tests {
             filters: vec!["exclude:pattern=*.key".to_owned()],
             compression: Some(Compression::ZSTD),
             format: ManifestFormat::Always(Family::Docker),
+            annotations: [("of".to_owned(), "it".to_owned())].into(),
+            platforms: vec!["linux/amd64".parse().unwrap(), "linux/arm64/v8".parse().unwrap()],
             attestations: Some(Attestations::Retarget),
         };
         let became = Descriptor::new(OCI_MANIFEST, &Digest::sha256("new"), 3);
@@ -262,6 +308,15 @@ mod tests {
         assert_eq!((provenance.subjects, provenance.images), (vec![became.digest], json!(images)));
         assert!(Provenance::parse(b"{}").unwrap_err().contains("_type"));
         let text = std::str::from_utf8(artifact.document()).unwrap();
+        for (right, wrong, problem) in [
+            (r#"{"of":"it"}"#, r#"{"of":1}"#, "annotations is no object of texts"),
+            (r#"["linux/amd64","linux/arm64/v8"]"#, r#"["linux"]"#, "expected OS/ARCHITECTURE"),
+            (r#"["linux/amd64","linux/arm64/v8"]"#, r#""linux/amd64""#, "platforms is no list"),
+        ] {
+            assert!(text.contains(right), "{text}");
+            let error = Provenance::parse(text.replace(right, wrong).as_bytes()).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
         for uri in [
             "tar:///etc/passwd",
             "registry://localhost:5000/app:1",

@@ -170,7 +170,8 @@ async fn make(
     if let Some(filter) = chain.filters().iter().find(|filter| !filter.edits()) {
         return Err(fail(format!("the filter {} changes nothing, and does not belong there", filter.spec())));
     }
-    let layers = Arc::new(LayerPlan { chain, ..layers.clone() });
+    let annotations = recipe.annotations.clone();
+    let layers = Arc::new(LayerPlan { chain, annotations, ..layers.clone() });
     let output = DerivedOutput { compression: recipe.compression, format: recipe.format };
     let source = origin.entry(&recipe.manifest).ok_or(Error::NoSourceManifest)?;
     let Some(index) = source.index().await? else {
@@ -181,8 +182,9 @@ async fn make(
     };
     let plan = IndexPlan {
         layers,
+        platforms: recipe.platforms.clone(),
         attestations: recipe.attestations.unwrap_or_default(),
-        beside: Beside { signatures: SignaturePolicy::Drop, provenance: false },
+        beside: Beside { signatures: SignaturePolicy::Drop, ..Beside::default() },
         executor: Arc::clone(executor),
         begin: Arc::new(move |_| begin()),
     };

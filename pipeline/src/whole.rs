@@ -30,7 +30,8 @@ pub struct Wanted {
 impl Wanted {
     /// What is wanted beside an image by itself.
     pub fn beside(self) -> Beside {
-        Beside { signatures: self.signatures.unwrap_or(SignaturePolicy::Drop), provenance: self.provenance }
+        let signatures = self.signatures.unwrap_or(SignaturePolicy::Drop);
+        Beside { signatures, provenance: self.provenance, referrers: false }
     }
 }
 
@@ -65,15 +66,16 @@ pub async fn process_whole(
     wanted: Wanted,
     begin: Arc<dyn Fn() -> Progress + Send + Sync>,
 ) -> Result<Done, Error> {
-    let Wanted { all, attestations, signatures, provenance } = wanted;
+    let Wanted { all, attestations, signatures, .. } = wanted;
     let index = if all { source.index().await? } else { None };
     let Some(index) = index else {
         let beside = wanted.beside();
         let (outcome, attached) = process_named(source, layers, output, executor, beside, &begin()).await?;
         return Ok(Done::Image(Box::new(outcome), attached));
     };
-    let beside = Beside { signatures: signatures.unwrap_or(SignaturePolicy::Refuse), provenance };
-    let plan = IndexPlan { layers, attestations, beside, executor, begin: Arc::new(move |_| begin()) };
+    let beside = Beside { signatures: signatures.unwrap_or(SignaturePolicy::Refuse), ..wanted.beside() };
+    let begin = Arc::new(move |_: &_| begin());
+    let plan = IndexPlan { layers, platforms: Vec::new(), attestations, beside, executor, begin };
     let done = process_index(source, &index, &plan, output.as_ref()).await?;
     Ok(Done::Index(Box::new(index), Box::new(done)))
 }

@@ -93,6 +93,7 @@ impl FleetExecutor {
         };
         let (mut reasons, upload) = (Vec::new(), Upload::default());
         loop {
+            task.layer_progress().set_worker(lease.worker());
             self.watcher.begun(&task.layer, lease.worker()).await?;
             let span = tracing::info_span!("attempt", worker = lease.worker());
             match self.run_on(&lease, task, &upload).instrument(span).await? {

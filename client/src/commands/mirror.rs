@@ -75,7 +75,8 @@ async fn mirror(path: &Path, options: &Mirror, global: &Global) -> anyhow::Resul
 impl Picture for MirrorProgress {
     /// `Progress: 12 of 340 images done, 1 failed, 41943040 bytes fetched, 83886080 uploaded`.
     fn line(&self) -> String {
-        let Counts { images, done, failed, bytes_fetched, bytes_uploaded, .. } = self.get();
+        let Counts { images, done, failed, moved } = self.get();
+        let Price { bytes_fetched, bytes_uploaded, .. } = moved;
         if images == 0 {
             return "Progress: asking registries what there is".to_owned();
         }
@@ -262,14 +263,19 @@ fn line(action: &Action) -> Option<String> {
 fn price_text(price: &Price) -> String {
     let Price { fetched, bytes_fetched, uploaded, bytes_uploaded, mounted, bytes_mounted, .. } = price;
     let Price { found, manifests, requests, filtered, bytes_filtered, .. } = price;
-    let filtered = match filtered {
-        0 => String::new(),
-        filtered => format!(", {bytes_filtered} bytes in {filtered} of them through filters"),
-    };
+    let filtered = filtered_text(*filtered, *bytes_filtered);
     format!(
         "fetch {bytes_fetched} bytes in {fetched} blobs{filtered}, upload {bytes_uploaded} bytes in {uploaded}, mount {bytes_mounted} \
          bytes in {mounted}, {found} blobs are there; {manifests} manifests; {requests} requests"
     )
+}
+
+/// Of the blobs that were just told of, those that pass filters, if any does.
+fn filtered_text(filtered: usize, bytes_filtered: u64) -> String {
+    match filtered {
+        0 => String::new(),
+        filtered => format!(", {bytes_filtered} bytes in {filtered} of them through filters"),
+    }
 }
 
 fn plan_text(plan: &Plan, all: u64, quiet: bool) -> String {
@@ -306,14 +312,20 @@ fn unchanged(all: u64, others: usize) -> u64 {
 }
 
 fn price_document(price: &Price) -> Value {
+    let mut document = moved_document(price);
+    document["found"] = json!({"blobs": price.found});
+    document["requests"] = price.requests.into();
+    document
+}
+
+/// What of a price moves, or has moved.
+fn moved_document(price: &Price) -> Value {
     json!({
         "fetch": {"blobs": price.fetched, "bytes": price.bytes_fetched},
         "upload": {"blobs": price.uploaded, "bytes": price.bytes_uploaded},
         "mount": {"blobs": price.mounted, "bytes": price.bytes_mounted},
         "filter": {"blobs": price.filtered, "bytes": price.bytes_filtered},
-        "found": {"blobs": price.found},
         "manifests": price.manifests,
-        "requests": price.requests,
     })
 }
 
@@ -355,12 +367,14 @@ fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
             text += &format!("done: {line}{}\n", beside(outcome));
         }
     }
-    let Report { bytes_fetched, bytes_uploaded, mounted, elapsed, .. } = report;
+    let Report { moved, elapsed, .. } = report;
+    let Price { fetched, bytes_fetched, uploaded, bytes_uploaded, mounted, manifests, .. } = moved;
+    let filtered = filtered_text(moved.filtered, moved.bytes_filtered);
     let (done, failed) = (report.done(), report.failed());
     let unchanged = unchanged(all, done + failed);
     text + &format!(
-        "{done} done, {unchanged} unchanged, {failed} failed or refused; fetched {bytes_fetched} bytes, uploaded \
-         {bytes_uploaded}, mounted {mounted} blobs in {:.1} seconds\n",
+        "{done} done, {unchanged} unchanged, {failed} failed or refused; fetched {bytes_fetched} bytes in {fetched} \
+         blobs{filtered}, uploaded {bytes_uploaded} in {uploaded}, put {manifests} manifests, mounted {mounted} blobs in {:.1} seconds\n",
         elapsed.as_secs_f64()
     )
 }
@@ -377,12 +391,21 @@ fn beside(outcome: &Outcome) -> String {
 pub(crate) fn image_document(action: &Action, outcome: &Outcome) -> Value {
     let (end, facts, problem) = match outcome {
         Outcome::Nothing => ("unchanged", None, None),
-        Outcome::Copied { blobs, blobs_found, manifests, attestations_dropped, signatures_kept, .. } => {
+        Outcome::Copied {
+            blobs,
+            blobs_found,
+            manifests,
+            attestations_dropped,
+            signatures_kept,
+            provenance,
+            ..
+        } => {
             let facts = json!({
                 "blobs": {"moved": blobs, "found": blobs_found},
                 "manifests": manifests,
                 "attestations_dropped": attestations_dropped,
                 "signatures_kept": signatures_kept,
+                "provenance": provenance,
             });
             ("copied", Some(facts), None)
         }
@@ -410,8 +433,9 @@ fn report_document(plan: &Plan, report: &Report, all: u64) -> Value {
         "failed": failed,
         // Of a scheduled run those are counted that `images` leaves out.
         "unchanged": unchanged(all, done + failed),
-        "bytes": {"fetched": report.bytes_fetched, "uploaded": report.bytes_uploaded},
-        "blobs_mounted": report.mounted,
+        "moved": moved_document(&report.moved),
+        "bytes": {"fetched": report.moved.bytes_fetched, "uploaded": report.moved.bytes_uploaded},
+        "blobs_mounted": report.moved.mounted,
         "seconds": report.elapsed.as_secs_f64(),
     })
 }
@@ -429,6 +453,7 @@ mod tests {
             made: None,
             attestations_dropped,
             signatures_kept,
+            provenance: None,
         };
         assert_eq!(beside(&copied(0, 0)), "");
         assert_eq!(beside(&copied(2, 0)), "; 2 attestations left out");
@@ -440,10 +465,11 @@ mod tests {
     fn a_mirror_says_how_far_it_is() {
         let progress = MirrorProgress::default();
         assert_eq!(progress.line(), "Progress: asking registries what there is");
-        let counts = Counts { images: 3, done: 1, bytes_fetched: 7, ..Counts::default() };
+        let moved = Price { bytes_fetched: 7, ..Price::default() };
+        let counts = Counts { images: 3, done: 1, moved, ..Counts::default() };
         progress.set(counts);
         assert_eq!(progress.line(), "Progress: 1 of 3 images done, 7 bytes fetched, 0 uploaded");
-        progress.set(Counts { failed: 2, bytes_uploaded: 9, ..counts });
+        progress.set(Counts { failed: 2, moved: Price { bytes_uploaded: 9, ..moved }, ..counts });
         assert_eq!(progress.line(), "Progress: 1 of 3 images done, 2 failed, 7 bytes fetched, 9 uploaded");
     }
 }

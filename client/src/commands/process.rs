@@ -270,7 +270,7 @@ impl Told {
     }
 
     fn of_index(index: &SourceIndex, done: DoneIndex, renderings: Vec<Rendering>, files: Files) -> Self {
-        let DoneIndex { receipt, images, dropped, retargeted, attached, summary } = done;
+        let DoneIndex { receipt, images, dropped, retargeted, attached, summary, .. } = done;
         let documents: Vec<_> = images.iter().map(|image| document(&image.outcome)).collect();
         let told = ToldIndex { image_count: images.len(), dropped, retargeted };
         Self::of_images(&index.name.to_string(), (receipt, summary), &documents, told, renderings, files)
@@ -413,9 +413,8 @@ fn receipt(result: &ImageResult) -> Receipt {
     Receipt {
         manifest_digest: result.manifest_digest.parse().ok(),
         manifest_media_type: named(&result.manifest_media_type),
-        manifest_size: None,
-        manifest: None,
         destination: result.destination.clone(),
+        ..Receipt::default()
     }
 }
 

@@ -128,6 +128,9 @@ fn text(image: &str, statements: &[VerifiedStatement], result: &VerifyResult) ->
         text += &format!("  provenance: {}\n", one.provenance);
         let source = if one.source.is_empty() { "a source without a name" } else { &one.source };
         text += &format!("  made of {} in {source}\n", one.source_digest);
+        if !one.platforms.is_empty() {
+            text += &format!("  of its images those for {} alone\n", one.platforms.join(", "));
+        }
         for filter in &one.filters {
             text += &format!("  filter: {filter}\n");
         }
@@ -171,6 +174,7 @@ fn document(image: &str, statements: &[VerifiedStatement], result: &VerifyResult
             "verdict": word(one.verdict()),
             "source": {"uri": source, "digest": one.source_digest},
             "filters": one.filters,
+            "platforms": one.platforms,
             "made_by": versions(&one.made_by),
             "differences": differences.collect::<Vec<_>>(),
         })

@@ -356,14 +356,14 @@ fn image_document(image: &v1::MirrorImage) -> serde_json::Value {
 }
 
 fn counts_document(counts: &Counts) -> serde_json::Value {
-    let Counts { images, done, failed, bytes_fetched, bytes_uploaded, mounted } = counts;
+    let Counts { images, done, failed, moved } = counts;
     json!({
         "images": images,
         "done": done,
         "failed": failed,
-        "bytes_fetched": bytes_fetched,
-        "bytes_uploaded": bytes_uploaded,
-        "mounted": mounted,
+        "bytes_fetched": moved.bytes_fetched,
+        "bytes_uploaded": moved.bytes_uploaded,
+        "mounted": moved.mounted,
     })
 }
 

@@ -252,6 +252,21 @@ impl<'a> Gathering<'a> {
         Ok(kept)
     }
 
+    /// Adds what belongs to manifests that the destination has as the source has them, as a copy with referrers does.
+    pub(super) async fn keep_belongings(
+        &mut self,
+        unchanged: &[Digest],
+        gathered: &mut Gathered,
+    ) -> Result<(), Error> {
+        for subject in unchanged {
+            self.is_new(subject)?;
+        }
+        let (referrers, digest_tags) = self.belongings().await?;
+        gathered.referrers.extend(referrers);
+        gathered.digest_tags.extend(digest_tags);
+        Ok(())
+    }
+
     /// The blobs that were found.
     pub(super) fn into_blobs(self) -> Vec<Layer> {
         self.blobs

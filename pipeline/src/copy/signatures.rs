@@ -232,20 +232,34 @@ fn descriptor(value: &Value) -> Descriptor {
     Descriptor::of(value).expect("it was just written as one")
 }
 
-/// What has to be put to keep the signatures of manifests that changed, and what else belongs to these; then `root` gets its name,
-/// with [`write`](super::write). `root` is there already, by its digest.
+/// What belongs to manifests that are at their destination, by their digests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Belonging<'a> {
+    /// What became other manifests, whose signatures are kept.
+    pub(crate) changes: &'a [Change],
+    /// What stayed as it is, and keeps all that names it.
+    pub(crate) unchanged: &'a [Digest],
+    /// What was made here.
+    pub(crate) artifacts: &'a [Artifact],
+}
+
+/// What has to be put of it; then `root` gets its name, with [`write`](super::write). `root` is there already, by its digest.
+///
+/// What names a changed manifest and is no signature of it stays at the source: an SBOM is of the old bytes too.
 pub(crate) async fn beside(
     store: Option<&dyn Store>,
     output: &dyn ContentOutput,
     root: FetchedManifest,
-    changes: &[Change],
-    artifacts: &[Artifact],
+    belonging: Belonging<'_>,
 ) -> Result<(Gathered, Vec<Signature>), Error> {
+    let Belonging { changes, unchanged, artifacts } = belonging;
     let mut gathered = Gathered::of(root);
     let mut kept = Vec::new();
     if let Some(store) = store {
         let plan = CopyPlan::default();
         let mut gathering = Gathering::new(store, output, &plan);
+        // These first: all that was noted until then is looked at for what names it in its turn.
+        gathering.keep_belongings(unchanged, &mut gathered).await?;
         kept = gathering.keep_signatures(changes, &mut gathered).await?;
         gathered.blobs.extend(gathering.into_blobs());
     }

@@ -109,7 +109,9 @@ impl Blobs {
             match repository.mount(digest, holder.as_deref().unwrap_or(&name)).await {
                 Mount::Mounted => {
                     known.brought.insert(path);
-                    self.progress.change(|counts| counts.mounted += u64::from(holder.is_some()));
+                    if holder.is_some() {
+                        self.progress.mounted(descriptor.size);
+                    }
                     known.holders.entry(host).or_insert(name);
                     return Ok(Moved::Nothing);
                 }
@@ -121,7 +123,8 @@ impl Blobs {
         if holder.is_some() {
             let size = descriptor.size;
             repository.upload_blob(layer.blob.as_ref(), digest, size, session, progress).await?;
-            self.progress.moved(size, size);
+            self.count_fetched(layer, size);
+            self.progress.uploaded(size);
             known.brought.insert(path);
             return Ok(Moved::Bytes);
         }
@@ -151,6 +154,13 @@ impl Blobs {
         Arc::clone(known.entry(digest.clone()).or_default())
     }
 
+    /// Counts a blob that came from a source, unless it was made here.
+    fn count_fetched(&self, layer: &Layer, size: u64) {
+        if !layer.blob.is_at_hand() {
+            self.progress.fetched(size);
+        }
+    }
+
     /// A repository of a host that a blob can be mounted from.
     fn holder(&self, layer: &Layer, host: &str, digest: &Digest, known: &Known) -> Option<String> {
         let origin = layer.origin.as_ref().filter(|origin| origin.host() == host);
@@ -173,7 +183,7 @@ impl Blobs {
             [_] => None,
             _ => {
                 let region = self.spool(layer.blob.as_ref(), digest).await?;
-                self.progress.moved(size, 0);
+                self.count_fetched(layer, size);
                 Some(Arc::new(region))
             }
         };
@@ -188,7 +198,10 @@ impl Blobs {
             let session = session.take();
             async move {
                 repository.upload_blob(blob, digest, size, session, &progress).await?;
-                self.progress.moved(if passes_on { size } else { 0 }, size);
+                if passes_on {
+                    self.count_fetched(layer, size);
+                }
+                self.progress.uploaded(size);
                 Ok(())
             }
         });

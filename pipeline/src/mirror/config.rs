@@ -51,7 +51,7 @@ pub struct Mirror {
     pub platforms: Vec<Platform>,
     /// Keep an index as it is although not all of its platforms are copied.
     pub sparse: bool,
-    /// Copy what names the manifests as its subject.
+    /// Copy what names the manifests as its subject; of images that pass filters, those that these leave as they are.
     pub referrers: bool,
     /// The filters that every image passes, all of which edit.
     pub filters: FilterChain,
@@ -59,6 +59,8 @@ pub struct Mirror {
     pub attestations: Attestations,
     /// What becomes of the signatures of what changes on its way.
     pub signatures: SignaturePolicy,
+    /// Put a statement of how it was made beside every image that passes filters.
+    pub provenance: bool,
     /// The tag that a target's manifest gets before its own tag is given to another.
     pub backup: Option<Template>,
     /// Tags of targets that are never given to another manifest, nor deleted, once they are there.
@@ -149,14 +151,14 @@ struct Entry {
     tags: Vec<Spanned<Tags>>,
     #[serde(default)]
     platforms: Vec<Spanned<String>>,
-    #[serde(default)]
-    sparse: bool,
+    sparse: Option<Spanned<bool>>,
     #[serde(default)]
     referrers: bool,
     #[serde(default)]
     filters: Vec<Spanned<String>>,
     attestations: Option<StaleAttestations>,
     signatures: Option<Signatures>,
+    provenance: Option<Spanned<bool>>,
     backup: Option<Spanned<String>>,
     #[serde(default)]
     immutable: Vec<Spanned<String>>,
@@ -276,22 +278,29 @@ impl Mirror {
         let filters = entry.filters.iter().map(filter).collect::<Result<Vec<_>, _>>()?;
         let filters = FilterChain::new(filters);
         let is_filtered = !filters.is_empty();
-        if entry.signatures.is_some() && !is_filtered && (entry.sparse || platforms.is_empty()) {
+        let sparse = entry.sparse.filter(|sparse| sparse.value);
+        if entry.signatures.is_some() && !is_filtered && (sparse.is_some() || platforms.is_empty()) {
             return Err(fail(
                 at,
                 "signatures says nothing without filters or platforms, or with sparse: no manifest changes",
             ));
         }
-        if is_filtered && (entry.sparse || entry.referrers) {
-            let key = if entry.sparse { "sparse" } else { "referrers" };
-            let problem = format!("{key} is about manifests as they are, and filters make others of them");
-            return Err(fail(at, problem));
+        if let Some(sparse) = sparse.as_ref().filter(|_| is_filtered) {
+            let problem = "sparse keeps an index that names images which are not copied, and one that filters rebuild can only name \
+                           images that have passed them";
+            return Err(fail(sparse.referenced, problem));
         }
         if entry.attestations.is_some() && !is_filtered {
             return Err(fail(at, "attestations says nothing without filters"));
         }
-        if entry.sparse && platforms.is_empty() {
-            return Err(fail(at, "sparse says nothing without platforms"));
+        let provenance = entry.provenance.filter(|provenance| provenance.value);
+        if let Some(provenance) = provenance.as_ref().filter(|_| !is_filtered) {
+            let problem =
+                "provenance says nothing without filters: what is copied as it is was not made here";
+            return Err(fail(provenance.referenced, problem));
+        }
+        if let Some(sparse) = sparse.as_ref().filter(|_| platforms.is_empty()) {
+            return Err(fail(sparse.referenced, "sparse says nothing without platforms"));
         }
         Ok(Self {
             line: at.line(),
@@ -300,7 +309,7 @@ impl Mirror {
             targets,
             tags,
             platforms,
-            sparse: entry.sparse,
+            sparse: sparse.is_some(),
             referrers: entry.referrers,
             filters,
             attestations: match entry.attestations {
@@ -312,6 +321,7 @@ impl Mirror {
                 Some(Signatures::Drop) => SignaturePolicy::Drop,
                 Some(Signatures::Keep) => SignaturePolicy::Keep,
             },
+            provenance: provenance.is_some(),
             backup: entry.backup.as_ref().map(backup).transpose()?,
             immutable: globs(&entry.immutable)?,
             deletion: entry.deletion.map(|deletion| at_least_one(&deletion.max)).transpose()?,
@@ -575,7 +585,14 @@ schedule:
         refused(&with("tags: [{newest: 0}]"), 4, 21, &["from 1"]);
         refused(&with("tags: [{}]"), 4, 12, &["nothing is said"]);
         refused(&with("platforms: [linux]"), 4, 17, &["linux"]);
-        refused(&with("sparse: true"), 2, 5, &["platforms"]);
+        refused(&with("sparse: true"), 4, 13, &["platforms"]);
+        refused(&with("provenance: true"), 4, 17, &["filters"]);
+        assert!(Config::parse(&with("provenance: false")).is_ok());
+        let sparse = |filters: &str| with(&format!("platforms: [linux/amd64]\n    sparse: true{filters}"));
+        assert!(Config::parse(&sparse("")).is_ok());
+        let filtered = sparse("\n    filters: [normalize-timestamps]");
+        refused(&filtered, 5, 13, &["sparse keeps an index", "can only name images that have passed them"]);
+        assert!(Config::parse(&filtered.replace("sparse: true", "sparse: false")).is_ok());
         refused(&with("backup: old"), 4, 13, &["{tag}"]);
         refused(&with("backup: '{tag}'"), 4, 13, &["another name"]);
         refused(&with("backup: '{tag}-{date}'"), 4, 13, &["{date}", "{digest}"]);

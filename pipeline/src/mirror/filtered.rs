@@ -4,41 +4,45 @@
 //! A layer that several images have passes the filters once in the whole mirror. Everywhere else it is mounted, or copied from
 //! where it was brought to first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use super::blobs::Blobs;
 use super::config::Mirror;
 use super::image::MirrorOutput;
+use super::lists::Wanted;
 use super::progress::MirrorProgress;
 use super::run::Outcome;
+use super::survey::Making;
 use super::{Ends, TagLocks, locked};
 use crate::blob::{ByteCount, LayerStream};
 use crate::codec::Pool;
 use crate::compression::Format;
 use crate::copy::SignaturePolicy;
-use crate::copy::signatures::{SOURCE_DIGEST, refuse_signed};
-use crate::copy::subset::of_platforms;
+use crate::copy::signatures::SOURCE_DIGEST;
 use crate::digest::Digest;
 use crate::element::{Image, Layer, StoredLayer, WrittenLayer};
 use crate::error::Error;
 use crate::executor::{Executor, LayerTask, LocalExecutor};
 use crate::index::{IndexPlan, process_index};
+use crate::manifest::Annotations;
 use crate::named::{Beside, process_named};
 use crate::output::content::ContentOutput;
 use crate::output::manifest::ManifestFormat;
 use crate::output::registry::RegistryOutput;
 use crate::output::{ExpectedLayer, FinishedImage, ImageOutput, LayerForm, Moved, Permit, Receipt};
+use crate::process;
 use crate::progress::{LayerState, Progress};
 use crate::reference::Reference;
 use crate::registry::Repository;
 use crate::source::stored::SourceIndex;
 use crate::task::LayerPlan;
 
-/// The annotation that says how an image was made of its source: a digest of the filters and of what else changes it, and not of the
-/// versions that did it. An image that an earlier version has made stays.
+/// The annotation that says how an image was made of its source: a digest of the filters, of what else changes it and of what is wanted
+/// beside it, and not of the versions that did it. An image that an earlier version has made stays.
 const RECIPE: &str = "dev.occystrap.recipe";
 
 /// What an image was made of.
@@ -60,23 +64,24 @@ impl MadeOf {
     pub(super) fn wanted(mirror: &Mirror, source: &Digest) -> Self {
         let mut platforms: Vec<_> = mirror.platforms.iter().map(ToString::to_string).collect();
         platforms.sort();
-        let recipe = serde_json::json!({
+        let mut recipe = serde_json::json!({
             "filters": mirror.filters.specs(),
             "platforms": platforms,
             "attestations": mirror.attestations.to_string(),
         });
+        // Only where it is wanted: what was made before it could be, and would be the same now, stays.
+        for (key, is_wanted) in [("referrers", mirror.referrers), ("provenance", mirror.provenance)] {
+            if is_wanted {
+                recipe[key] = true.into();
+            }
+        }
         Self { source: source.clone(), recipe: Digest::sha256(recipe.to_string()) }
     }
 
-    fn annotations(&self) -> BTreeMap<String, String> {
+    pub(super) fn annotations(&self) -> Annotations {
         [(SOURCE_DIGEST, &self.source), (RECIPE, &self.recipe)]
             .map(|(key, digest)| (key.to_owned(), digest.to_string()))
             .into()
-    }
-
-    /// What tells it from others, for whoever counts layers that are done once.
-    pub(super) fn recipe(&self) -> &Digest {
-        &self.recipe
     }
 }
 
@@ -84,13 +89,14 @@ impl MadeOf {
 pub(super) async fn make(
     ends: &Ends,
     mirror: &Mirror,
-    (source, digest): (&Reference, &Digest),
-    target: &Reference,
-    layers: &Arc<OncePerLayer>,
+    wanted: &Wanted,
+    making: &Making,
+    (layers, blobs): (&Arc<OncePerLayer>, &Arc<Blobs>),
 ) -> Result<Outcome, Error> {
-    let origin = ends.source.source(source, digest);
+    let Wanted { source, target, .. } = wanted;
+    let origin = ends.source.source(source, &making.source, Arc::clone(&making.documents));
     let origin = origin.as_ref();
-    let annotations = MadeOf::wanted(mirror, digest).annotations();
+    let annotations = MadeOf::wanted(mirror, &making.source).annotations();
     let plan = LayerPlan {
         chain: mirror.filters.clone(),
         annotations,
@@ -100,19 +106,15 @@ pub(super) async fn make(
         limits: crate::tar::Limits::default(),
         verify_diff_ids: false,
     };
-    let output = Arc::new(TargetOutput::new(ends, target));
+    let output = Arc::new(TargetOutput::new(ends, target, blobs));
     let executor = Arc::clone(layers) as Arc<dyn Executor>;
     let index = origin.index().await?;
-    let mut signatures = mirror.signatures;
-    if signatures == SignaturePolicy::Refuse {
-        // It will be another manifest in any case, so that nothing need be moved to know.
-        let store = origin.store().ok_or(Error::NoSourceManifest)?;
-        refuse_signed(store, &source.to_string(), digest).await?;
-        if index.is_none() {
-            signatures = SignaturePolicy::Drop;
-        }
-    }
-    let beside = Beside { signatures, provenance: false };
+    let signatures = match mirror.signatures {
+        // It was found not to be signed, and nothing else of it can be.
+        SignaturePolicy::Refuse if index.is_none() => SignaturePolicy::Drop,
+        signatures => signatures,
+    };
+    let beside = Beside { signatures, provenance: mirror.provenance, referrers: mirror.referrers };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);
@@ -126,20 +128,17 @@ pub(super) async fn make(
         None => {
             let (done, attached) =
                 process_named(origin, Arc::new(plan), output, executor, beside, &begin()).await?;
+            count_config(&ends.progress, &done);
             (done.receipt, 1, 0, attached)
         }
         Some(index) => {
-            let index = match &mirror.platforms[..] {
-                [] => index,
-                platforms => {
-                    of_platforms(origin.store().ok_or(Error::NoSourceManifest)?, index, platforms).await?
-                }
-            };
-            let (layers, attestations) = (Arc::new(plan), mirror.attestations);
+            let (layers, platforms, attestations) =
+                (Arc::new(plan), mirror.platforms.clone(), mirror.attestations);
             let begin = Arc::new(move |_: &_| begin());
-            let plan = IndexPlan { layers, attestations, beside, executor, begin };
+            let plan = IndexPlan { layers, platforms, attestations, beside, executor, begin };
             let done = process_index(origin, &index, &plan, output.as_ref()).await?;
-            (done.receipt, 1 + done.images.len(), done.dropped.len(), done.attached)
+            done.images.iter().for_each(|image| count_config(&ends.progress, &image.outcome));
+            (done.receipt, done.manifests, done.dropped.len(), done.attached)
         }
     };
     let begun = std::mem::take(&mut *begun.lock().unwrap_or_else(PoisonError::into_inner));
@@ -149,11 +148,22 @@ pub(super) async fn make(
     Ok(Outcome::Copied {
         blobs,
         blobs_found,
-        manifests,
+        manifests: manifests + attached.manifests,
         made: receipt.manifest_digest,
         attestations_dropped,
         signatures_kept: attached.kept.len(),
+        provenance: attached.provenance,
     })
+}
+
+/// Counts an image's config, which was read for it, and written where it was not there.
+fn count_config(progress: &MirrorProgress, done: &process::Outcome) {
+    if let Some(config) = &done.image.config.original {
+        progress.fetched(config.len() as u64);
+    }
+    if let Some(size) = done.receipt.config_moved {
+        progress.uploaded(size);
+    }
 }
 
 /// A tag of a target.
@@ -161,14 +171,16 @@ struct TargetOutput {
     inner: RegistryOutput,
     ends: Ends,
     target: Reference,
+    /// What brings what belongs to images, beside their layers.
+    blobs: Arc<Blobs>,
 }
 
 impl TargetOutput {
-    fn new(ends: &Ends, target: &Reference) -> Self {
+    fn new(ends: &Ends, target: &Reference, blobs: &Arc<Blobs>) -> Self {
         let inner = RegistryOutput::new(&ends.target, target.clone(), None, ManifestFormat::Keep);
         // What this process has not brought there itself is asked for.
         let inner = inner.with_confirmation(ends.executor.is_some());
-        Self { inner, ends: ends.clone(), target: target.clone() }
+        Self { inner, ends: ends.clone(), target: target.clone(), blobs: Arc::clone(blobs) }
     }
 
     fn locks(&self) -> Option<&Arc<dyn TagLocks>> {
@@ -225,7 +237,7 @@ impl ImageOutput for TargetOutput {
     }
 
     fn content(&self) -> Option<Arc<dyn ContentOutput>> {
-        Some(Arc::new(MirrorOutput::new(&self.ends, &self.target, None, None)))
+        Some(Arc::new(MirrorOutput::new(&self.ends, &self.target, None, Some(Arc::clone(&self.blobs)))))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {
@@ -250,6 +262,8 @@ impl Permit for TagPermit<'_> {
 /// Runs the layers of a whole mirror: those that are the same once.
 pub(super) struct OncePerLayer {
     inner: Arc<dyn Executor>,
+    /// Whether layers run in this process.
+    is_here: bool,
     /// By what has to be the same.
     done: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Done>>>>>,
     slots: Semaphore,
@@ -259,7 +273,7 @@ pub(super) struct OncePerLayer {
 /// A layer that is at targets.
 struct Done {
     written: WrittenLayer,
-    /// A repository of each registry that has it, at least one.
+    /// The repositories that have it, at least one.
     holders: Vec<Repository>,
 }
 
@@ -267,7 +281,30 @@ impl OncePerLayer {
     pub(super) fn new(ends: &Ends) -> Self {
         let inner = ends.executor.clone().unwrap_or_else(|| LocalExecutor::new(ends.parallel));
         let slots = Semaphore::new(ends.parallel.max(1));
-        Self { inner, done: Mutex::default(), slots, progress: ends.progress.clone() }
+        let is_here = ends.executor.is_none();
+        Self { inner, is_here, done: Mutex::default(), slots, progress: ends.progress.clone() }
+    }
+
+    /// Counts a layer that was not done before.
+    fn count(&self, task: &LayerTask, written: &WrittenLayer) {
+        let (progress, is_filtered) = (task.layer_progress(), task.plan.chain.edits());
+        let is_moved = progress.state() == LayerState::Done;
+        // One that filters left as it was can be there, or be mounted, and they have read it all the same; unless another job had it
+        // brought there, and no worker of ours.
+        let is_looked_at = is_filtered && (self.is_here || progress.worker().is_some());
+        let size = task.layer.blob.size().unwrap_or_default();
+        if is_moved || is_looked_at {
+            self.progress.fetched(size);
+            if is_filtered {
+                self.progress.filtered(size);
+            }
+        }
+        if is_moved {
+            self.progress.uploaded(match &written.stored {
+                StoredLayer::Original => size,
+                StoredLayer::Written { size, .. } => *size,
+            });
+        }
     }
 
     fn known(&self, task: &LayerTask) -> Arc<tokio::sync::Mutex<Option<Done>>> {
@@ -289,8 +326,10 @@ impl OncePerLayer {
         let Some(own) = output.repository() else { return Ok(None) };
         let Some(descriptor) = done.written.stored.descriptor(layer) else { return Ok(None) };
         let (digest, size) = (descriptor.digest.clone(), descriptor.size);
-        let is_near = |holder: &&Repository| holder.host() == own.host();
-        let near = done.holders.iter().find(is_near);
+        let on_host = || done.holders.iter().filter(|holder| holder.host() == own.host());
+        let itself = on_host().find(|holder| holder.name() == own.name());
+        let is_mounted = itself.is_none();
+        let near = itself.or_else(|| on_host().next());
         let holder = near.unwrap_or(&done.holders[0]);
         let stored = Layer {
             blob: holder.blob(&digest, Some(size)),
@@ -300,12 +339,14 @@ impl OncePerLayer {
         };
         let progress = task.layer_progress();
         let written = WrittenLayer { index: layer.index, ..done.written.clone() };
-        if let Some(near) = near {
+        if near.is_some() {
             if !output.has_layer(&stored).await? {
                 return Ok(None);
             }
-            let is_mounted = own.name() != near.name();
-            self.progress.change(|counts| counts.mounted += u64::from(is_mounted));
+            if is_mounted {
+                self.progress.mounted(size);
+                done.holders.push(own.clone());
+            }
             progress.set(LayerState::Reused);
             return Ok(Some(written));
         }
@@ -320,7 +361,9 @@ impl OncePerLayer {
                 return Ok(None);
             }
         };
-        self.progress.moved(0, if moved == Moved::Bytes { size } else { 0 });
+        if moved == Moved::Bytes {
+            self.progress.uploaded(size);
+        }
         progress.set(if moved == Moved::Bytes { LayerState::Done } else { LayerState::Reused });
         done.holders.push(own.clone());
         Ok(Some(written))
@@ -350,14 +393,7 @@ impl Executor for OncePerLayer {
         }
         let _slot = self.slots.acquire().await.expect("it is never closed");
         let written = self.inner.run(task.clone()).await?;
-        let is_moved = task.layer_progress().state() == LayerState::Done;
-        let fetched = task.layer.blob.size().filter(|_| is_moved).unwrap_or_default();
-        let uploaded = match &written.stored {
-            StoredLayer::Original => fetched,
-            StoredLayer::Written { size, .. } if is_moved => *size,
-            StoredLayer::Written { .. } => 0,
-        };
-        self.progress.moved(fetched, uploaded);
+        self.count(&task, &written);
         // What filters that only look would report is not kept: a mirror has none.
         match &mut *known {
             // It was made again, because this registry could not have it otherwise.
@@ -390,10 +426,15 @@ mod tests {
             ", filters: ['exclude:pattern=*.key', normalize-timestamps]",
             ", filters: ['exclude:pattern=*.key'], attestations: retarget",
             ", filters: ['exclude:pattern=*.key'], platforms: [linux/amd64]",
+            ", filters: ['exclude:pattern=*.key'], referrers: true",
+            ", filters: ['exclude:pattern=*.key'], provenance: true",
         ] {
             assert_ne!(wanted(other), made, "{other}");
         }
         // Written otherwise it is the same.
-        assert_eq!(wanted(", filters: ['exclude:pattern=*.key'], attestations: drop"), made);
+        assert_eq!(
+            wanted(", filters: ['exclude:pattern=*.key'], attestations: drop, referrers: false"),
+            made
+        );
     }
 }

@@ -9,16 +9,21 @@ use super::origin::Origin;
 use super::{Ends, TagLocks, locked};
 use crate::blob::{BlobRef, ByteCount};
 use crate::digest::Digest;
-use crate::element::{ImageName, Layer};
+use crate::element::{Image, ImageName, Layer};
 use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::output::Moved;
 use crate::output::content::ContentOutput;
 use crate::output::registry::RegistryOutput;
-use crate::reference::{Reference, Tag};
+use crate::platform::PlatformChoice;
+use crate::reference::{ManifestRef, Reference, Tag};
 use crate::registry::{Access, FetchedManifest, Repository};
-use crate::source::stored::Store;
+use crate::source::ImageSource;
+use crate::source::stored::{self, SourceIndex, Store};
+
+/// What a document that was read takes beside its bytes, and an entry of a list, about.
+const DOCUMENT_BYTES: usize = 512;
 
 /// Documents of one repository that have been read.
 #[derive(Debug, Default)]
@@ -29,6 +34,24 @@ pub(super) struct Documents {
 }
 
 impl Documents {
+    /// Nothing but a manifest, if it was read.
+    pub(super) fn only(&self, digest: &Digest) -> Self {
+        let manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = manifests.get(digest).map(|manifest| (digest.clone(), manifest.clone()));
+        Self { manifests: Mutex::new(read.into_iter().collect()), ..Self::default() }
+    }
+
+    /// What they take in memory, about.
+    pub(super) fn size(&self) -> usize {
+        let manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        let tagged = self.tagged.lock().unwrap_or_else(PoisonError::into_inner);
+        let referrers = self.referrers.lock().unwrap_or_else(PoisonError::into_inner);
+        let documents = manifests.values().chain(tagged.values().flatten());
+        let listed: usize = referrers.values().map(Vec::len).sum();
+        documents.map(|document| document.bytes.len()).sum::<usize>()
+            + DOCUMENT_BYTES * (manifests.len() + tagged.len() + referrers.len() + listed)
+    }
+
     /// The digest of the manifest that a tag names, which is read and kept.
     pub(super) async fn named(&self, origin: &Origin, source: &Reference) -> Result<Option<Digest>, Error> {
         let Origin::Registries(client) = origin else { return origin.digest_of(source).await };
@@ -45,6 +68,8 @@ impl Documents {
 /// A manifest of a repository by its digest, with all that it names.
 pub(super) struct MirrorSource {
     inner: Box<dyn Store>,
+    origin: Origin,
+    reference: Reference,
     digest: Digest,
     documents: Arc<Documents>,
 }
@@ -56,7 +81,8 @@ impl MirrorSource {
         digest: Digest,
         documents: Arc<Documents>,
     ) -> Self {
-        Self { inner: origin.store(source, &digest), digest, documents }
+        let inner = origin.store(source, &digest);
+        Self { inner, origin: origin.clone(), reference: source.clone(), digest, documents }
     }
 }
 
@@ -104,12 +130,40 @@ impl Store for MirrorSource {
         self.inner.origin()
     }
 
+    fn wanted(&self) -> Option<ManifestRef> {
+        self.inner.wanted()
+    }
+
+    fn repository(&self) -> Option<Reference> {
+        self.inner.repository()
+    }
+
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {
         kept(&self.documents.tagged, tag.to_string(), self.inner.tagged(tag)).await
     }
 
     async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         kept(&self.documents.referrers, subject.clone(), self.inner.referrers(subject)).await
+    }
+}
+
+#[async_trait::async_trait]
+impl ImageSource for MirrorSource {
+    async fn image(&self) -> Result<Image, Error> {
+        stored::image(self, &PlatformChoice::default()).await
+    }
+
+    async fn index(&self) -> Result<Option<SourceIndex>, Error> {
+        stored::index(self).await
+    }
+
+    fn entry(&self, entry: &Descriptor) -> Option<Box<dyn ImageSource>> {
+        let documents = Arc::clone(&self.documents);
+        Some(Box::new(Self::new(&self.origin, &self.reference, entry.digest.clone(), documents)))
+    }
+
+    fn store(&self) -> Option<&dyn Store> {
+        Some(self)
     }
 }
 

@@ -18,6 +18,7 @@ mod image;
 pub mod import;
 mod lists;
 mod origin;
+mod parts;
 mod plan;
 mod progress;
 mod range;

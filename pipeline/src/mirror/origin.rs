@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
+use super::image::{Documents, MirrorSource};
 use super::save::layout_uri;
 use crate::blob::BlobRef;
 use crate::catalog::digest_of;
@@ -121,13 +122,15 @@ impl Origin {
         }
     }
 
-    /// The same as a source of images that pass filters.
-    pub(super) fn source(&self, source: &Reference, digest: &Digest) -> Box<dyn ImageSource> {
+    /// A manifest of a repository as a source of images that pass filters. What is among the documents is not asked for again.
+    pub(super) fn source(
+        &self,
+        source: &Reference,
+        digest: &Digest,
+        documents: Arc<Documents>,
+    ) -> Box<dyn ImageSource> {
         match self {
-            Self::Registries(client) => {
-                let reference = source.with_digest(digest.clone());
-                Box::new(RegistrySource::new(client, reference, PlatformChoice::default()))
-            }
+            Self::Registries(_) => Box::new(MirrorSource::new(self, source, digest.clone(), documents)),
             Self::Carried(carried) => Box::new(carried.manifest(source, digest)),
         }
     }
@@ -175,6 +178,10 @@ impl Store for CarriedSource {
 
     fn origin(&self) -> Option<Repository> {
         None
+    }
+
+    fn repository(&self) -> Option<Reference> {
+        self.repository.parse().ok()
     }
 
     async fn tagged(&self, tag: &Tag) -> Result<Option<FetchedManifest>, Error> {

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::config::Config;
+use super::config::{Config, Mirror};
 use super::lists::Wanted;
+use super::parts::{Part, Passage};
 use super::survey::{Difference, Found, Making, Survey};
 use crate::digest::Digest;
 use crate::reference::{Reference, Tag};
@@ -111,6 +112,30 @@ impl Action {
 }
 
 impl Price {
+    /// Adds a blob of so many bytes that comes from a source.
+    pub(super) fn fetch(&mut self, size: u64) {
+        self.fetched += 1;
+        self.bytes_fetched = self.bytes_fetched.saturating_add(size);
+    }
+
+    /// Of these, one that passes filters.
+    pub(super) fn filter(&mut self, size: u64) {
+        self.filtered += 1;
+        self.bytes_filtered = self.bytes_filtered.saturating_add(size);
+    }
+
+    /// One that goes to a target.
+    pub(super) fn upload(&mut self, size: u64) {
+        self.uploaded += 1;
+        self.bytes_uploaded = self.bytes_uploaded.saturating_add(size);
+    }
+
+    /// One that a target mounts.
+    pub(super) fn mount(&mut self, size: u64) {
+        self.mounted += 1;
+        self.bytes_mounted = self.bytes_mounted.saturating_add(size);
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         self.fetched += other.fetched;
         self.bytes_fetched = self.bytes_fetched.saturating_add(other.bytes_fetched);
@@ -131,16 +156,26 @@ struct Places<'a> {
     survey: &'a Survey,
     /// `HOST/REPOSITORY` and a blob that will be there.
     brought: HashSet<(String, Digest)>,
-    /// For each recipe and blob of which something is made, the registries where that will be, and repositories there.
-    made: HashMap<(Digest, Digest), HashSet<(String, String)>>,
+    /// For each layer and the filters that it passes, the registries where what becomes of it will be, and repositories there.
+    made: HashMap<(String, Digest), HashSet<(String, String)>>,
+    /// For the filters that they pass, the configs of which something will be in a repository.
+    made_configs: HashSet<(String, String, Digest)>,
+    /// For each blob that comes from nowhere, one target of each registry that gets it.
+    made_here: HashMap<Digest, Vec<Reference>>,
     plan: Plan,
 }
 
 impl Plan {
     /// What a survey comes to.
     pub fn of(config: &Config, survey: &Survey) -> Self {
-        let mut places =
-            Places { survey, brought: HashSet::new(), made: HashMap::new(), plan: Self::default() };
+        let mut places = Places {
+            survey,
+            brought: HashSet::new(),
+            made: HashMap::new(),
+            made_configs: HashSet::new(),
+            made_here: HashMap::new(),
+            plan: Self::default(),
+        };
         places.plan.holders.clone_from(&survey.holders);
         for (place, digest) in &survey.present {
             if let Some((host, repository)) = place.split_once('/') {
@@ -199,7 +234,7 @@ impl Plan {
                         }
                     }
                     if !matches!(action.what, What::Refuse(_)) {
-                        action.price = places.price_of(&image.found, &image.wanted);
+                        action.price = places.price_of(mirror, &image.found, &image.wanted);
                         action.price.requests += 2 * usize::from(action.backup.is_some());
                         action.price.manifests += usize::from(action.backup.is_some());
                     }
@@ -254,42 +289,65 @@ impl Plan {
 }
 
 impl Places<'_> {
-    fn price_of(&mut self, found: &Found, wanted: &Wanted) -> Price {
+    fn price_of(&mut self, mirror: &Mirror, found: &Found, wanted: &Wanted) -> Price {
         match found {
             Found::Differs(difference) => self.price(difference, &wanted.source, &wanted.target),
-            Found::MadeOfOther(making) => self.price_made(making, &wanted.target),
+            Found::MadeOfOther(making) => self.price_made(mirror, making, &wanted.source, &wanted.target),
             Found::Same | Found::Refused { .. } | Found::Failed(_) => Price::default(),
         }
     }
 
-    /// The most that it takes to make an image of another: as if each blob had become one of the same size.
-    fn price_made(&mut self, making: &Making, target: &Reference) -> Price {
-        let mut price = Price { manifests: making.manifests, ..Price::default() };
-        for (digest, size) in &making.blobs {
-            let size = *size;
-            let made = self.made.entry((making.made_of.recipe().clone(), digest.clone())).or_default();
-            let is_on_host = made.iter().any(|(host, _)| host == target.host());
-            let is_new = made.is_empty();
-            if !made.insert((target.host().to_owned(), target.name())) {
-                price.found += 1;
-                continue;
-            }
-            if is_on_host {
-                price.mounted += 1;
-                price.bytes_mounted = price.bytes_mounted.saturating_add(size);
+    /// The most that it takes to make an image of another: as if each blob had become one of the same size, and no target had any of them.
+    fn price_made(
+        &mut self,
+        mirror: &Mirror,
+        making: &Making,
+        source: &Reference,
+        target: &Reference,
+    ) -> Price {
+        let filters = mirror.filters.fingerprint();
+        let mut price = Price { manifests: making.parts.manifests, ..Price::default() };
+        for Part { digest, size, passage } in &making.parts.blobs {
+            let place = (target.name(), digest.clone());
+            let (is_fetched, is_uploaded) = match passage {
+                Passage::Filtered | Passage::AsItIs => {
+                    let passed = if *passage == Passage::Filtered { filters.clone() } else { String::new() };
+                    let made = self.made.entry((passed, digest.clone())).or_default();
+                    let is_on_host = made.iter().any(|(host, _)| host == target.host());
+                    let is_new = made.is_empty();
+                    let is_missing = made.insert((target.host().to_owned(), target.name()));
+                    if is_missing && is_on_host {
+                        price.mount(*size);
+                        price.requests += 1;
+                        continue;
+                    }
+                    if is_new && *passage == Passage::Filtered {
+                        price.filter(*size);
+                    }
+                    (is_new, is_missing)
+                }
+                // It is read for each target: what becomes of it depends on what the layers become.
+                Passage::FilteredConfig => {
+                    (true, self.made_configs.insert((filters.clone(), place.0, place.1)))
+                }
+                Passage::Config => (true, self.brought.insert(place)),
+                Passage::Beside | Passage::MadeHere => {
+                    let from = Some(source).filter(|_| *passage == Passage::Beside);
+                    self.bring(&mut price, (digest, *size), from, target);
+                    continue;
+                }
+            };
+            if is_fetched {
+                price.fetch(*size);
                 price.requests += 1;
-                continue;
             }
-            if is_new {
-                price.fetched += 1;
-                price.bytes_fetched = price.bytes_fetched.saturating_add(size);
-                price.filtered += 1;
-                price.bytes_filtered = price.bytes_filtered.saturating_add(size);
+            if is_uploaded {
+                price.upload(*size);
+                // One begins the upload, one brings the bytes.
+                price.requests += 2;
+            } else {
+                price.found += 1;
             }
-            price.uploaded += 1;
-            price.bytes_uploaded = price.bytes_uploaded.saturating_add(size);
-            // One brings the bytes here, one begins the upload, one brings them there.
-            price.requests += 3;
         }
         price.requests += price.manifests;
         price
@@ -298,36 +356,44 @@ impl Places<'_> {
     /// What it takes to copy an image after all that was priced before it.
     fn price(&mut self, difference: &Difference, source: &Reference, target: &Reference) -> Price {
         let mut price = Price { manifests: difference.manifests, ..Price::default() };
-        let host = target.host();
         for (digest, size) in &difference.blobs {
-            let size = *size;
-            let place = (target.name(), digest.clone());
-            if self.survey.present.contains(&place) || !self.brought.insert(place) {
-                price.found += 1;
-                continue;
-            }
-            let uploads = self.plan.uploads.get(digest).map_or(&[][..], Vec::as_slice);
-            let is_there = self.survey.can_mount && source.host() == host
-                || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
-                || uploads.iter().any(|upload| upload.host() == host);
-            if is_there {
-                price.mounted += 1;
-                price.bytes_mounted = price.bytes_mounted.saturating_add(size);
-                price.requests += 1;
-                continue;
-            }
-            if uploads.is_empty() {
-                price.fetched += 1;
-                price.bytes_fetched = price.bytes_fetched.saturating_add(size);
-                price.requests += 1;
-            }
-            price.uploaded += 1;
-            price.bytes_uploaded = price.bytes_uploaded.saturating_add(size);
-            // One begins the upload, one brings the bytes.
-            price.requests += 2;
-            self.plan.uploads.entry(digest.clone()).or_default().push(target.clone());
+            self.bring(&mut price, (digest, *size), Some(source), target);
         }
         price.requests += price.manifests;
         price
+    }
+
+    /// Adds a blob that a target needs, from `source` or made here.
+    fn bring(
+        &mut self,
+        price: &mut Price,
+        (digest, size): (&Digest, u64),
+        source: Option<&Reference>,
+        target: &Reference,
+    ) {
+        let host = target.host();
+        let place = (target.name(), digest.clone());
+        if self.survey.present.contains(&place) || !self.brought.insert(place) {
+            price.found += 1;
+            return;
+        }
+        let uploads = if source.is_some() { &mut self.plan.uploads } else { &mut self.made_here };
+        let brought = uploads.get(digest).map_or(&[][..], Vec::as_slice);
+        let is_there = source.is_some_and(|source| self.survey.can_mount && source.host() == host)
+            || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
+            || brought.iter().any(|upload| upload.host() == host);
+        if is_there {
+            price.mount(size);
+            price.requests += 1;
+            return;
+        }
+        if brought.is_empty() && source.is_some() {
+            price.fetch(size);
+            price.requests += 1;
+        }
+        price.upload(size);
+        // One begins the upload, one brings the bytes.
+        price.requests += 2;
+        uploads.entry(digest.clone()).or_default().push(target.clone());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::plan::Price;
 use super::run::Outcome;
 
 /// How far a mirror is.
@@ -13,12 +14,9 @@ pub struct Counts {
     pub done: u64,
     /// How many are not, and will not be.
     pub failed: u64,
-    /// Bytes of blobs that came whole from sources.
-    pub bytes_fetched: u64,
-    /// Bytes of blobs that are whole at targets, for which they went there.
-    pub bytes_uploaded: u64,
-    /// Blobs that were mounted.
-    pub mounted: u64,
+    /// Blobs that came from sources, passed filters, are whole at targets, for which they went there, or were mounted. A blob that came
+    /// is counted once, although one that passes filters is read twice where it has to move: for these to look, and to be moved.
+    pub moved: Price,
 }
 
 /// The same, as it changes. Clones are handles on the same one.
@@ -40,12 +38,24 @@ impl MirrorProgress {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Counts bytes that came from sources, and bytes that went to targets.
-    pub(super) fn moved(&self, fetched: u64, uploaded: u64) {
-        self.change(|counts| {
-            counts.bytes_fetched += fetched;
-            counts.bytes_uploaded += uploaded;
-        });
+    /// Counts a blob of so many bytes that came from a source.
+    pub(super) fn fetched(&self, size: u64) {
+        self.change(|counts| counts.moved.fetch(size));
+    }
+
+    /// Counts one that has passed filters.
+    pub(super) fn filtered(&self, size: u64) {
+        self.change(|counts| counts.moved.filter(size));
+    }
+
+    /// Counts one that went to a target.
+    pub(super) fn uploaded(&self, size: u64) {
+        self.change(|counts| counts.moved.upload(size));
+    }
+
+    /// Counts one that a target has mounted.
+    pub(super) fn mounted(&self, size: u64) {
+        self.change(|counts| counts.moved.mount(size));
     }
 
     /// Counts an image of which this came.

@@ -11,8 +11,9 @@ use super::config::Config;
 use super::filtered::{self, OncePerLayer};
 use super::image::MirrorOutput;
 use super::lists::Wanted;
-use super::plan::{Action, Plan, What};
-use super::survey::{Candidate, Found, Survey, Surveyed, copy_plan, signed};
+use super::plan::{Action, Plan, Price, What};
+use super::progress::MirrorProgress;
+use super::survey::{Candidate, Found, Making, Survey, Surveyed, copy_plan, signed};
 use super::{Ends, locked};
 use crate::catalog::{self, delete};
 use crate::copy::{Copied, write};
@@ -34,12 +35,9 @@ pub(super) const IMAGES_AT_ONCE: usize = 8;
 pub struct Report {
     /// Of each of the plan's actions.
     pub outcomes: Vec<Outcome>,
-    /// Bytes of blobs that came whole from sources.
-    pub bytes_fetched: u64,
-    /// Bytes of blobs that went to targets.
-    pub bytes_uploaded: u64,
-    /// Blobs that were mounted.
-    pub mounted: u64,
+    /// What all of them took, of images that failed too, counted as the plan's price is. What was found where it was needed and requests
+    /// are not counted.
+    pub moved: Price,
     /// Of the run, without the survey.
     pub elapsed: Duration,
 }
@@ -64,6 +62,8 @@ pub enum Outcome {
         attestations_dropped: usize,
         /// Signatures of what changed that were kept beside it.
         signatures_kept: usize,
+        /// The artifact that says how it was made, where that was wanted.
+        provenance: Option<Digest>,
     },
     /// The tag is gone.
     Deleted,
@@ -81,9 +81,18 @@ pub enum Outcome {
 impl Outcome {
     /// That of an image that was copied without filters.
     pub(super) fn of(copied: &Copied) -> Self {
-        let (blobs, blobs_found, manifests) = (copied.blobs, copied.blobs_found, copied.manifests);
+        let (blobs, blobs_found) = (copied.blobs, copied.blobs_found);
+        let manifests = copied.manifests + copied.digest_tags.len();
         let signatures_kept = copied.kept.len();
-        Self::Copied { blobs, blobs_found, manifests, made: None, attestations_dropped: 0, signatures_kept }
+        Self::Copied {
+            blobs,
+            blobs_found,
+            manifests,
+            made: None,
+            attestations_dropped: 0,
+            signatures_kept,
+            provenance: None,
+        }
     }
 
     /// Whether the target is left otherwise than its source.
@@ -93,6 +102,16 @@ impl Outcome {
 }
 
 impl Report {
+    /// What `progress` has counted while this came of the actions.
+    pub(super) fn of(outcomes: Vec<Outcome>, progress: &MirrorProgress, elapsed: Duration) -> Self {
+        let manifests = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Copied { manifests, .. } => *manifests,
+            _ => 0,
+        });
+        let moved = Price { manifests: manifests.sum(), ..progress.get().moved };
+        Self { outcomes, moved, elapsed }
+    }
+
     /// How many of the actions changed something.
     pub fn done(&self) -> usize {
         let is_done = |outcome: &&Outcome| matches!(outcome, Outcome::Copied { .. } | Outcome::Deleted);
@@ -146,7 +165,7 @@ impl Survey {
                 let brought = async {
                     match &image.found {
                         Found::MadeOfOther(making) => {
-                            make_image(config, ends, action, &image.wanted, &making.source, &layers).await
+                            make_image(config, ends, action, &image.wanted, making, (&layers, &blobs)).await
                         }
                         _ => copy_image(config, ends, action, image, blobs).await,
                     }
@@ -187,23 +206,19 @@ impl Survey {
             tell(index, &outcome);
             outcome
         });
-        let outcomes = outcomes.collect();
-        let counts = ends.progress.get();
-        Report {
-            outcomes,
-            bytes_fetched: counts.bytes_fetched,
-            bytes_uploaded: counts.bytes_uploaded,
-            mounted: counts.mounted,
-            elapsed: start.elapsed(),
-        }
+        Report::of(outcomes.collect(), &ends.progress, start.elapsed())
     }
 }
 
 fn told(action: &Action, outcome: Result<Outcome, Error>) -> Outcome {
     let target = action.target.as_ref().map(ToString::to_string).unwrap_or_default();
     match outcome {
-        Ok(outcome) => {
+        Ok(mut outcome) => {
             tracing::info!(source = action.source, target, "done");
+            if let (Outcome::Copied { manifests, .. }, Some(_)) = (&mut outcome, &action.backup) {
+                // What the tag named before got another one.
+                *manifests += 1;
+            }
             outcome
         }
         Err(error) => {
@@ -222,14 +237,13 @@ async fn make_image(
     ends: &Ends,
     action: &Action,
     wanted: &Wanted,
-    source: &Digest,
-    layers: &Arc<OncePerLayer>,
+    making: &Making,
+    shared: (&Arc<OncePerLayer>, &Arc<Blobs>),
 ) -> Result<Outcome, Error> {
     if let Some(backup) = &action.backup {
         back_up(ends, action, &wanted.target, backup).await?;
     }
-    filtered::make(ends, &config.mirrors[wanted.mirror], (&wanted.source, source), &wanted.target, layers)
-        .await
+    filtered::make(ends, &config.mirrors[wanted.mirror], wanted, making, shared).await
 }
 
 async fn copy_image(

@@ -172,14 +172,7 @@ pub async fn save(
         ends.progress.take(&failed);
         outcomes.push(failed);
     }
-    let counts = ends.progress.get();
-    let mut report = Report {
-        outcomes,
-        bytes_fetched: counts.bytes_fetched,
-        bytes_uploaded: counts.bytes_uploaded,
-        mounted: counts.mounted,
-        elapsed: start.elapsed(),
-    };
+    let mut report = Report::of(outcomes, &ends.progress, start.elapsed());
     if destination.is_tar && !dry_run && report.done() > 0 {
         let named = std::mem::take(&mut saving.state().named);
         pack(&directory, named, &destination.path).await?;
@@ -305,10 +298,9 @@ impl Saving {
                 price.found += 1;
                 continue;
             }
-            price.fetched += 1;
-            price.bytes_fetched = price.bytes_fetched.saturating_add(descriptor.size);
+            price.fetch(descriptor.size);
+            price.upload(descriptor.size);
         }
-        (price.uploaded, price.bytes_uploaded) = (price.fetched, price.bytes_fetched);
         price.requests = price.fetched;
         price
     }
@@ -364,7 +356,8 @@ impl ContentOutput for Output {
         let moved = saving.layout.put_blob(blob, progress).await?;
         saving.state().named.insert(digest.clone());
         if let Moved::Bytes = moved {
-            saving.progress.moved(descriptor.size, descriptor.size);
+            saving.progress.fetched(descriptor.size);
+            saving.progress.uploaded(descriptor.size);
         }
         Ok(moved)
     }

@@ -12,6 +12,7 @@ use super::filtered::MadeOf;
 use super::image::{Documents, MirrorOutput, MirrorSource};
 use super::lists::{Lists, Lost, Unlisted, Wanted};
 use super::origin::Origin;
+use super::parts::Parts;
 use super::{ASKED_AT_ONCE, Ends};
 use crate::catalog::digest_of;
 use crate::copy::signatures::refuse_signed;
@@ -91,24 +92,28 @@ impl Difference {
         let blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
         let size = gathered.size() + BLOB_BYTES * gathered.blobs().len();
         let (becomes, manifests) = (gathered.root().digest.clone(), gathered.manifests());
-        let fits = kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
-        if !fits {
-            kept.fetch_sub(size, Ordering::Relaxed);
-        }
+        let fits = fits(kept, size);
         Self { source, becomes, manifests, blobs, gathered: fits.then_some(gathered) }
     }
+}
+
+/// Whether so many bytes more can be kept, which then they are.
+fn fits(kept: &AtomicUsize, size: usize) -> bool {
+    let fits = kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
+    if !fits {
+        kept.fetch_sub(size, Ordering::Relaxed);
+    }
+    fits
 }
 
 /// What an image has to be made of that passes filters.
 pub(super) struct Making {
     /// The source's digest.
     pub(super) source: Digest,
-    /// How it is made.
-    pub(super) made_of: MadeOf,
-    /// Manifests that the source consists of, and the blobs that they name, foreign ones left out; nothing where nobody asked for
-    /// the price.
-    pub(super) manifests: usize,
-    pub(super) blobs: Vec<(Digest, u64)>,
+    /// What it consists of.
+    pub(super) parts: Parts,
+    /// What was read of it, unless that was too much to keep.
+    pub(super) documents: Arc<Documents>,
 }
 
 impl Found {
@@ -144,7 +149,7 @@ impl Survey {
             lost = lists.lost(config, &wanted);
         }
         let targets = named_at_targets(config, ends, &wanted).await;
-        let images = look_at_all(config, ends, detail, wanted, &targets).await;
+        let images = look_at_all(config, ends, wanted, &targets).await;
         let present = present(ends, &images, detail).await;
         let holders = ends.have.holders().collect();
         Self { images, lost, unlisted: lists.unlisted, present, holders, can_mount: ends.source.can_mount() }
@@ -269,13 +274,7 @@ struct Group {
 }
 
 /// Asks the sources, image by image, and looks into those that differ.
-async fn look_at_all(
-    config: &Config,
-    ends: &Ends,
-    detail: Detail,
-    wanted: Vec<Wanted>,
-    targets: &Targets,
-) -> Vec<Surveyed> {
+async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets: &Targets) -> Vec<Surveyed> {
     let owners = owners(&wanted);
     let mut documents: HashMap<String, Arc<Documents>> = HashMap::new();
     let mut numbers: HashMap<Reference, usize> = HashMap::new();
@@ -291,7 +290,7 @@ async fn look_at_all(
     // From here on a repository's documents are there until its last image was looked at.
     drop(documents);
     let kept = &AtomicUsize::new(0);
-    let looked = groups.into_iter().map(|group| look_at(config, ends, detail, group, targets, kept));
+    let looked = groups.into_iter().map(|group| look_at(config, ends, group, targets, kept));
     let looked = futures_util::stream::iter(looked).buffered(ASKED_AT_ONCE).collect::<Vec<_>>().await;
     let mut images: Vec<(usize, Surveyed)> = looked.into_iter().flatten().collect();
     images.sort_by_key(|(number, _)| *number);
@@ -301,7 +300,6 @@ async fn look_at_all(
 async fn look_at(
     config: &Config,
     ends: &Ends,
-    detail: Detail,
     group: Group,
     targets: &Targets,
     kept: &AtomicUsize,
@@ -316,6 +314,8 @@ async fn look_at(
     };
     let named = named.map_err(|error| error.to_string());
     let mut surveyed = Vec::with_capacity(images.len());
+    // Of what has to be made, for all targets: it is kept until then, and without what else was read of the repository.
+    let mut own: Option<Arc<Documents>> = None;
     for (number, wanted, owner) in images {
         let target = target(&wanted);
         let was = target.as_ref().ok().and_then(Option::as_ref).map(|named| named.digest.clone());
@@ -335,7 +335,8 @@ async fn look_at(
             Decision::Make(digest) => {
                 let candidate =
                     Candidate { config, ends, wanted: &wanted, was: was.as_ref(), source: &digest };
-                candidate.making(&documents, detail).await.unwrap_or_else(refused)
+                let own = own.get_or_insert_with(|| Arc::new(documents.only(&digest)));
+                candidate.making(own, kept).await.unwrap_or_else(refused)
             }
         };
         surveyed.push((number, Surveyed { wanted, was, found }));
@@ -389,25 +390,20 @@ impl Candidate<'_> {
         gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
     }
 
-    /// What an image is made of that passes filters.
-    async fn making(&self, documents: &Arc<Documents>, detail: Detail) -> Result<Found, Error> {
+    /// What an image is made of that passes filters. It is read before anything is done, and not again when that is.
+    async fn making(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
         let Self { ends, wanted, source, .. } = self;
-        let made_of = MadeOf::wanted(self.mirror(), source);
-        let mut making = Making { source: (*source).clone(), made_of, manifests: 0, blobs: Vec::new() };
-        if detail == Detail::Price {
-            let store =
-                MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
-            if self.mirror().signatures == SignaturePolicy::Refuse {
-                refuse_signed(&store, &wanted.source.to_string(), source).await?;
-            }
-            let output = MirrorOutput::new(ends, &wanted.target, None, None);
-            let plan =
-                CopyPlan { signatures: SignaturePolicy::Drop, ..copy_plan(self.mirror(), ends.parallel) };
-            let gathered = gather(&store, &output, &plan).await?;
-            making.manifests = gathered.manifests();
-            making.blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        let store = ends.source.source(&wanted.source, source, Arc::clone(documents));
+        let store = store.store().ok_or(Error::NoSourceManifest)?;
+        if self.mirror().signatures == SignaturePolicy::Refuse {
+            // It will be another manifest in any case, so that nothing need be moved to know.
+            refuse_signed(store, &wanted.source.to_string(), source).await?;
         }
-        Ok(Found::MadeOfOther(Box::new(making)))
+        let output = MirrorOutput::new(ends, &wanted.target, None, None);
+        let parts = Parts::of(store, self.mirror(), &output).await?;
+        let fits = fits(kept, documents.size());
+        let documents = if fits { Arc::clone(documents) } else { Arc::default() };
+        Ok(Found::MadeOfOther(Box::new(Making { source: (*source).clone(), parts, documents })))
     }
 
     async fn look(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {

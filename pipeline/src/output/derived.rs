@@ -26,7 +26,7 @@ impl DerivedOutput {
             manifest: Some(manifest.bytes),
             manifest_digest: Some(manifest.digest),
             manifest_media_type: Some(manifest.media_type),
-            destination: String::new(),
+            ..Receipt::default()
         }
     }
 }

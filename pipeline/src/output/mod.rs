@@ -118,6 +118,9 @@ pub struct Receipt {
     /// The manifest itself.
     #[serde(skip)]
     pub manifest: Option<bytes::Bytes>,
+    /// Bytes of its config, where they had to go there by themselves.
+    #[serde(skip)]
+    pub config_moved: Option<u64>,
     /// What is there now, for people.
     pub destination: String,
 }

@@ -159,6 +159,7 @@ impl RegistryOutput {
             manifest_media_type: Some(media_type),
             manifest_size: Some(size),
             destination: format!("registry://{reference}"),
+            ..Receipt::default()
         })
     }
 }
@@ -220,9 +221,10 @@ impl ImageOutput for RegistryOutput {
         self.refuse_other(&digest)?;
         let config = &finished.config;
         let config_digest = Digest::sha256(config);
-        if self.repository.blob_head(&config_digest).await? != Some(config.len() as u64) {
+        let size = config.len() as u64;
+        let is_there = self.repository.blob_head(&config_digest).await? == Some(size);
+        if !is_there {
             let blob = MemoryBlob::new(config.clone());
-            let size = config.len() as u64;
             self.repository.upload_blob(&blob, &config_digest, size, None, &ByteCount::default()).await?;
         }
         if self.confirm {
@@ -231,7 +233,8 @@ impl ImageOutput for RegistryOutput {
         if let Some(permit) = finished.permit {
             permit.check().await?;
         }
-        self.put(FinalManifest { bytes, media_type, digest }).await
+        let receipt = self.put(FinalManifest { bytes, media_type, digest }).await?;
+        Ok(Receipt { config_moved: (!is_there).then_some(size), ..receipt })
     }
 
     fn entry(&self, digest: &Digest) -> Option<Arc<dyn ImageOutput>> {

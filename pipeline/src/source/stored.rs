@@ -13,7 +13,7 @@ use crate::manifest::{
     self, Descriptor, Family, ImageManifest, Index, MAX_DOCUMENT, ParsedManifest, media_type,
 };
 use crate::platform::{self, PlatformChoice};
-use crate::reference::{ManifestRef, Tag};
+use crate::reference::{ManifestRef, Reference, Tag};
 use crate::registry::{FetchedManifest, Repository};
 use crate::schema1::Schema1Manifest;
 
@@ -43,6 +43,12 @@ pub trait Store: Send + Sync {
     /// The repository that layers can be mounted from.
     fn origin(&self) -> Option<Repository> {
         None
+    }
+
+    /// The repository of a registry that all of it comes from, whether that can be asked or not.
+    fn repository(&self) -> Option<Reference> {
+        let origin = self.origin()?;
+        format!("{}/{}", origin.host(), origin.name()).parse().ok()
     }
 
     /// What the manifest that the source was named for is asked by, in a registry.

@@ -80,7 +80,7 @@ pub fn whole_result(done: &Done) -> ImageResult {
     match done {
         Done::Image(outcome, attached) => with_attached(image_result(outcome), attached),
         Done::Index(index, done) => {
-            let DoneIndex { receipt, images, dropped, retargeted, attached, summary } = done.as_ref();
+            let DoneIndex { receipt, images, dropped, retargeted, attached, summary, .. } = done.as_ref();
             let stale = |all: &[StaleAttestation]| all.iter().map(stale_attestation).collect();
             let index_result = v1::IndexResult {
                 image_count: count(images.len()),
@@ -122,7 +122,7 @@ pub fn attached(result: &ImageResult) -> Result<Attached, WireError> {
         "" => None,
         text => Some(digest(text)?),
     };
-    Ok(Attached { kept, provenance })
+    Ok(Attached { kept, provenance, ..Attached::default() })
 }
 
 /// A signature that was kept.
@@ -162,6 +162,7 @@ pub fn verified_statement(stated: &Stated, verified: Verified) -> v1::VerifiedSt
         source: source.unwrap_or_default(),
         source_digest: recipe.manifest.digest.to_string(),
         filters: recipe.filters.clone(),
+        platforms: recipe.platforms.iter().map(ToString::to_string).collect(),
         made_by: Some(versions(made_by)),
         verdict: match verified.verdict {
             Verdict::Same => v1::Verdict::Same,

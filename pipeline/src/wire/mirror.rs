@@ -52,8 +52,10 @@ pub fn image(index: usize, action: &Action, outcome: Option<&Outcome>) -> Mirror
             made,
             attestations_dropped,
             signatures_kept,
+            provenance,
         }) => {
             image.made = digest_text(made.as_ref());
+            image.provenance = digest_text(provenance.as_ref());
             image.attestations_dropped = *attestations_dropped as u64;
             image.signatures_kept = *signatures_kept as u64;
             image.blobs = *blobs as u64;
@@ -98,6 +100,7 @@ pub fn of_image(image: MirrorImage) -> Result<(Action, Option<Outcome>), WireErr
             made: digest(&image.made)?,
             attestations_dropped: number(image.attestations_dropped),
             signatures_kept: number(image.signatures_kept),
+            provenance: digest(&image.provenance)?,
         }),
         MirrorOutcome::Deleted => Some(Outcome::Deleted),
         MirrorOutcome::Refused => Some(Outcome::Refused(problem)),
@@ -128,9 +131,10 @@ pub fn result(plan: &Plan, report: Option<&Report>) -> MirrorResult {
         done: report.map_or(0, Report::done) as u64,
         failed: report.map_or(impossible, Report::failed) as u64,
         images: plan.actions.len() as u64,
-        bytes_fetched: report.map_or(0, |report| report.bytes_fetched),
-        bytes_uploaded: report.map_or(0, |report| report.bytes_uploaded),
-        blobs_mounted: report.map_or(0, |report| report.mounted),
+        bytes_fetched: report.map_or(0, |report| report.moved.bytes_fetched),
+        bytes_uploaded: report.map_or(0, |report| report.moved.bytes_uploaded),
+        blobs_mounted: report.map_or(0, |report| report.moved.mounted as u64),
+        moved: report.map(|report| price(&report.moved)),
         price: Some(price(&plan.price)),
         dry_run: report.is_none(),
     }
@@ -142,9 +146,9 @@ pub fn progress(counts: Counts) -> Option<MirrorProgress> {
         images: counts.images,
         images_done: counts.done,
         images_failed: counts.failed,
-        bytes_fetched: counts.bytes_fetched,
-        bytes_uploaded: counts.bytes_uploaded,
-        blobs_mounted: counts.mounted,
+        bytes_fetched: counts.moved.bytes_fetched,
+        bytes_uploaded: counts.moved.bytes_uploaded,
+        blobs_mounted: counts.moved.mounted as u64,
     })
 }
 
@@ -154,9 +158,12 @@ pub fn of_progress(told: &MirrorProgress) -> Counts {
         images: told.images,
         done: told.images_done,
         failed: told.images_failed,
-        bytes_fetched: told.bytes_fetched,
-        bytes_uploaded: told.bytes_uploaded,
-        mounted: told.blobs_mounted,
+        moved: Price {
+            bytes_fetched: told.bytes_fetched,
+            bytes_uploaded: told.bytes_uploaded,
+            mounted: number(told.blobs_mounted),
+            ..Price::default()
+        },
     }
 }
 
@@ -168,13 +175,16 @@ pub fn of_result(
 ) -> (Plan, Report) {
     let (actions, outcomes): (Vec<_>, Vec<_>) = images.into_iter().unzip();
     let price = result.price.as_ref().map(of_price).unwrap_or_default();
-    let report = Report {
-        outcomes: outcomes.into_iter().map(Option::unwrap_or_default).collect(),
+    // All that an earlier coordinator says of it.
+    let told = || Price {
         bytes_fetched: result.bytes_fetched,
         bytes_uploaded: result.bytes_uploaded,
-        mounted: result.blobs_mounted,
-        elapsed,
+        mounted: number(result.blobs_mounted),
+        ..Price::default()
     };
+    let moved = result.moved.as_ref().map_or_else(told, of_price);
+    let outcomes = outcomes.into_iter().map(Option::unwrap_or_default).collect();
+    let report = Report { outcomes, moved, elapsed };
     (Plan { actions, price, ..Plan::default() }, report)
 }
 
@@ -257,6 +267,7 @@ mod tests {
                 made: Some(Digest::sha256(b"made")),
                 attestations_dropped: 4,
                 signatures_kept: 5,
+                provenance: Some(Digest::sha256(b"provenance")),
             }),
             Some(Outcome::Deleted),
             Some(Outcome::Refused("no".to_owned())),

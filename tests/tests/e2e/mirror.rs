@@ -110,6 +110,9 @@ fn tags_are_chosen_and_go_to_two_registries_with_one_download_of_each_blob() {
     assert_eq!(price["fetch"]["bytes"], done["bytes"]["fetched"]);
     assert_eq!(price["upload"]["bytes"], done["bytes"]["uploaded"]);
     assert_eq!(price["mount"]["blobs"], done["blobs_mounted"]);
+    for what in ["fetch", "upload", "mount", "filter", "manifests"] {
+        assert_eq!(price[what], done["moved"][what], "{what}: {plan} {done}");
+    }
     assert_eq!((&done["done"], &done["failed"]), (&json!(16), &json!(0)), "{done}");
 }
 

@@ -54,8 +54,9 @@ fn every_layer_passes_once_and_a_warm_run_asks_once_at_each_end() {
     let plan = run("", &["--dry-run"]);
     assert_eq!(near.count("GET", "*/blobs/*"), 0, "{}", near.story());
     assert_eq!(plan["actions"][0]["filtered"], true, "{plan}");
-    // Of three images one layer that all share, two more of each, and a config of each.
-    assert_eq!(plan["price"]["filter"]["blobs"], 1 + 3 * 3, "{plan}");
+    // Of three images one layer that all share, and two more of each; of each target's images a config, which passes no filters.
+    assert_eq!(plan["price"]["filter"]["blobs"], 1 + 3 * 2, "{plan}");
+    assert_eq!(plan["price"]["fetch"]["blobs"], 1 + 3 * 2 + 3 * 3, "{plan}");
     let text = mirror(directory.path(), &config(""), &["--dry-run"]).ok().text();
     assert!(text.contains(" through its filters\n") && text.contains(" of them through filters"), "{text}");
     near.forget();
@@ -264,7 +265,11 @@ fn what_a_file_says_of_filters_is_checked_with_its_place() {
     error("    filters: ['grep:x']\n", &["line 4, column 15", "grep"]);
     error("    filters: ['search:pattern=x']\n", &["line 4, column 15", "changes nothing"]);
     error("    filters: ['exclude:patern=x']\n", &["line 4, column 15", "patern"]);
-    error("    filters: [normalize-timestamps]\n    referrers: true\n", &["line 2", "referrers"]);
+    let sparse = "    filters: [normalize-timestamps]\n    platforms: [linux/amd64]\n    sparse: true\n";
+    error(
+        sparse,
+        &["line 6, column 13", "sparse keeps an index", "can only name images that have passed them"],
+    );
     // It would be another one each time.
     let registry = Registry::start();
     registry.push(&image(1), "app", "1");

@@ -24,12 +24,12 @@ fn process(source: &str, destination: &str, more: &[&str]) -> Run {
     occyctl([&run[..], more].concat())
 }
 
-fn verify(image: &str, more: &[&str]) -> Run {
+pub(crate) fn verify(image: &str, more: &[&str]) -> Run {
     occyctl([&["verify", image, "--output-format", "json"][..], more].concat())
 }
 
 /// The one statement about a manifest, as bytes, with its artifact.
-fn statement(registry: &Conforming, name: &str, subject: &str) -> (Value, Vec<u8>) {
+pub(crate) fn statement(registry: &Conforming, name: &str, subject: &str) -> (Value, Vec<u8>) {
     let [artifact] = &registry.referrers(name, subject)[..] else { panic!("one referrer of {subject}") };
     let artifact = json_of(&registry.manifest(name, artifact).expect("it").1);
     let layer = artifact["layers"][0]["digest"].as_str().expect("a layer");
@@ -38,7 +38,7 @@ fn statement(registry: &Conforming, name: &str, subject: &str) -> (Value, Vec<u8
 }
 
 /// Puts another statement in the place of the one about a manifest, in the same clothes.
-fn forge(registry: &Conforming, name: &str, subject: &str, edit: impl Fn(&mut Value)) {
+pub(crate) fn forge(registry: &Conforming, name: &str, subject: &str, edit: impl Fn(&mut Value)) {
     let (mut artifact, statement) = statement(registry, name, subject);
     for old in registry.referrers(name, subject) {
         registry.delete_manifest(name, &old);

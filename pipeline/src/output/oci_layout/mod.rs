@@ -143,6 +143,7 @@ impl LayoutOutput {
             manifest_media_type: Some(manifest.media_type.clone()),
             manifest_size: Some(manifest.bytes.len() as u64),
             destination: self.destination(),
+            ..Receipt::default()
         };
         let entry = match self.entry {
             Entry::Known(_) | Entry::ToBe => None,
