@@ -221,7 +221,9 @@ impl Line {
         }
         if let Some((limit, time)) = self.limits.quota.filter(|_| self.share.left == 0) {
             return Some(match (&self.share, self.share.drawing) {
-                (Share { is_used_up: true, ends: Some((_, ends)), .. }, _) => Obstacle::Quota(limit, time, *ends),
+                (Share { is_used_up: true, ends: Some((_, ends)), .. }, _) => {
+                    Obstacle::Quota(limit, time, *ends)
+                }
                 (_, Drawing::Again(again)) => Obstacle::Draw(limit, time, Some(again)),
                 (_, Drawing::No | Drawing::Now) => Obstacle::Draw(limit, time, None),
             });
@@ -531,7 +533,8 @@ mod tests {
             let (limit, time) = want.quota;
             let quota = Quota { name: want.line.to_string(), limit, time };
             let began = Timestamp::from_second(1000).unwrap();
-            let drawn = self.0[want.line as usize].draw(&quota, want.count, began + now.duration_since(self.1));
+            let drawn =
+                self.0[want.line as usize].draw(&quota, want.count, began + now.duration_since(self.1));
             (drawn, self.1 + Duration::try_from(drawn.ends.duration_since(began)).unwrap())
         }
 

@@ -166,9 +166,10 @@ impl Budgets {
     fn wants(&self) -> Vec<(Account, Want)> {
         let now = Instant::now();
         let mut state = self.lock();
-        let wanted = state.ledgers.iter_mut().flat_map(|(whose, ledger)| {
-            ledger.wants(now).into_iter().map(|want| (whose.clone(), want))
-        });
+        let wanted = state
+            .ledgers
+            .iter_mut()
+            .flat_map(|(whose, ledger)| ledger.wants(now).into_iter().map(|want| (whose.clone(), want)));
         wanted.collect()
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use occy_proto::v1::job_event::Event;
-use occy_proto::v1::{ImageResult, Job, JobError, JobEvent, JobState, LayerState, LayerStatus, PipelineSpec};
+use occy_proto::v1::{Job, JobError, JobEvent, JobState, LayerState, LayerStatus, PipelineSpec};
 
 use super::layers::{LayerResult, LayerTurn, SeenLayer, Sharer};
 use super::{Applied, Claim, Engine, Limits, Submission, Submitted, Written};
@@ -259,7 +259,7 @@ pub(super) async fn a_job_whose_owner_is_gone_is_queued_again(place: &impl Place
     assert_eq!(engine.get(&first.id).await.unwrap().unwrap().state(), JobState::Queued);
     let owner = claim(&*engine, &first.id).await;
     engine.change(&owner, finalize, None).await.unwrap();
-    let succeed = vec![Change::Succeed(ImageResult::default())];
+    let succeed = vec![Change::Succeed(Box::default())];
     assert!(matches!(engine.change(&owner, succeed, None).await.unwrap(), Applied::Done(_)));
     assert!(!engine.holds(&owner).await.unwrap(), "what has ended has no owner");
     let states: Vec<_> = events(&*engine, &first.id)

@@ -58,7 +58,8 @@ pub(crate) struct QuotaRecord {
 impl QuotaRecord {
     /// Draws what there is, at that moment.
     pub(crate) fn draw(&mut self, quota: &Quota, wanted: u64, now: Timestamp) -> Drawn {
-        let longest = now.as_millisecond().saturating_add(i64::try_from(quota.time.as_millis()).unwrap_or(i64::MAX));
+        let longest =
+            now.as_millisecond().saturating_add(i64::try_from(quota.time.as_millis()).unwrap_or(i64::MAX));
         if self.has_ended(now) {
             *self = Self { ends: longest, drawn: 0 };
         }
@@ -109,7 +110,8 @@ pub(super) mod contract {
         let engine = place.open(LIMITS).await;
         let quota = |name: &str| Quota { name: name.to_owned(), limit: 10, time: Duration::from_secs(3600) };
         let (one, other) = (quota("one \u{fc}\n"), quota("other"));
-        let (first, second, third) = tokio::join!(engine.draw(&one, 3), engine.draw(&one, 3), engine.draw(&one, 3));
+        let (first, second, third) =
+            tokio::join!(engine.draw(&one, 3), engine.draw(&one, 3), engine.draw(&one, 3));
         let drawn = [first, second, third].map(Result::unwrap);
         assert_eq!(drawn.map(|drawn| drawn.count), [3; 3]);
         assert!(drawn.iter().all(|each| each.ends == drawn[0].ends), "{drawn:?}");

@@ -85,7 +85,7 @@ pub async fn run(
         mirror: Some(wire::mirror::result(&plan, report.as_ref())),
         ..ImageResult::default()
     };
-    attempt.apply(vec![Change::Finalize, Change::Succeed(result)], None).await
+    attempt.apply(vec![Change::Finalize, Change::Succeed(Box::new(result))], None).await
 }
 
 /// The right to change tags, which ends with the claim, and which one job at a time has of each.

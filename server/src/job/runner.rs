@@ -529,7 +529,9 @@ impl Jobs {
             room -= pieces.iter().map(|piece| piece.text.len()).sum::<usize>();
             found.extend(pieces.into_iter().map(Change::Found));
         }
-        attempt.apply([found, vec![Change::Succeed(convert::whole_result(&done))]].concat(), None).await
+        attempt
+            .apply([found, vec![Change::Succeed(Box::new(convert::whole_result(&done)))]].concat(), None)
+            .await
     }
 }
 

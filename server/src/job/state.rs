@@ -47,7 +47,7 @@ pub enum Change {
     /// Images of a mirror are done.
     Mirrored(MirrorImages),
     /// The image is at its destination.
-    Succeed(ImageResult),
+    Succeed(Box<ImageResult>),
     /// It is not, and will not be.
     Fail(JobError),
     /// Nobody wants it any more.
@@ -122,9 +122,9 @@ pub fn apply(job: &mut Job, change: Change, now: Timestamp) -> Result<Event, Ref
         (Running, Change::Mirrored(images)) => Event::MirrorImages(images),
         (Finalizing, Change::Found(output)) => Event::FilterOutput(output),
         (Finalizing, Change::Succeed(result)) => {
-            job.result = Some(result.clone());
+            job.result = Some(ImageResult::clone(&result));
             job.set_state(Succeeded);
-            changed(Succeeded, Some(result), None)
+            changed(Succeeded, Some(*result), None)
         }
         (Queued | Running | Finalizing, Change::Fail(error)) => {
             job.error = Some(error.clone());
@@ -177,7 +177,7 @@ mod tests {
             3 => Just(Change::Finalize),
             1 => Just(Change::Found(FilterOutput::default())),
             1 => Just(Change::Mirrored(MirrorImages::default())),
-            1 => Just(Change::Succeed(ImageResult::default())),
+            1 => Just(Change::Succeed(Box::default())),
             1 => Just(Change::Fail(JobError::default())),
             1 => Just(Change::Cancel),
             1 => Just(Change::Requeue),

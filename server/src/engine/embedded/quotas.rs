@@ -31,7 +31,8 @@ fn change<T>(
     let write = database.begin_write().during("write")?;
     let (changed, is_new) = {
         let mut quotas = write.open_table(QUOTAS).during("write")?;
-        let found: Option<QuotaRecord> = quotas.get(name).during("read")?.map(|record| decode(record.value()));
+        let found: Option<QuotaRecord> =
+            quotas.get(name).during("read")?.map(|record| decode(record.value()));
         let mut record = found.clone().unwrap_or_default();
         let changed = change(&mut record);
         let is_new = found.unwrap_or_default() != record;
