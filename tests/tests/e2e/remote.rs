@@ -445,8 +445,6 @@ fn what_only_this_process_could_do_is_refused_by_name() {
             through(&stage.coordinator, &arguments).fails(2).says(&[flag, "coordinator"]);
         }
     }
-    let verify = ["verify", &source, "--source", &tar_uri(&stage.at("in.tar"))];
-    through(&stage.coordinator, &verify).fails(2).says(&["verify", "--coordinator", "layouts", "in.tar"]);
     for command in [&["workers"][..], &["job", "list"], &["job", "watch", "x"]] {
         locally(command).fails(2).says(&["--coordinator", "OCCYSTRAP_COORDINATOR"]);
     }
