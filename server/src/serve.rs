@@ -46,6 +46,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// How often a connection that is silent is asked whether it still is there, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long the engine may take for what is put back there at the end of a drain.
+const CLOSE: Duration = Duration::from_secs(1);
 
 /// Runs the coordinator until `stop`, then drains it. `listening` hears the address.
 pub async fn serve(
@@ -147,13 +149,16 @@ pub async fn serve(
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         draining.send_replace(true);
         jobs.drain(patience).await;
-        fleet.budgets().put_back(jobs.engine()).await;
         fleet.close();
+        let budgets = fleet.budgets().close(jobs.engine());
+        if tokio::time::timeout(CLOSE, budgets).await.is_err() {
+            tracing::warn!("the engine does not answer: what was left of quotas is lost");
+        }
         Ok(())
     };
     let cut = async {
         begun(draining.subscribe()).await;
-        tokio::time::sleep(patience + Duration::from_secs(1)).await;
+        tokio::time::sleep(patience + CLOSE * 2).await;
     };
     tokio::select! {
         result = async { tokio::try_join!(served, drained) } => result.map(|_| ()).context("failed to serve"),

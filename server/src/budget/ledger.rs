@@ -2,8 +2,9 @@
 //!
 //! A request passes every *line* that its action belongs to: the registry's, and that of reading, of reading manifests, or of writing.
 //! A line has a rate, a number at once, and a quota, each where it is configured; the registry's line has the rate at which it was
-//! found to refuse, too. Of a quota it has what was drawn for it, and says how much more it wants. Of those who wait, the one with the fewest requests under way is next, and of these the one whose last turn was
-//! longer ago: so who asks for much takes turns with who asks for little, and nobody waits for ever.
+//! found to refuse, too. Of a quota it has what was drawn for it, and says how much more it wants. Of those who wait, the one with the
+//! fewest requests under way is next, and of these the one whose last turn was longer ago: so who asks for much takes turns with who asks
+//! for little, and nobody waits for ever.
 //!
 //! Whoever begins and ends, in whatever order: at any time no more is under way than any line allows, and over any time no more has
 //! begun than its rate and its quota allow. The tests try that.
@@ -11,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use occy_pipeline::registry::{Action, Answer, RateLimit, Rhythm};
 use tokio::time::Instant;
 
@@ -23,8 +23,9 @@ const BURST: f64 = 0.1;
 const SHORT: Duration = Duration::from_secs(60);
 /// No pause is believed that is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// At most this part of a quota is drawn at once, and one request at least: so much is lost with a coordinator that is killed.
-const DRAWN_AT_ONCE: u64 = 20;
+/// At most this part of a quota is drawn before it begins, and one request at least: so much is lost with a coordinator that is killed,
+/// and kept from others by one whose requests wait for something else.
+const DRAWN_AHEAD: u64 = 20;
 /// When a quota is drawn from again that could not be.
 const DRAWN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -113,11 +114,21 @@ struct Line {
 struct Share {
     /// Requests that were drawn and have not begun.
     left: u64,
-    /// When their time ends, as the engine has it, and here.
-    ends: Option<(Timestamp, Instant)>,
+    /// Their time.
+    time: Option<Time>,
     /// In that time there are no more.
     is_used_up: bool,
+    /// So many requests that are under way may have begun before that time, as far as is known.
+    earlier: usize,
     drawing: Drawing,
+}
+
+/// A time of a quota, as its engine has it.
+#[derive(Clone, Copy, Debug)]
+struct Time {
+    drawn: Drawn,
+    /// When it ends by this process's clock.
+    ends: Instant,
 }
 
 /// Whether more of a quota is being drawn.
@@ -211,7 +222,7 @@ impl Line {
             self.tokens = (self.tokens + passed * rate).min(self.burst());
         }
         self.at = now;
-        self.share.count(now);
+        self.share.count(now, self.open);
     }
 
     fn obstacle(&mut self, now: Instant) -> Option<Obstacle> {
@@ -221,7 +232,7 @@ impl Line {
         }
         if let Some((limit, time)) = self.limits.quota.filter(|_| self.share.left == 0) {
             return Some(match (&self.share, self.share.drawing) {
-                (Share { is_used_up: true, ends: Some((_, ends)), .. }, _) => {
+                (Share { is_used_up: true, time: Some(Time { ends, .. }), .. }, _) => {
                     Obstacle::Quota(limit, time, *ends)
                 }
                 (_, Drawing::Again(again)) => Obstacle::Draw(limit, time, Some(again)),
@@ -242,17 +253,29 @@ impl Line {
         self.share.left = self.share.left.saturating_sub(1);
     }
 
-    /// One that was begun was never sent.
-    fn refund(&mut self) {
-        self.tokens = (self.tokens + 1.0).min(self.burst());
-        self.share.left += u64::from(self.share.ends.is_some());
+    /// So many have ended, of which some were never sent.
+    fn end(&mut self, ended: usize, unused: usize, now: Instant) {
+        self.count(now);
+        self.tokens = (self.tokens + unused as f64).min(self.burst());
+        // Which of those that are under way have ended nobody says: what may have begun in an earlier time is none of this one's.
+        if self.share.time.is_some() && self.share.earlier == 0 {
+            self.share.left += unused as u64;
+        }
+        self.set_open(self.open - ended);
+    }
+
+    /// So many are under way.
+    fn set_open(&mut self, open: usize) {
+        // Those that are new here were begun elsewhere, nobody says when.
+        self.share.earlier = (self.share.earlier + open.saturating_sub(self.open)).min(open);
+        self.open = open;
     }
 }
 
 impl Share {
-    fn count(&mut self, now: Instant) {
-        if self.ends.is_some_and(|(_, ends)| ends <= now) {
-            (self.left, self.ends, self.is_used_up) = (0, None, false);
+    fn count(&mut self, now: Instant, open: usize) {
+        if self.time.is_some_and(|time| time.ends <= now) {
+            *self = Self { earlier: open, drawing: self.drawing, ..Self::default() };
         }
         if matches!(self.drawing, Drawing::Again(again) if again <= now) {
             self.drawing = Drawing::No;
@@ -324,16 +347,14 @@ impl Ledger {
     }
 
     /// So many of somebody's requests have ended, of which some were never sent.
-    pub fn end(&mut self, who: u64, action: Action, ended: usize, unused: usize) {
+    pub fn end(&mut self, who: u64, action: Action, ended: usize, unused: usize, now: Instant) {
         let Some(holder) = self.holders.get_mut(&who) else { return };
         let open = &mut holder.open[place(action)];
         // Whoever says more than it was given ends nobody else's.
         let ended = ended.min(*open);
         *open -= ended;
         for &name in lines(action) {
-            let line = &mut self.lines[name as usize];
-            line.open -= ended;
-            (0..unused.min(ended)).for_each(|_| line.refund());
+            self.lines[name as usize].end(ended, unused.min(ended), now);
         }
     }
 
@@ -344,7 +365,7 @@ impl Ledger {
         (holder.waiting[place(action)], holder.since[place(action)]) = (0, None);
         for &name in lines(action) {
             let line = &mut self.lines[name as usize];
-            line.open = line.open - before + open;
+            line.set_open(line.open - before + open);
         }
     }
 
@@ -396,7 +417,7 @@ impl Ledger {
             let Some(quota) = line.limits.quota else { continue };
             let its = ACTIONS.into_iter().filter(|&action| lines(action).contains(&name));
             let waiting: u64 = its.map(|action| waiting[place(action)]).sum();
-            let count = waiting.saturating_sub(line.share.left).min((quota.0 / DRAWN_AT_ONCE).max(1));
+            let count = waiting.min((quota.0 / DRAWN_AHEAD).max(1)).saturating_sub(line.share.left);
             if count > 0 && !line.share.is_used_up && matches!(line.share.drawing, Drawing::No) {
                 line.share.drawing = Drawing::Now;
                 wants.push(Want { line: name, quota, count });
@@ -407,21 +428,20 @@ impl Ledger {
 
     /// What was drawn of what a line wants, and when its time ends by this process's clock. None: it could not be drawn.
     pub fn drew(&mut self, want: Want, drawn: Option<(Drawn, Instant)>, now: Instant) {
-        let share = &mut self.lines[want.line as usize].share;
-        share.count(now);
-        let Some((Drawn { count, ends: time }, ends)) = drawn else {
+        let Line { share, open, .. } = &mut self.lines[want.line as usize];
+        let Some((drawn, ends)) = drawn else {
             share.drawing = Drawing::Again(now + DRAWN_AGAIN);
             return;
         };
         share.drawing = Drawing::No;
-        if share.ends.is_some_and(|(earlier, _)| earlier != time) {
+        if share.time.is_none_or(|time| time.drawn.began != drawn.began) {
             // What is left is of a time that has ended.
-            share.left = 0;
+            *share = Share { earlier: *open, ..Share::default() };
         }
-        share.left += count;
-        share.is_used_up = count < want.count;
-        share.ends = Some((time, ends));
-        share.count(now);
+        share.left += drawn.count;
+        share.is_used_up = drawn.count < want.count;
+        share.time = Some(Time { drawn, ends });
+        share.count(now, *open);
     }
 
     /// Takes away what was drawn and has not begun: nobody will begin it.
@@ -430,8 +450,8 @@ impl Ledger {
         for name in LINE_NAMES {
             let Line { share, limits, .. } = &mut self.lines[name as usize];
             let left = std::mem::take(&mut share.left);
-            if let (1.., Some((ends, _)), Some(quota)) = (left, share.ends, limits.quota) {
-                undrawn.push((name, quota, Drawn { count: left, ends }));
+            if let (1.., Some(Time { drawn, .. }), Some(quota)) = (left, share.time, limits.quota) {
+                undrawn.push((name, quota, Drawn { count: left, ..drawn }));
             }
         }
         undrawn
@@ -516,6 +536,7 @@ impl Ledger {
 mod tests {
     use std::collections::VecDeque;
 
+    use jiff::Timestamp;
     use proptest::prelude::*;
 
     use super::*;
@@ -600,8 +621,7 @@ mod tests {
             let limits = [all, manifest, pull, push];
             let mut records = Records::new(start);
             let mut ledger = Ledger::new("registry", limits, start);
-            let (mut now, mut open): (_, Vec<(u64, Action)>) = (start, Vec::new());
-            let mut unsent = 0;
+            let (mut now, mut open): (_, Vec<(u64, Action, Instant)>) = (start, Vec::new());
             // Of each line: when what was sent began.
             let mut sent: [VecDeque<Instant>; LINES] = Default::default();
             for (number, (pause, event)) in events.into_iter().enumerate() {
@@ -610,18 +630,16 @@ mod tests {
                     Event::Ask(who, count) => ledger.ask(who, ACTIONS[number % 3], count, now),
                     Event::Withdraw(who) => ledger.withdraw(who, ACTIONS[number % 3], 2),
                     Event::End(at, unused) if at < open.len() => {
-                        let (who, action) = open.remove(at);
-                        ledger.end(who, action, 1, usize::from(unused));
-                        if unused {
-                            unsent += 1;
-                            for &name in lines(action) {
-                                sent[name as usize].pop_back();
-                            }
+                        let (who, action, began) = open.remove(at);
+                        ledger.end(who, action, 1, usize::from(unused), now);
+                        for &name in lines(action).iter().filter(|_| unused) {
+                            let its = sent[name as usize].iter().position(|at| *at == began);
+                            sent[name as usize].remove(its.expect("it has begun"));
                         }
                     }
                     Event::Leave(who) => {
                         ledger.leave(who);
-                        open.retain(|(whose, _)| *whose != who);
+                        open.retain(|(whose, ..)| *whose != who);
                     }
                     Event::Refuse(action, pause) => {
                         ledger.refused(ACTIONS[action], now, pause.map(Duration::from_secs), now);
@@ -631,19 +649,18 @@ mod tests {
                 let (begun, next) = records.begin(&mut ledger, now);
                 prop_assert!(next.is_none_or(|next| next > now));
                 for (who, action) in begun {
-                    open.push((who, action));
+                    open.push((who, action, now));
                     lines(action).iter().for_each(|&name| sent[name as usize].push_back(now));
                 }
                 for (line, limits) in limits.iter().enumerate() {
                     let is_its = |action: &Action| lines(*action).iter().any(|&name| name as usize == line);
-                    let at_once = open.iter().filter(|(_, action)| is_its(action)).count();
+                    let at_once = open.iter().filter(|(_, action, _)| is_its(action)).count();
                     prop_assert!(limits.concurrency.is_none_or(|limit| at_once <= limit));
-                    if let Some((limit, time)) = limits.quota {
-                        let ends = records.0[line].ends();
-                        let began = ends - time;
+                    if let Some((limit, _)) = limits.quota {
+                        let began = records.0[line].began();
                         let at = |sent: &&Instant| Timestamp::from_second(1000).unwrap() + sent.duration_since(start) >= began;
                         let in_time = sent[line].iter().filter(at).count();
-                        prop_assert!(in_time as u64 <= limit + unsent, "{in_time} of {limit}");
+                        prop_assert!(in_time as u64 <= limit, "{in_time} of {limit}");
                     }
                     if let Some(rate) = limits.rate {
                         for (place, from) in sent[line].iter().enumerate() {
@@ -669,7 +686,7 @@ mod tests {
             for _ in 0..=others + concurrency as u64 {
                 now += Duration::from_millis(1);
                 let (who, action) = open.pop_front().expect("something is under way");
-                ledger.end(who, action, 1, 0);
+                ledger.end(who, action, 1, 0, now);
                 open.extend(ledger.begin(now).0);
                 if open.iter().any(|(who, _)| *who == 0) {
                     return Ok(());
@@ -691,11 +708,31 @@ mod tests {
         let (begun, next) = records.begin(&mut ledger, start);
         assert_eq!((begun.len(), next), (4, Some(start + Duration::from_secs(60))));
         // Of these, one was never sent.
-        ledger.end(1, Action::Manifest, 2, 1);
+        ledger.end(1, Action::Manifest, 2, 1, start);
         assert_eq!(records.begin(&mut ledger, start).0, [(1, Action::Manifest)]);
         let waits = ledger.waits(1, start, start).unwrap().describe(start);
         assert!(waits.contains("3 requests in 60 s are used up"), "{waits}");
-        assert_eq!(records.begin(&mut ledger, start + Duration::from_secs(60)).0.len(), 1);
+        let later = start + Duration::from_secs(60);
+        assert_eq!(records.begin(&mut ledger, later).0.len(), 1);
+        // What was never sent of the earlier time leaves nothing for the later one.
+        ledger.ask(1, Action::Manifest, 5, later);
+        assert_eq!(records.begin(&mut ledger, later).0.len(), 2);
+        ledger.end(1, Action::Manifest, 2, 2, later);
+        assert_eq!(records.begin(&mut ledger, later).0, []);
+    }
+
+    #[test]
+    fn who_waits_for_something_else_keeps_no_more_of_a_quota_than_a_part() {
+        let now = Instant::now();
+        let quota = Limits { quota: Some((100, Duration::from_secs(60))), ..Limits::default() };
+        let slow = Limits { concurrency: Some(1), ..Limits::default() };
+        let mut records = Records::new(now);
+        let [mut one, mut other] = [(); 2]
+            .map(|()| Ledger::new("registry", [quota, Limits::default(), slow, Limits::default()], now));
+        one.ask(1, Action::Pull, 200, now);
+        assert_eq!(records.begin(&mut one, now).0.len(), 1);
+        other.ask(1, Action::Push, 200, now);
+        assert_eq!(records.begin(&mut other, now).0.len(), 94, "5 are kept by the one, and 1 has begun");
     }
 
     #[test]

@@ -75,6 +75,8 @@ struct State {
     free: HashSet<(u64, Purpose)>,
     /// Of workers that have come back: what they have said what they have of.
     returned: HashMap<u64, HashSet<Purpose>>,
+    /// Nothing more is drawn from quotas.
+    is_closed: bool,
 }
 
 /// What is limited, for whoever watches.
@@ -102,6 +104,7 @@ impl Budgets {
             untold: HashMap::new(),
             free: HashSet::new(),
             returned: HashMap::new(),
+            is_closed: false,
         };
         Self(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), metrics }))
     }
@@ -146,10 +149,11 @@ impl Budgets {
         }
     }
 
-    /// Puts back what was drawn from quotas and has not begun, when nothing more begins here.
-    pub async fn put_back(&self, quotas: &dyn Quotas) {
+    /// Draws nothing more from quotas, and puts back what was drawn and has not begun.
+    pub async fn close(&self, quotas: &dyn Quotas) {
         let undrawn: Vec<_> = {
             let mut state = self.lock();
+            state.is_closed = true;
             let each = state.ledgers.iter_mut().flat_map(|(whose, ledger)| {
                 ledger.undraw().into_iter().map(|(line, quota, drawn)| (named(whose, line, quota), drawn))
             });
@@ -166,6 +170,9 @@ impl Budgets {
     fn wants(&self) -> Vec<(Account, Want)> {
         let now = Instant::now();
         let mut state = self.lock();
+        if state.is_closed {
+            return Vec::new();
+        }
         let wanted = state
             .ledgers
             .iter_mut()
@@ -242,7 +249,7 @@ impl Budgets {
         if let Some(open) = told.open {
             ledger.reset(worker, action, open as usize);
         }
-        ledger.end(worker, action, told.ended as usize, told.unused as usize);
+        ledger.end(worker, action, told.ended as usize, told.unused as usize, now);
         ledger.taken(told.taken as usize, now);
         let duration = |time: prost_types::Duration| Duration::try_from(time).ok();
         for refusal in &told.refusals {
@@ -307,7 +314,7 @@ impl Budgets {
         let budgets = self.clone();
         Permit::new(move || {
             let now = Instant::now();
-            budgets.lock().ledger(&purpose, now).end(HERE, purpose.action, 1, 0);
+            budgets.lock().ledger(&purpose, now).end(HERE, purpose.action, 1, 0, now);
             budgets.0.changed.notify_one();
         })
     }
@@ -361,7 +368,7 @@ impl State {
                     match waiting.get_mut(&purpose).and_then(VecDeque::pop_front) {
                         Some((since, waiter)) => here.push((purpose, since, waiter)),
                         None => {
-                            ledger.end(HERE, action, 1, 1);
+                            ledger.end(HERE, action, 1, 1, now);
                             is_done = false;
                         }
                     }

@@ -53,7 +53,7 @@ macro_rules! contract {
 }
 pub(super) use contract;
 
-const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
+pub(super) const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
 
 fn submission(tenant: &str, source: &str, key: &str) -> Submission {
     Submission {

@@ -20,7 +20,8 @@ pub trait Quotas: Debug + Send + Sync {
     /// Draws so many requests, or as many as are left.
     async fn draw(&self, quota: &Quota, wanted: u64) -> Result<Drawn, EngineError>;
 
-    /// Puts back what was drawn and not begun. What was drawn in a time that has ended is not put back.
+    /// Puts back what was drawn and not begun, once at most: what fails may have been put back, or not, and is not to be tried again.
+    /// What was drawn in a time that has ended is not put back.
     async fn put_back(&self, quota: &Quota, drawn: Drawn) -> Result<(), EngineError>;
 }
 
@@ -40,7 +41,9 @@ pub struct Quota {
 pub struct Drawn {
     /// How many. Fewer than were wanted: there are none left.
     pub count: u64,
-    /// When the time ends for which they are.
+    /// When the time began for which they are: two times of a quota never began at once.
+    pub began: Timestamp,
+    /// When it ends, as whoever drew last has found it: clocks differ.
     pub ends: Timestamp,
 }
 
@@ -53,26 +56,30 @@ pub(crate) struct QuotaRecord {
     /// How many were drawn in it.
     #[prost(uint64, tag = "2")]
     drawn: u64,
+    /// When that time began, in milliseconds since 1970. 0: it is not known.
+    #[prost(int64, tag = "3")]
+    began: i64,
 }
 
 impl QuotaRecord {
     /// Draws what there is, at that moment.
     pub(crate) fn draw(&mut self, quota: &Quota, wanted: u64, now: Timestamp) -> Drawn {
-        let longest =
-            now.as_millisecond().saturating_add(i64::try_from(quota.time.as_millis()).unwrap_or(i64::MAX));
+        let began = now.as_millisecond();
+        let longest = began.saturating_add(i64::try_from(quota.time.as_millis()).unwrap_or(i64::MAX));
         if self.has_ended(now) {
-            *self = Self { ends: longest, drawn: 0 };
+            // Whoever began the last one may have a clock that is ahead.
+            *self = Self { ends: longest, drawn: 0, began: began.max(self.began + 1) };
         }
         // What was configured may have been longer.
         self.ends = self.ends.min(longest);
         let count = wanted.min(quota.limit.saturating_sub(self.drawn));
         self.drawn += count;
-        Drawn { count, ends: self.ends() }
+        Drawn { count, began: self.began(), ends: self.ends() }
     }
 
     /// Puts back what was drawn, if its time goes on.
     pub(super) fn put_back(&mut self, drawn: Drawn) {
-        if self.ends() == drawn.ends {
+        if self.began() == drawn.began {
             self.drawn = self.drawn.saturating_sub(drawn.count);
         }
     }
@@ -82,7 +89,11 @@ impl QuotaRecord {
         self.ends <= now.as_millisecond()
     }
 
-    pub(crate) fn ends(&self) -> Timestamp {
+    pub(crate) fn began(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.began).unwrap_or(Timestamp::MAX)
+    }
+
+    fn ends(&self) -> Timestamp {
         Timestamp::from_millisecond(self.ends).unwrap_or(Timestamp::MAX)
     }
 }
@@ -90,10 +101,7 @@ impl QuotaRecord {
 #[cfg(test)]
 pub(super) mod contract {
     use super::*;
-    use crate::engine::Limits;
-    use crate::engine::contract::Place;
-
-    const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
+    use crate::engine::contract::{LIMITS, Place};
 
     /// All of the contract's tests of quotas for a place.
     macro_rules! quotas_contract {
@@ -114,17 +122,22 @@ pub(super) mod contract {
             tokio::join!(engine.draw(&one, 3), engine.draw(&one, 3), engine.draw(&one, 3));
         let drawn = [first, second, third].map(Result::unwrap);
         assert_eq!(drawn.map(|drawn| drawn.count), [3; 3]);
-        assert!(drawn.iter().all(|each| each.ends == drawn[0].ends), "{drawn:?}");
+        assert!(drawn.iter().all(|each| each.began == drawn[0].began), "{drawn:?}");
         assert_eq!(engine.draw(&other, 11).await.unwrap().count, 10, "each has its own");
+
+        let short = Quota { time: Duration::from_millis(50), ..quota("short") };
+        assert_eq!(engine.draw(&short, 10).await.unwrap().count, 10);
+        tokio::time::sleep(short.time).await;
 
         let engine = place.replace(engine).await;
         let left = engine.draw(&one, 3).await.unwrap();
-        assert_eq!(left, Drawn { count: 1, ends: drawn[0].ends });
+        assert_eq!((left.count, left.began), (1, drawn[0].began));
         assert_eq!(engine.draw(&one, 3).await.unwrap().count, 0);
         engine.put_back(&one, Drawn { count: 2, ..drawn[0] }).await.unwrap();
-        let earlier = Drawn { count: 5, ends: Timestamp::UNIX_EPOCH };
+        let earlier = Drawn { count: 5, began: Timestamp::UNIX_EPOCH, ..drawn[0] };
         engine.put_back(&one, earlier).await.unwrap();
         assert_eq!(engine.draw(&one, 9).await.unwrap().count, 2);
+        assert_eq!(engine.draw(&short, 10).await.unwrap().count, 10, "its time has ended");
     }
 }
 
@@ -136,17 +149,37 @@ mod tests {
     fn a_time_begins_with_the_first_and_ends() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let quota = |limit, seconds| Quota { name: String::new(), limit, time: Duration::from_secs(seconds) };
+        let drawn = |count, began, ends| Drawn { count, began: at(began), ends: at(ends) };
         let mut record = QuotaRecord::default();
-        assert_eq!(record.draw(&quota(5, 60), 4, at(1000)), Drawn { count: 4, ends: at(1060) });
-        assert_eq!(record.draw(&quota(5, 60), 4, at(1059)), Drawn { count: 1, ends: at(1060) });
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1000)), drawn(4, 1000, 1060));
+        assert_eq!(record.draw(&quota(5, 60), 4, at(1059)), drawn(1, 1000, 1060));
         assert_eq!(record.draw(&quota(5, 60), 4, at(1059)).count, 0);
         // Another is configured: what was drawn counts, and no time is longer than it says.
-        assert_eq!(record.draw(&quota(6, 10), 4, at(1020)), Drawn { count: 1, ends: at(1030) });
+        assert_eq!(record.draw(&quota(6, 10), 4, at(1020)), drawn(1, 1000, 1030));
         assert_eq!(record.draw(&quota(3, 60), 4, at(1021)).count, 0);
         let next = record.draw(&quota(5, 60), 4, at(1030));
-        assert_eq!(next, Drawn { count: 4, ends: at(1090) });
-        record.put_back(Drawn { count: 4, ends: at(1060) });
+        assert_eq!(next, drawn(4, 1030, 1090));
+        record.put_back(drawn(4, 1000, 1060));
         record.put_back(Drawn { count: 2, ..next });
         assert_eq!(record.draw(&quota(5, 60), 4, at(1031)).count, 3);
+    }
+
+    #[test]
+    fn coordinators_whose_clocks_differ_draw_from_the_same_time() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let quota = Quota { name: String::new(), limit: 10, time: Duration::from_secs(60) };
+        let mut record = QuotaRecord::default();
+        let ahead = record.draw(&quota, 4, at(1003));
+        // By the clock of the other one it ends sooner.
+        let behind = record.draw(&quota, 4, at(1000));
+        assert_eq!((behind.began, behind.ends), (ahead.began, at(1060)));
+        record.put_back(Drawn { count: 3, ..ahead });
+        assert_eq!(record.draw(&quota, 9, at(1001)).count, 5);
+        // And what comes after it is another one, although that began by a clock that is behind.
+        let short = Quota { time: Duration::from_secs(1), ..quota };
+        let last = record.draw(&short, 9, at(1002));
+        assert_eq!((last.began, last.ends), (ahead.began, at(1003)));
+        let next = record.draw(&short, 9, at(1003));
+        assert!(next.began > ahead.began && next.count == 9, "{next:?}");
     }
 }

@@ -123,8 +123,7 @@ pub(super) mod contract {
     //! What every engine must do with schedules, as tests over a place.
 
     use super::*;
-    use crate::engine::Limits;
-    use crate::engine::contract::Place;
+    use crate::engine::contract::{LIMITS, Place};
 
     /// All of the tests for a place.
     macro_rules! schedules_contract {
@@ -146,8 +145,6 @@ pub(super) mod contract {
         };
     }
     pub(in crate::engine) use schedules_contract;
-
-    const LIMITS: Limits = Limits { active: 3, active_each: 3, kept: 4 };
 
     fn name(tenant: &str, id: &str) -> ScheduleName {
         ScheduleName { tenant: tenant.into(), id: id.to_owned() }

@@ -5,13 +5,14 @@
 use prost::Message as _;
 
 use super::connect::bucket;
-use super::{CONFLICTS, JetStream, JetStreamError, hash, patiently, unreachable};
+use super::{JetStream, JetStreamError, Lost, hash, patiently};
 use crate::engine::layers::{LayerRecord, SeenLayer, Sharer};
 
 impl JetStream {
     /// What stands of a layer, for one who wants it.
     pub(super) async fn look_at_layer(&self, layer: &str, who: &Sharer) -> Result<SeenLayer, JetStreamError> {
-        let (mut record, revision) = self.layer(layer).await?;
+        let (revision, value) = self.value(&subject(layer)).await?.unzip();
+        let mut record = read(value);
         let mut gone = Vec::new();
         for holder in record.holders() {
             if holder != who.claim && !self.holds_now(&holder).await? {
@@ -19,7 +20,7 @@ impl JetStream {
             }
         }
         record.forget(&gone);
-        Ok(SeenLayer::new(layer, record, revision, who))
+        Ok(SeenLayer::new(layer, record, revision.unwrap_or_default(), who))
     }
 
     /// Takes the turn at a layer that still is as it was seen.
@@ -39,26 +40,15 @@ impl JetStream {
         who: &Sharer,
         result: Option<String>,
     ) -> Result<(), JetStreamError> {
-        let subject = subject(layer);
-        for _ in 0..CONFLICTS {
-            let (mut record, revision) = self.layer(layer).await?;
-            record.end(who, result.clone());
-            let value = bytes::Bytes::from(record.encode_to_vec());
-            if patiently("share a layer of", || self.put_if(&subject, value.clone(), revision)).await? {
-                return Ok(());
-            }
-        }
-        Err(unreachable("share a layer of", &"too many others write too"))
+        let end = |record: &mut LayerRecord| record.end(who, result.clone());
+        self.change_value("share a layer of", &subject(layer), Lost::Again, |value| Ok(read(value)), end)
+            .await
     }
+}
 
-    async fn layer(&self, layer: &str) -> Result<(LayerRecord, u64), JetStreamError> {
-        let value = self.value(&subject(layer)).await?;
-        // What cannot be read was not written by a coordinator with which anything can be shared.
-        let read = |(revision, value): (u64, bytes::Bytes)| {
-            (LayerRecord::decode(value).unwrap_or_default(), revision)
-        };
-        Ok(value.map(read).unwrap_or_default())
-    }
+/// What cannot be read was not written by a coordinator with which anything can be shared.
+fn read(value: Option<bytes::Bytes>) -> LayerRecord {
+    value.and_then(|value| LayerRecord::decode(value).ok()).unwrap_or_default()
 }
 
 /// Where a layer is, whose name may have any characters.

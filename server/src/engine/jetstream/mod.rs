@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use occy_proto::v1::{Job, JobEvent, JobState};
-use prost::Message as _;
+use prost::Message;
 use ring::digest::{Context as Hash, SHA256};
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
@@ -150,6 +150,15 @@ impl Drop for Inner {
     }
 }
 
+/// What becomes of a change the answer to which was lost, so that nobody knows whether it was made.
+#[derive(Clone, Copy)]
+enum Lost {
+    /// It is made again, and twice then, perhaps.
+    Again,
+    /// It fails.
+    Fail,
+}
+
 /// Who changes a job.
 enum By<'a> {
     /// Its owner.
@@ -173,7 +182,10 @@ impl JetStream {
         let index = Index::default();
         let (known, is_known) = oneshot::channel();
         let (followed, all) = (Arc::clone(&values), index.clone());
-        let following = tokio::spawn(async move { followed.follow(&all, known).await }).abort_handle();
+        let following = async move {
+            tokio::join!(followed.follow(&all, known), quotas::forget_ended(&*followed));
+        };
+        let following = tokio::spawn(following).abort_handle();
         let lanes = std::iter::repeat_with(Default::default).take(LANES).collect();
         let engine = Inner { values, limits, lease, index, lanes, following };
         let gone = |cause: &str| JetStreamError::Unreachable { what: "list", cause: cause.to_owned() };
@@ -226,6 +238,35 @@ impl JetStream {
             Err(WriteError::Conflict) => Ok(false),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Changes what stands at a subject, if it is another one then, whoever else does. `what` is done to it, for an error.
+    async fn change_value<R: Message, T>(
+        &self,
+        what: &'static str,
+        subject: &str,
+        lost: Lost,
+        read: impl Fn(Option<bytes::Bytes>) -> Result<R, JetStreamError>,
+        change: impl Fn(&mut R) -> T,
+    ) -> Result<T, JetStreamError> {
+        for _ in 0..CONFLICTS {
+            let (revision, before) = self.value(subject).await?.unzip();
+            let mut record = read(before.clone())?;
+            let changed = change(&mut record);
+            let value = bytes::Bytes::from(record.encode_to_vec());
+            if value == before.unwrap_or_default() {
+                return Ok(changed);
+            }
+            let put = || self.put_if(subject, value.clone(), revision.unwrap_or_default());
+            let is_written = match lost {
+                Lost::Again => patiently(what, put).await?,
+                Lost::Fail => put().await.map_err(|cause| unreachable(what, &cause))?,
+            };
+            if is_written {
+                return Ok(changed);
+            }
+        }
+        Err(unreachable(what, &"too many others write too"))
     }
 
     /// Writes the record, if it still has the revision. None: it has not.

@@ -1,58 +1,112 @@
 //! Quotas in JetStream: each one value, drawn from by compare-and-set.
 //!
-//! Where the answer to a write was lost it is drawn once more: what was drawn then is nobody's until the quota's time ends.
+//! Where the answer to a write was lost it is drawn once more, and what was drawn then is nobody's until the quota's time ends; but
+//! nothing is put back twice.
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use prost::Message as _;
+use prost::{DecodeError, Message as _};
 
 use super::connect::bucket;
-use super::{CONFLICTS, JetStream, JetStreamError, hash, patiently, unreachable};
+use super::values::Values;
+use super::{JetStream, JetStreamError, Lost, READ_AT_ONCE, hash};
 use crate::engine::EngineError;
 use crate::engine::quotas::{Drawn, Quota, QuotaRecord, Quotas};
 
 impl JetStream {
-    /// Changes a quota's record, if it is another one then.
     async fn change_quota<T>(
         &self,
+        what: &'static str,
         quota: &Quota,
+        lost: Lost,
         change: impl Fn(&mut QuotaRecord) -> T,
     ) -> Result<T, JetStreamError> {
-        let subject = subject(quota);
-        for _ in 0..CONFLICTS {
-            let found = self.value(&subject).await?;
-            let (revision, before) = match found {
-                None => (0, QuotaRecord::default()),
-                Some((revision, value)) => {
-                    let record = QuotaRecord::decode(value);
-                    let foreign = |_| JetStreamError::Foreign(format!("quota {}", quota.name.escape_debug()));
-                    (revision, record.map_err(foreign)?)
-                }
-            };
-            let mut record = before.clone();
-            let changed = change(&mut record);
-            let value = bytes::Bytes::from(record.encode_to_vec());
-            if record == before
-                || patiently("draw from", || self.put_if(&subject, value.clone(), revision)).await?
-            {
-                return Ok(changed);
-            }
-        }
-        Err(unreachable("draw from", &"too many others write too"))
+        let foreign = |_| JetStreamError::Foreign(format!("quota {}", quota.name.escape_debug()));
+        let read = |value: Option<Bytes>| read(value.unwrap_or_default()).map_err(foreign);
+        self.change_value(what, &(bucket("quotas") + &hash(&[&quota.name])), lost, read, change).await
     }
 }
 
 #[async_trait::async_trait]
 impl Quotas for JetStream {
     async fn draw(&self, quota: &Quota, wanted: u64) -> Result<Drawn, EngineError> {
-        Ok(self.change_quota(quota, |record| record.draw(quota, wanted, Timestamp::now())).await?)
+        let draw = |record: &mut QuotaRecord| record.draw(quota, wanted, Timestamp::now());
+        Ok(self.change_quota("draw from a quota of", quota, Lost::Again, draw).await?)
     }
 
     async fn put_back(&self, quota: &Quota, drawn: Drawn) -> Result<(), EngineError> {
-        Ok(self.change_quota(quota, |record| record.put_back(drawn)).await?)
+        let put_back = |record: &mut QuotaRecord| record.put_back(drawn);
+        Ok(self.change_quota("put back to a quota of", quota, Lost::Fail, put_back).await?)
     }
 }
 
-/// Where a quota is, whose name may have any characters.
-fn subject(quota: &Quota) -> String {
-    bucket("quotas") + &hash(&[&quota.name])
+/// Removes what there is of quotas whose time has ended. What cannot be removed now stays until the next coordinator starts.
+pub(super) async fn forget_ended(values: &dyn Values) {
+    let now = Timestamp::now();
+    let subjects = values.subjects(&(bucket("quotas") + ">")).await.unwrap_or_default();
+    let forget = async |subject: String| {
+        let Ok(Some((revision, value))) = values.last(&subject).await else { return };
+        if read(value).is_ok_and(|record| record.has_ended(now))
+            && let Err(cause) = values.purge(&subject, Some(revision)).await
+        {
+            tracing::debug!(cause, "a quota could not be removed");
+        }
+    };
+    stream::iter(subjects).for_each_concurrent(READ_AT_ONCE, forget).await;
+}
+
+fn read(value: Bytes) -> Result<QuotaRecord, DecodeError> {
+    QuotaRecord::decode(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::simulated::Nats;
+    use super::*;
+    use crate::engine::contract::LIMITS;
+    use crate::simulation::world::{Link, World};
+
+    fn quota(name: &str, time: Duration) -> Quota {
+        Quota { name: name.to_owned(), limit: 10, time }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whichever_answers_are_lost_no_more_is_drawn_than_there_is() {
+        let world = World::new(1, false);
+        let nats = Nats::new(&world, Duration::from_secs(30));
+        let engine = nats.open(&Link::new(&world, 0), LIMITS).await.unwrap();
+        let mut lost = 0;
+        for number in 0..200 {
+            let quota = quota(&number.to_string(), Duration::from_secs(3600));
+            let mut held = 0;
+            for _ in 0..20 {
+                let drawn = engine.draw(&quota, 10).await.unwrap();
+                held += drawn.count;
+                assert!(held <= 10, "{held} of {}", quota.name);
+                let count = held.min(1);
+                held -= count;
+                lost += u64::from(engine.put_back(&quota, Drawn { count, ..drawn }).await.is_err());
+            }
+        }
+        assert!(lost > 9, "{lost} answers were lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_coordinator_forgets_what_has_ended() {
+        let world = World::new(2, false);
+        let nats = Nats::new(&world, Duration::from_secs(30));
+        let engine = nats.open(&Link::new(&world, 0), LIMITS).await.unwrap();
+        for (name, time) in [("short", 1), ("long", 3_600_000)] {
+            engine.draw(&quota(name, Duration::from_millis(time)), 1).await.unwrap();
+        }
+        // Quotas go by the clock of the machine.
+        std::thread::sleep(Duration::from_millis(2));
+        let next = nats.open(&Link::new(&world, 1), LIMITS).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let left = next.0.values.subjects(&(bucket("quotas") + ">")).await.unwrap();
+        assert_eq!(left.into_iter().collect::<Vec<_>>(), [bucket("quotas") + &hash(&["long"])]);
+    }
 }
