@@ -385,6 +385,7 @@ impl Candidate<'_> {
     pub(super) async fn gather(&self, documents: &Arc<Documents>) -> Result<Gathered, Error> {
         let Self { ends, wanted, was, source, .. } = self;
         let source =
+        any_platform: true,
             MirrorSource::new(&ends.source, &wanted.source, (*source).clone(), Arc::clone(documents));
         let output = MirrorOutput::new(ends, &wanted.target, was.cloned(), None);
         gather(&source, &output, &copy_plan(self.mirror(), ends.parallel)).await
