@@ -11,7 +11,7 @@ use super::config::Config;
 use super::filtered::{self, OncePerLayer};
 use super::image::MirrorOutput;
 use super::lists::Wanted;
-use super::plan::{Action, Plan, Price, What};
+use super::plan::{Action, Need, Plan, Price, What};
 use super::progress::MirrorProgress;
 use super::survey::{Candidate, Found, Making, Survey, Surveyed, copy_plan, signed};
 use super::{Ends, locked};
@@ -143,9 +143,9 @@ impl Survey {
             ends.progress.take(outcome);
             tell(index, outcome);
         };
-        let uploads = plan.uploads.iter().map(|(digest, targets)| {
+        let uploads = plan.uploads.iter().map(|(needed, targets)| {
             let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
-            (digest.clone(), targets.collect())
+            (needed.clone(), targets.collect())
         });
         let blobs = Arc::new(Blobs::new(
             self.present,
@@ -264,7 +264,8 @@ async fn copy_image(
         }
     };
     let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
-    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, Some(blobs)));
+    let blobs = Some((blobs, Need::Copied));
+    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, blobs));
     if let Some(backup) = &action.backup {
         back_up(ends, action, &wanted.target, backup).await?;
     }
