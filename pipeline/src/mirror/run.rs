@@ -36,8 +36,14 @@ pub struct Report {
     /// Of each of the plan's actions.
     pub outcomes: Vec<Outcome>,
     /// What all of them took, of images that failed too, counted as the plan's price is. What was found where it was needed and requests
-    /// are not counted.
-    pub moved: Price,
+    /// are not counted. None: it is not known of a mirror that an earlier release has made, but for what follows.
+    pub moved: Option<Price>,
+    /// Bytes of blobs that came from sources.
+    pub bytes_fetched: u64,
+    /// Bytes of blobs that went to targets.
+    pub bytes_uploaded: u64,
+    /// Blobs that were mounted.
+    pub mounted: usize,
     /// Of the run, without the survey.
     pub elapsed: Duration,
 }
@@ -109,7 +115,8 @@ impl Report {
             _ => 0,
         });
         let moved = Price { manifests: manifests.sum(), ..progress.get().moved };
-        Self { outcomes, moved, elapsed }
+        let Price { bytes_fetched, bytes_uploaded, mounted, .. } = moved;
+        Self { outcomes, moved: Some(moved), bytes_fetched, bytes_uploaded, mounted, elapsed }
     }
 
     /// How many of the actions changed something.
