@@ -72,11 +72,14 @@ async fn here(
     let made = open::source(image, &of_image)?.end;
     let mut verified = Vec::new();
     for stated in &stated {
-        let opened = match source {
-            Some(_) => None,
-            None => Some(origin(options, global, stated, image, &both)?),
+        let named;
+        let origin = match &source {
+            Some(source) => source,
+            None => {
+                named = origin(options, global, stated, image, &both)?;
+                &named
+            }
         };
-        let origin = source.as_ref().or(opened.as_ref()).expect("one of them is there");
         let plan = plan(global, &both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);
