@@ -2,6 +2,8 @@
 //!
 //! Lists of names are the registry client's ([`Names`](crate::registry::Names)).
 
+use std::slice;
+
 use futures_util::{StreamExt, TryStreamExt};
 
 use crate::copy::subset;
@@ -44,7 +46,9 @@ pub async fn resolve(store: &dyn Store, platform: Option<&Platform>) -> Result<R
                 fetched = store.manifest(platform::select(&index.manifests, platform)?).await?;
                 continue;
             }
-            (ParsedManifest::Image(image), Some(platform)) => subset::confirm(store, image, platform).await?,
+            (ParsedManifest::Image(image), Some(platform)) => {
+                subset::confirm(store, image, slice::from_ref(platform)).await?;
+            }
             (ParsedManifest::Schema1(_), Some(_)) | (_, None) => {}
         }
         let (size, media_type) = (fetched.bytes.len() as u64, parsed.media_type().to_owned());

@@ -118,7 +118,7 @@ pub enum Error {
     },
     /// Nothing says what an image without a manifest was.
     #[error(
-        "the source has no manifest whose digest its provenance could name: it needs a registry or an OCI image layout"
+        "the source has no manifest whose digest its provenance could name: it needs an image of a registry or an OCI image layout, and none of Docker schema 1"
     )]
     NoSourceManifest,
     /// Nothing says how an image was made.

@@ -28,7 +28,7 @@ pub struct Beside {
     pub signatures: SignaturePolicy,
     /// A statement of how it was made, also where it did not change.
     pub provenance: bool,
-    /// What names it as its subject, and cosign's tags, where it did not change; in an index, those of each image that did not.
+    /// Of an index, what names each image of it that did not change as its subject, and cosign's tags.
     pub referrers: bool,
 }
 
@@ -138,8 +138,7 @@ pub async fn process_named(
         artifacts.push(provenance::artifact(&recipe, &described(&manifest), &[provenance::image(&outcome)]));
     }
     let name = outcome.image.name.clone();
-    let unchanged = if changes.is_empty() { vec![manifest.digest.clone()] } else { Vec::new() };
-    let belonging = Belonging { changes: &changes, unchanged: &unchanged, artifacts: &artifacts };
+    let belonging = Belonging { changes: &changes, unchanged: &[], artifacts: &artifacts };
     let attached = wanted.name(source, &content, (manifest, &name), belonging).await?;
     outcome.receipt.destination = content.destination();
     Ok((outcome, attached))

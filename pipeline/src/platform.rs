@@ -35,12 +35,12 @@ pub struct PlatformChoice {
     pub required: bool,
 }
 
-/// No entry of an index, or not the one image that there is, is for the wanted platform.
+/// No entry of an index, or not the one image that there is, is for a wanted platform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no image for {wanted}; there is {}", list(.available))]
+#[error("no image for {}; there is {}", either(.wanted), list(.available))]
 pub struct NoSuchPlatform {
-    /// What was asked for.
-    pub wanted: Platform,
+    /// What was asked for: any of these.
+    pub wanted: Vec<Platform>,
     /// What there is, in the index's order.
     pub available: Vec<String>,
 }
@@ -177,7 +177,7 @@ impl PlatformChoice {
     pub fn admit(&self, config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
         match config.filter(|_| self.required) {
             None => Ok(()),
-            config => confirm(&self.resolve(), config),
+            config => confirm(&[self.resolve()], config),
         }
     }
 }
@@ -209,19 +209,23 @@ pub fn select<'a>(manifests: &'a [Descriptor], wanted: &Platform) -> Result<&'a 
             available.push(name);
         }
     }
-    Err(NoSuchPlatform { wanted: wanted.clone(), available })
+    Err(NoSuchPlatform { wanted: vec![wanted.clone()], available })
 }
 
-/// Whether an image whose entry in an index says nothing of a platform is for the wanted one. A config that says nothing either
+/// Whether an image whose entry in an index says nothing of a platform is for one of the wanted ones. A config that says nothing either
 /// contradicts nobody; what has no config of an image runs nowhere.
-pub fn confirm(wanted: &Platform, config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
+pub fn confirm(wanted: &[Platform], config: Option<&ImageConfig>) -> Result<(), NoSuchPlatform> {
     let offered = match config.map(ImageConfig::platform) {
         Some(None) => return Ok(()),
-        Some(Some(platform)) if wanted.rank(&platform).is_some() => return Ok(()),
+        Some(Some(platform)) if wanted.iter().any(|wanted| wanted.rank(&platform).is_some()) => return Ok(()),
         Some(Some(platform)) => platform.to_string(),
         None => "an artifact".to_owned(),
     };
-    Err(NoSuchPlatform { wanted: wanted.clone(), available: vec![offered] })
+    Err(NoSuchPlatform { wanted: wanted.to_vec(), available: vec![offered] })
+}
+
+fn either(wanted: &[Platform]) -> String {
+    wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 fn list(available: &[String]) -> String {

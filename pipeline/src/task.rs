@@ -250,7 +250,11 @@ impl LayerPlan {
         match outcome? {
             PassOutcome::Done(summary) => {
                 verify_diff_id(layer, &summary)?;
-                let mut copied = self.copy(output, layer, progress).await?;
+                let mut copied = match &layer.descriptor {
+                    Some(_) => self.copy(output, layer, progress).await?,
+                    // How large it is, and so what is to be said of it in a manifest, is known when it has gone by.
+                    None => self.copy_observed(output, layer, progress).await?,
+                };
                 copied.diff_id = Some(summary.input.digest.clone());
                 copied.reports = summary.reports;
                 Ok(copied)

@@ -567,6 +567,7 @@ impl Api {
         let work = self.0.gate.admit(&spec, ends, &caller.tenant, &logins).await?;
         let plan = CopyPlan {
             platforms: admit::platforms(request.platforms)?,
+            any_platform: false,
             sparse: request.sparse,
             referrers: request.referrers,
             preserve_digests: request.preserve_digests,

@@ -22,6 +22,7 @@ pub(crate) async fn run(options: &Copy, global: &Global) -> anyhow::Result<Exit>
     }
     let plan = CopyPlan {
         platforms,
+        any_platform: false,
         sparse: options.sparse,
         referrers: options.referrers,
         preserve_digests: options.preserve_digests,

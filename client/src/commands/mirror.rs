@@ -367,14 +367,24 @@ fn report_text(plan: &Plan, report: &Report, all: u64, quiet: bool) -> String {
             text += &format!("done: {line}{}\n", beside(outcome));
         }
     }
-    let Report { moved, elapsed, .. } = report;
-    let Price { fetched, bytes_fetched, uploaded, bytes_uploaded, mounted, manifests, .. } = moved;
-    let filtered = filtered_text(moved.filtered, moved.bytes_filtered);
+    let Report { bytes_fetched, bytes_uploaded, mounted, elapsed, .. } = report;
+    let moved = match &report.moved {
+        Some(Price { fetched, uploaded, manifests, filtered, bytes_filtered, .. }) => {
+            let filtered = filtered_text(*filtered, *bytes_filtered);
+            format!(
+                "fetched {bytes_fetched} bytes in {fetched} blobs{filtered}, uploaded {bytes_uploaded} in {uploaded}, put {manifests} \
+                 manifests, mounted {mounted} blobs"
+            )
+        }
+        // An earlier release has counted no more.
+        None => {
+            format!("fetched {bytes_fetched} bytes, uploaded {bytes_uploaded}, mounted {mounted} blobs")
+        }
+    };
     let (done, failed) = (report.done(), report.failed());
     let unchanged = unchanged(all, done + failed);
     text + &format!(
-        "{done} done, {unchanged} unchanged, {failed} failed or refused; fetched {bytes_fetched} bytes in {fetched} \
-         blobs{filtered}, uploaded {bytes_uploaded} in {uploaded}, put {manifests} manifests, mounted {mounted} blobs in {:.1} seconds\n",
+        "{done} done, {unchanged} unchanged, {failed} failed or refused; {moved} in {:.1} seconds\n",
         elapsed.as_secs_f64()
     )
 }
@@ -433,9 +443,10 @@ fn report_document(plan: &Plan, report: &Report, all: u64) -> Value {
         "failed": failed,
         // Of a scheduled run those are counted that `images` leaves out.
         "unchanged": unchanged(all, done + failed),
-        "moved": moved_document(&report.moved),
-        "bytes": {"fetched": report.moved.bytes_fetched, "uploaded": report.moved.bytes_uploaded},
-        "blobs_mounted": report.moved.mounted,
+        // Null where it is not known.
+        "moved": report.moved.as_ref().map(moved_document),
+        "bytes": {"fetched": report.bytes_fetched, "uploaded": report.bytes_uploaded},
+        "blobs_mounted": report.mounted,
         "seconds": report.elapsed.as_secs_f64(),
     })
 }
@@ -459,6 +470,25 @@ mod tests {
         assert_eq!(beside(&copied(2, 0)), "; 2 attestations left out");
         assert_eq!(beside(&copied(1, 1)), "; 1 attestation left out, 1 signature kept");
         assert_eq!(beside(&Outcome::Deleted), "");
+    }
+
+    #[test]
+    fn what_an_earlier_release_has_not_counted_is_not_told_as_nothing() {
+        let elapsed = std::time::Duration::ZERO;
+        let report = Report {
+            outcomes: Vec::new(),
+            moved: None,
+            bytes_fetched: 7,
+            bytes_uploaded: 9,
+            mounted: 1,
+            elapsed,
+        };
+        let text = report_text(&Plan::default(), &report, 0, false);
+        assert!(text.ends_with("; fetched 7 bytes, uploaded 9, mounted 1 blobs in 0.0 seconds\n"), "{text}");
+        let document = report_document(&Plan::default(), &report, 0);
+        assert_eq!((&document["moved"], &document["bytes"]["fetched"]), (&Value::Null, &json!(7)));
+        let report = Report { moved: Some(Price { fetched: 2, ..Price::default() }), ..report };
+        assert!(report_text(&Plan::default(), &report, 0, false).contains("fetched 7 bytes in 2 blobs, "));
     }
 
     #[test]

@@ -23,13 +23,13 @@ use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exit> {
     let image = open::in_full(&options.image);
-    refuse_source(options, global)?;
+    let source = source_here(options, global)?;
     let is_here = |end: &str| !is_registry(&open::in_full(end));
     // What is between two layouts of this machine needs nobody else.
     let is_all_here = is_here(&image) && options.source.as_deref().is_some_and(is_here);
     let (statements, result) = match &global.coordinator {
         Some(_) if !is_all_here => remote::verify(&image, options, global).await?,
-        _ => here(&image, options, global).await?,
+        _ => here(&image, source, options, global).await?,
     };
     match global.output_format {
         OutputFormat::Json => print_json(&document(&image, &statements, &result))?,
@@ -46,18 +46,22 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
     })
 }
 
-/// Fails where the source that is named could not have the manifest that a statement names, whoever would read it.
-fn refuse_source(options: &Verify, global: &Global) -> anyhow::Result<()> {
+/// The source that is named, if it is on this machine. Fails where it could not have the manifest that a statement names, whoever would
+/// read it.
+fn source_here(options: &Verify, global: &Global) -> anyhow::Result<Option<Box<dyn ImageSource>>> {
     let source = options.source.as_deref().map(open::in_full);
-    let Some(source) = source.filter(|source| !is_registry(source)) else { return Ok(()) };
+    let Some(source) = source.filter(|source| !is_registry(source)) else { return Ok(None) };
     let source = open::source(&source, &settings(global, &source, None)?)?.end;
-    let problem = source.store().is_none().then_some(Error::NoSourceManifest);
-    problem.map_or(Ok(()), |problem| Err(problem.into()))
+    if source.store().is_none() {
+        return Err(Error::NoSourceManifest.into());
+    }
+    Ok(Some(source))
 }
 
 /// In this process.
 async fn here(
     image: &str,
+    source: Option<Box<dyn ImageSource>>,
     options: &Verify,
     global: &Global,
 ) -> anyhow::Result<(Vec<VerifiedStatement>, VerifyResult)> {
@@ -68,7 +72,14 @@ async fn here(
     let made = open::source(image, &of_image)?.end;
     let mut verified = Vec::new();
     for stated in &stated {
-        let origin = origin(options, global, stated, image, &both)?;
+        let named;
+        let origin = match &source {
+            Some(source) => source,
+            None => {
+                named = origin(options, global, stated, image, &both)?;
+                &named
+            }
+        };
         let plan = plan(global, &both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);

@@ -274,14 +274,16 @@ impl<'a> Gathering<'a> {
 
     /// The manifest that is to be named: of an index and some platforms, an index of these.
     async fn reduced(&mut self, root: FetchedManifest) -> Result<FetchedManifest, Error> {
-        if self.plan.platforms.is_empty() {
+        let platforms = &self.plan.platforms[..];
+        if platforms.is_empty() {
             return Ok(root);
         }
-        let (index, platforms) = match self.parse(&root)? {
-            ParsedManifest::Index(index) => (index, &self.plan.platforms),
+        let index = match self.parse(&root)? {
+            ParsedManifest::Index(index) => index,
             ParsedManifest::Image(image) => {
-                for platform in &self.plan.platforms {
-                    subset::confirm(self.source, &image, platform).await?;
+                let at_once = if self.plan.any_platform { platforms.len() } else { 1 };
+                for platforms in platforms.chunks(at_once) {
+                    subset::confirm(self.source, &image, platforms).await?;
                 }
                 return Ok(root);
             }

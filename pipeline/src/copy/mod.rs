@@ -41,6 +41,8 @@ const ATTEMPTS: u32 = 3;
 pub struct CopyPlan {
     /// Of an index, the images for these platforms alone; all, where none is named.
     pub platforms: Vec<Platform>,
+    /// Whether one of them is enough of an image that no index offers. Otherwise it has to be for each.
+    pub any_platform: bool,
     /// Keep manifests as they are although not all that they name is copied: of an index the images for other platforms, and
     /// whatever the source does not have.
     pub sparse: bool,

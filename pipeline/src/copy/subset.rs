@@ -1,6 +1,7 @@
 //! Some platforms of an index: which of its entries that are, and an index of these alone.
 
 use std::collections::HashMap;
+use std::slice;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -64,7 +65,7 @@ pub(super) async fn choose(
             if let Ok(ParsedManifest::Image(image)) =
                 manifest::parse(&fetched.bytes, Some(&fetched.media_type))
             {
-                confirm(store, &image, platform).await?;
+                confirm(store, &image, slice::from_ref(platform)).await?;
             }
         }
         // An entry may stand twice. Both are the same.
@@ -89,11 +90,11 @@ pub(super) async fn choose(
     Ok(chosen.filter_map(|(position, platforms)| Some(Chosen { position, platforms: platforms? })).collect())
 }
 
-/// Whether an image that stands alone, or in an index that does not say it, is for a platform: its config has the word.
+/// Whether an image that stands alone, or in an index that does not say it, is for one of some platforms: its config has the word.
 pub(crate) async fn confirm(
     store: &dyn Store,
     image: &ImageManifest,
-    wanted: &Platform,
+    wanted: &[Platform],
 ) -> Result<(), Error> {
     let config = match image.is_artifact() {
         true => None,

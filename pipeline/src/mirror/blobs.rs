@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
+use super::plan::Need;
 use super::progress::MirrorProgress;
 use crate::blob::{Blob, BlobError, ByteCount};
 use crate::digest::Digest;
@@ -35,8 +36,8 @@ pub(super) struct Blobs {
     present: HashSet<Place>,
     /// Repositories from which others of their registry can mount a blob, found to have it.
     holders: HashMap<(String, Digest), String>,
-    /// For each blob that has to be fetched, one repository of each registry that needs it.
-    uploads: HashMap<Digest, Vec<Repository>>,
+    /// For each blob that has to be fetched, one repository of each registry where the same images need it.
+    uploads: HashMap<(Need, Digest), Vec<Repository>>,
     known: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Known>>>>,
     slots: Semaphore,
     spools: SpoolDir,
@@ -58,7 +59,7 @@ impl Blobs {
     pub(super) fn new(
         present: HashSet<Place>,
         holders: HashMap<(String, Digest), String>,
-        uploads: HashMap<Digest, Vec<Repository>>,
+        uploads: HashMap<(Need, Digest), Vec<Repository>>,
         spools: SpoolDir,
         parallel: usize,
         progress: MirrorProgress,
@@ -67,13 +68,14 @@ impl Blobs {
         Self { present, holders, uploads, known, slots, spools, progress }
     }
 
-    /// Has a repository have a blob.
+    /// Has a repository have a blob, and with it the other registries where these images need it.
     ///
     /// Whoever asks for the same blob waits meanwhile. Cancelled, it leaves nothing but blobs that nobody names.
     pub(super) async fn bring(
         &self,
         layer: &Layer,
         repository: &Repository,
+        need: &Need,
         progress: &ByteCount,
     ) -> Result<Moved, Error> {
         let Some(descriptor) = layer.descriptor.as_ref().filter(|_| !layer.is_foreign()) else {
@@ -101,7 +103,8 @@ impl Blobs {
                 && self.holder(layer, other.host(), digest, &known).is_none()
                 && !known.failed.contains_key(other.host())
         };
-        let others = self.uploads.get(digest).into_iter().flatten().filter(is_due).cloned();
+        let needed = self.uploads.get(&(need.clone(), digest.clone()));
+        let others = needed.into_iter().flatten().filter(is_due).cloned();
         let others: Vec<Repository> = if holder.is_none() { others.collect() } else { Vec::new() };
         let mut session = None;
         // Where several get it, all were asked before, and a session would wait while the blob comes.

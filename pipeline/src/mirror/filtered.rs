@@ -14,6 +14,7 @@ use super::blobs::Blobs;
 use super::config::Mirror;
 use super::image::MirrorOutput;
 use super::lists::Wanted;
+use super::plan::Need;
 use super::progress::MirrorProgress;
 use super::run::Outcome;
 use super::survey::Making;
@@ -106,7 +107,8 @@ pub(super) async fn make(
         limits: crate::tar::Limits::default(),
         verify_diff_ids: false,
     };
-    let output = Arc::new(TargetOutput::new(ends, target, blobs));
+    let need = Need::Made(wanted.mirror, making.source.clone());
+    let output = Arc::new(TargetOutput::new(ends, target, (Arc::clone(blobs), need)));
     let executor = Arc::clone(layers) as Arc<dyn Executor>;
     let index = origin.index().await?;
     let signatures = match mirror.signatures {
@@ -114,7 +116,9 @@ pub(super) async fn make(
         SignaturePolicy::Refuse if index.is_none() => SignaturePolicy::Drop,
         signatures => signatures,
     };
-    let beside = Beside { signatures, provenance: mirror.provenance, referrers: mirror.referrers };
+    // An image by itself is another one by its annotations in any case.
+    let referrers = mirror.referrers && index.is_some();
+    let beside = Beside { signatures, provenance: mirror.provenance, referrers };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);
@@ -171,16 +175,16 @@ struct TargetOutput {
     inner: RegistryOutput,
     ends: Ends,
     target: Reference,
-    /// What brings what belongs to images, beside their layers.
-    blobs: Arc<Blobs>,
+    /// What brings what belongs to images, beside their layers, and to which.
+    blobs: (Arc<Blobs>, Need),
 }
 
 impl TargetOutput {
-    fn new(ends: &Ends, target: &Reference, blobs: &Arc<Blobs>) -> Self {
+    fn new(ends: &Ends, target: &Reference, blobs: (Arc<Blobs>, Need)) -> Self {
         let inner = RegistryOutput::new(&ends.target, target.clone(), None, ManifestFormat::Keep);
         // What this process has not brought there itself is asked for.
         let inner = inner.with_confirmation(ends.executor.is_some());
-        Self { inner, ends: ends.clone(), target: target.clone(), blobs: Arc::clone(blobs) }
+        Self { inner, ends: ends.clone(), target: target.clone(), blobs }
     }
 
     fn locks(&self) -> Option<&Arc<dyn TagLocks>> {
@@ -237,7 +241,7 @@ impl ImageOutput for TargetOutput {
     }
 
     fn content(&self) -> Option<Arc<dyn ContentOutput>> {
-        Some(Arc::new(MirrorOutput::new(&self.ends, &self.target, None, Some(Arc::clone(&self.blobs)))))
+        Some(Arc::new(MirrorOutput::new(&self.ends, &self.target, None, Some(self.blobs.clone()))))
     }
 
     async fn put_index(&self, index: &SourceIndex) -> Result<Receipt, Error> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blobs::Blobs;
 use super::origin::Origin;
+use super::plan::Need;
 use super::{Ends, TagLocks, locked};
 use crate::blob::{BlobRef, ByteCount};
 use crate::digest::Digest;
@@ -173,7 +174,8 @@ pub(super) struct MirrorOutput {
     repository: Repository,
     /// What the tag names now.
     named: Option<Digest>,
-    blobs: Option<Arc<Blobs>>,
+    /// What brings blobs, and for which images.
+    blobs: Option<(Arc<Blobs>, Need)>,
     target: Reference,
     locks: Option<Arc<dyn TagLocks>>,
 }
@@ -184,7 +186,7 @@ impl MirrorOutput {
         ends: &Ends,
         target: &Reference,
         named: Option<Digest>,
-        blobs: Option<Arc<Blobs>>,
+        blobs: Option<(Arc<Blobs>, Need)>,
     ) -> Self {
         let format = crate::output::manifest::ManifestFormat::Keep;
         Self {
@@ -226,7 +228,7 @@ impl ContentOutput for MirrorOutput {
 
     async fn put_blob(&self, blob: &Layer, progress: &ByteCount) -> Result<Moved, Error> {
         match &self.blobs {
-            Some(blobs) => blobs.bring(blob, &self.repository, progress).await,
+            Some((blobs, need)) => blobs.bring(blob, &self.repository, need, progress).await,
             None => self.inner.put_blob(blob, progress).await,
         }
     }

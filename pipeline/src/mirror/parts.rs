@@ -22,6 +22,7 @@ use crate::manifest::{Annotations, Descriptor, ImageManifest, Index, ParsedManif
 use crate::named::described;
 use crate::output::content::ContentOutput;
 use crate::output::manifest::ManifestFormat;
+use crate::platform;
 use crate::provenance::{self, Recipe};
 use crate::registry::FetchedManifest;
 use crate::source::stored::{SourceIndex, Store, parse};
@@ -87,13 +88,18 @@ impl Parts {
                 return Err(Error::NotAnImage { image: store.shown(), media_type });
             }
             ParsedManifest::Image(image) => {
-                for platform in &mirror.platforms {
-                    confirm(store, &image, platform).await?;
+                if !mirror.platforms.is_empty() {
+                    confirm(store, &image, &mirror.platforms).await?;
                 }
                 walk.image(&root, &image, false);
             }
-            // Its layers' sizes are nowhere to be read.
-            ParsedManifest::Schema1(_) => {}
+            // Its layers' sizes are nowhere to be read, and it has no manifest that a statement could name.
+            ParsedManifest::Schema1(_) if mirror.provenance => return Err(Error::NoSourceManifest),
+            ParsedManifest::Schema1(image) => {
+                if !mirror.platforms.is_empty() {
+                    platform::confirm(&mirror.platforms, Some(&image.config))?;
+                }
+            }
         }
         let Walk { mut parts, seen, images, .. } = walk;
         // The root's own, which an image by itself is.

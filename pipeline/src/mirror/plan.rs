@@ -19,10 +19,19 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Of all of them together.
     pub price: Price,
-    /// For each blob that has to be fetched, one target of each registry that needs it.
-    pub(crate) uploads: HashMap<Digest, Vec<Reference>>,
+    /// For each blob that has to be fetched, one target of each registry where the same images need it.
+    pub(crate) uploads: HashMap<(Need, Digest), Vec<Reference>>,
     /// By host, a repository that has a blob.
     pub(crate) holders: HashMap<(String, Digest), String>,
+}
+
+/// Which images need a blob: all of them do, wherever they go, or none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Need {
+    /// What is copied as it is.
+    Copied,
+    /// What an entry of the configuration, by its number, makes of this source. Whether it needs what belongs to it is known when it is made.
+    Made(usize, Digest),
 }
 
 /// What is done to one tag of one target.
@@ -160,8 +169,10 @@ struct Places<'a> {
     made: HashMap<(String, Digest), HashSet<(String, String)>>,
     /// For the filters that they pass, the configs of which something will be in a repository.
     made_configs: HashSet<(String, String, Digest)>,
-    /// For each blob that comes from nowhere, one target of each registry that gets it.
-    made_here: HashMap<Digest, Vec<Reference>>,
+    /// Registries that a blob goes to, and whether it comes from a source.
+    arriving: HashSet<(String, Digest, bool)>,
+    /// What was fetched before, and for which images.
+    fetched: HashSet<(Need, Digest)>,
     plan: Plan,
 }
 
@@ -173,7 +184,8 @@ impl Plan {
             brought: HashSet::new(),
             made: HashMap::new(),
             made_configs: HashSet::new(),
-            made_here: HashMap::new(),
+            arriving: HashSet::new(),
+            fetched: HashSet::new(),
             plan: Self::default(),
         };
         places.plan.holders.clone_from(&survey.holders);
@@ -292,19 +304,14 @@ impl Places<'_> {
     fn price_of(&mut self, mirror: &Mirror, found: &Found, wanted: &Wanted) -> Price {
         match found {
             Found::Differs(difference) => self.price(difference, &wanted.source, &wanted.target),
-            Found::MadeOfOther(making) => self.price_made(mirror, making, &wanted.source, &wanted.target),
+            Found::MadeOfOther(making) => self.price_made(mirror, making, wanted),
             Found::Same | Found::Refused { .. } | Found::Failed(_) => Price::default(),
         }
     }
 
     /// The most that it takes to make an image of another: as if each blob had become one of the same size, and no target had any of them.
-    fn price_made(
-        &mut self,
-        mirror: &Mirror,
-        making: &Making,
-        source: &Reference,
-        target: &Reference,
-    ) -> Price {
+    fn price_made(&mut self, mirror: &Mirror, making: &Making, wanted: &Wanted) -> Price {
+        let Wanted { mirror: number, source, target } = wanted;
         let filters = mirror.filters.fingerprint();
         let mut price = Price { manifests: making.parts.manifests, ..Price::default() };
         for Part { digest, size, passage } in &making.parts.blobs {
@@ -332,7 +339,8 @@ impl Places<'_> {
                 }
                 Passage::Config => (true, self.brought.insert(place)),
                 Passage::Beside | Passage::MadeHere => {
-                    let from = Some(source).filter(|_| *passage == Passage::Beside);
+                    let need = Need::Made(*number, making.source.clone());
+                    let from = Some((source, need)).filter(|_| *passage == Passage::Beside);
                     self.bring(&mut price, (digest, *size), from, target);
                     continue;
                 }
@@ -357,18 +365,18 @@ impl Places<'_> {
     fn price(&mut self, difference: &Difference, source: &Reference, target: &Reference) -> Price {
         let mut price = Price { manifests: difference.manifests, ..Price::default() };
         for (digest, size) in &difference.blobs {
-            self.bring(&mut price, (digest, *size), Some(source), target);
+            self.bring(&mut price, (digest, *size), Some((source, Need::Copied)), target);
         }
         price.requests += price.manifests;
         price
     }
 
-    /// Adds a blob that a target needs, from `source` or made here.
+    /// Adds a blob that a target needs, from a source or made here.
     fn bring(
         &mut self,
         price: &mut Price,
         (digest, size): (&Digest, u64),
-        source: Option<&Reference>,
+        from: Option<(&Reference, Need)>,
         target: &Reference,
     ) {
         let host = target.host();
@@ -377,23 +385,37 @@ impl Places<'_> {
             price.found += 1;
             return;
         }
-        let uploads = if source.is_some() { &mut self.plan.uploads } else { &mut self.made_here };
-        let brought = uploads.get(digest).map_or(&[][..], Vec::as_slice);
-        let is_there = source.is_some_and(|source| self.survey.can_mount && source.host() == host)
-            || self.plan.holders.contains_key(&(host.to_owned(), digest.clone()))
-            || brought.iter().any(|upload| upload.host() == host);
+        let key = (host.to_owned(), digest.clone());
+        let is_sure = self.plan.holders.contains_key(&key)
+            || from.as_ref().is_some_and(|(source, _)| self.survey.can_mount && source.host() == host)
+            || self.plan.uploads.get(&(Need::Copied, digest.clone())).is_some_and(|all| is_among(all, host));
+        let is_there = !self.arriving.insert((key.0, key.1, from.is_some())) || is_sure;
+        if let Some((_, need)) = from {
+            let needed = (need, digest.clone());
+            if !is_sure {
+                // What others only may bring there has to come with the rest if they do not.
+                let uploads = self.plan.uploads.entry(needed.clone()).or_default();
+                if !is_among(uploads, host) {
+                    uploads.push(target.clone());
+                }
+            }
+            if !is_there && self.fetched.insert(needed) {
+                price.fetch(size);
+                price.requests += 1;
+            }
+        }
         if is_there {
             price.mount(size);
             price.requests += 1;
             return;
         }
-        if brought.is_empty() && source.is_some() {
-            price.fetch(size);
-            price.requests += 1;
-        }
         price.upload(size);
         // One begins the upload, one brings the bytes.
         price.requests += 2;
-        uploads.entry(digest.clone()).or_default().push(target.clone());
     }
+}
+
+/// Whether one of them is of that registry.
+fn is_among(targets: &[Reference], host: &str) -> bool {
+    targets.iter().any(|target| target.host() == host)
 }

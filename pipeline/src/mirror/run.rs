@@ -11,7 +11,7 @@ use super::config::Config;
 use super::filtered::{self, OncePerLayer};
 use super::image::MirrorOutput;
 use super::lists::Wanted;
-use super::plan::{Action, Plan, Price, What};
+use super::plan::{Action, Need, Plan, Price, What};
 use super::progress::MirrorProgress;
 use super::survey::{Candidate, Found, Making, Survey, Surveyed, copy_plan, signed};
 use super::{Ends, locked};
@@ -36,8 +36,14 @@ pub struct Report {
     /// Of each of the plan's actions.
     pub outcomes: Vec<Outcome>,
     /// What all of them took, of images that failed too, counted as the plan's price is. What was found where it was needed and requests
-    /// are not counted.
-    pub moved: Price,
+    /// are not counted. None: it is not known of a mirror that an earlier release has made, but for what follows.
+    pub moved: Option<Price>,
+    /// Bytes of blobs that came from sources.
+    pub bytes_fetched: u64,
+    /// Bytes of blobs that went to targets.
+    pub bytes_uploaded: u64,
+    /// Blobs that were mounted.
+    pub mounted: usize,
     /// Of the run, without the survey.
     pub elapsed: Duration,
 }
@@ -109,7 +115,8 @@ impl Report {
             _ => 0,
         });
         let moved = Price { manifests: manifests.sum(), ..progress.get().moved };
-        Self { outcomes, moved, elapsed }
+        let Price { bytes_fetched, bytes_uploaded, mounted, .. } = moved;
+        Self { outcomes, moved: Some(moved), bytes_fetched, bytes_uploaded, mounted, elapsed }
     }
 
     /// How many of the actions changed something.
@@ -143,9 +150,9 @@ impl Survey {
             ends.progress.take(outcome);
             tell(index, outcome);
         };
-        let uploads = plan.uploads.iter().map(|(digest, targets)| {
+        let uploads = plan.uploads.iter().map(|(needed, targets)| {
             let targets = targets.iter().map(|target| ends.target.repository(target, Access::Push));
-            (digest.clone(), targets.collect())
+            (needed.clone(), targets.collect())
         });
         let blobs = Arc::new(Blobs::new(
             self.present,
@@ -264,7 +271,8 @@ async fn copy_image(
         }
     };
     let plan = copy_plan(&config.mirrors[wanted.mirror], ends.parallel);
-    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, Some(blobs)));
+    let blobs = Some((blobs, Need::Copied));
+    let output: Arc<dyn ContentOutput> = Arc::new(MirrorOutput::new(ends, &wanted.target, was, blobs));
     if let Some(backup) = &action.backup {
         back_up(ends, action, &wanted.target, backup).await?;
     }

@@ -23,11 +23,13 @@ use crate::manifest::media_type::ACCEPTED_MANIFESTS;
 use crate::reference::Reference;
 use crate::registry::{Access, FetchedManifest, Repository};
 
-/// What was gathered is kept until it is copied while all of it is about so many bytes. Beyond it only what the plan needs of an
-/// image is kept, and its manifests are asked for again when its turn comes.
+/// What is kept of images until their turn comes is about so many bytes. What the plan needs of an image is kept in any case; its
+/// manifests are while there is room, and are otherwise asked for again when its turn comes.
 const KEPT_BYTES: usize = 32 * 1024 * 1024;
 /// What a blob that was gathered takes beside its manifest, about.
 const BLOB_BYTES: usize = 2 * 1024;
+/// What the plan needs of a blob, about.
+const NEEDED_BYTES: usize = 128;
 
 /// How much is asked before anything is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,22 +90,34 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    fn of(source: Digest, gathered: Gathered, kept: &AtomicUsize) -> Self {
-        let blobs = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+    fn of(source: Digest, gathered: Gathered, kept: &Kept) -> Self {
+        let blobs: Vec<_> = gathered.own_blobs().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        kept.add(NEEDED_BYTES * blobs.len());
         let size = gathered.size() + BLOB_BYTES * gathered.blobs().len();
         let (becomes, manifests) = (gathered.root().digest.clone(), gathered.manifests());
-        let fits = fits(kept, size);
+        let fits = kept.fits(size);
         Self { source, becomes, manifests, blobs, gathered: fits.then_some(gathered) }
     }
 }
 
-/// Whether so many bytes more can be kept, which then they are.
-fn fits(kept: &AtomicUsize, size: usize) -> bool {
-    let fits = kept.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
-    if !fits {
-        kept.fetch_sub(size, Ordering::Relaxed);
+/// How many bytes are kept of images.
+#[derive(Default)]
+struct Kept(AtomicUsize);
+
+impl Kept {
+    /// Counts what is kept in any case.
+    fn add(&self, size: usize) {
+        self.0.fetch_add(size, Ordering::Relaxed);
     }
-    fits
+
+    /// Whether so many bytes more can be kept, which then they are.
+    fn fits(&self, size: usize) -> bool {
+        let fits = self.0.fetch_add(size, Ordering::Relaxed) + size <= KEPT_BYTES;
+        if !fits {
+            self.0.fetch_sub(size, Ordering::Relaxed);
+        }
+        fits
+    }
 }
 
 /// What an image has to be made of that passes filters.
@@ -112,7 +126,7 @@ pub(super) struct Making {
     pub(super) source: Digest,
     /// What it consists of.
     pub(super) parts: Parts,
-    /// What was read of it, unless that was too much to keep.
+    /// What was read of it, for all its targets, unless that was too much to keep.
     pub(super) documents: Arc<Documents>,
 }
 
@@ -121,6 +135,13 @@ impl Found {
     pub(super) fn becomes(&self) -> Option<&Digest> {
         match self {
             Self::Differs(difference) => Some(&difference.becomes),
+            _ => None,
+        }
+    }
+
+    fn making_mut(&mut self) -> Option<&mut Making> {
+        match self {
+            Self::MadeOfOther(making) => Some(making),
             _ => None,
         }
     }
@@ -289,7 +310,7 @@ async fn look_at_all(config: &Config, ends: &Ends, wanted: Vec<Wanted>, targets:
     }
     // From here on a repository's documents are there until its last image was looked at.
     drop(documents);
-    let kept = &AtomicUsize::new(0);
+    let kept = &Kept::default();
     let looked = groups.into_iter().map(|group| look_at(config, ends, group, targets, kept));
     let looked = futures_util::stream::iter(looked).buffered(ASKED_AT_ONCE).collect::<Vec<_>>().await;
     let mut images: Vec<(usize, Surveyed)> = looked.into_iter().flatten().collect();
@@ -302,7 +323,7 @@ async fn look_at(
     ends: &Ends,
     group: Group,
     targets: &Targets,
-    kept: &AtomicUsize,
+    kept: &Kept,
 ) -> Vec<(usize, Surveyed)> {
     let Group { source, images, documents } = group;
     let target = |wanted: &Wanted| targets.get(&wanted.target).cloned().unwrap_or(Ok(None));
@@ -341,6 +362,13 @@ async fn look_at(
         };
         surveyed.push((number, Surveyed { wanted, was, found }));
     }
+    if let Some(own) = own {
+        let mut makings: Vec<_> =
+            surveyed.iter_mut().filter_map(|(_, image)| image.found.making_mut()).collect();
+        if !makings.is_empty() && !kept.fits(own.size()) {
+            makings.iter_mut().for_each(|making| making.documents = Arc::default());
+        }
+    }
     surveyed
 }
 
@@ -357,6 +385,7 @@ pub(super) fn signed(error: &Error) -> Option<String> {
 pub(super) fn copy_plan(mirror: &Mirror, parallel: usize) -> CopyPlan {
     CopyPlan {
         platforms: mirror.platforms.clone(),
+        any_platform: true,
         sparse: mirror.sparse,
         referrers: mirror.referrers,
         preserve_digests: false,
@@ -391,7 +420,7 @@ impl Candidate<'_> {
     }
 
     /// What an image is made of that passes filters. It is read before anything is done, and not again when that is.
-    async fn making(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
+    async fn making(&self, documents: &Arc<Documents>, kept: &Kept) -> Result<Found, Error> {
         let Self { ends, wanted, source, .. } = self;
         let store = ends.source.source(&wanted.source, source, Arc::clone(documents));
         let store = store.store().ok_or(Error::NoSourceManifest)?;
@@ -401,12 +430,12 @@ impl Candidate<'_> {
         }
         let output = MirrorOutput::new(ends, &wanted.target, None, None);
         let parts = Parts::of(store, self.mirror(), &output).await?;
-        let fits = fits(kept, documents.size());
-        let documents = if fits { Arc::clone(documents) } else { Arc::default() };
+        kept.add(NEEDED_BYTES * parts.blobs.len());
+        let documents = Arc::clone(documents);
         Ok(Found::MadeOfOther(Box::new(Making { source: (*source).clone(), parts, documents })))
     }
 
-    async fn look(&self, documents: &Arc<Documents>, kept: &AtomicUsize) -> Result<Found, Error> {
+    async fn look(&self, documents: &Arc<Documents>, kept: &Kept) -> Result<Found, Error> {
         let gathered = self.gather(documents).await?;
         let becomes = gathered.root().digest.clone();
         if let Some(reason) = refusal(self.mirror(), self.wanted, self.was, Some(&becomes)) {
@@ -538,6 +567,14 @@ mod tests {
         // What these become is not known yet.
         assert_eq!(decision(", referrers: true", Some("one")), look);
         assert_eq!(decision(", platforms: [linux/amd64], immutable: ['1']", Some("other")), look);
+    }
+
+    #[test]
+    fn what_is_kept_in_any_case_leaves_less_room_and_what_does_not_fit_takes_none() {
+        let kept = Kept::default();
+        kept.add(KEPT_BYTES - 2);
+        assert!(!kept.fits(3));
+        assert!(kept.fits(2) && !kept.fits(1));
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub(crate) async fn image(store: &dyn Store, platform: &PlatformChoice) -> Resul
                     platform.admit(config)?;
                 } else if !is_labelled {
                     // Chosen because nothing else was there, and only its config says what it is for.
-                    platform::confirm(&wanted, config)?;
+                    platform::confirm(&[wanted], config)?;
                 }
                 return Ok(image);
             }

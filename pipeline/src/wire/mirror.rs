@@ -131,10 +131,10 @@ pub fn result(plan: &Plan, report: Option<&Report>) -> MirrorResult {
         done: report.map_or(0, Report::done) as u64,
         failed: report.map_or(impossible, Report::failed) as u64,
         images: plan.actions.len() as u64,
-        bytes_fetched: report.map_or(0, |report| report.moved.bytes_fetched),
-        bytes_uploaded: report.map_or(0, |report| report.moved.bytes_uploaded),
-        blobs_mounted: report.map_or(0, |report| report.moved.mounted as u64),
-        moved: report.map(|report| price(&report.moved)),
+        bytes_fetched: report.map_or(0, |report| report.bytes_fetched),
+        bytes_uploaded: report.map_or(0, |report| report.bytes_uploaded),
+        blobs_mounted: report.map_or(0, |report| report.mounted as u64),
+        moved: report.and_then(|report| report.moved.as_ref()).map(price),
         price: Some(price(&plan.price)),
         dry_run: report.is_none(),
     }
@@ -175,16 +175,14 @@ pub fn of_result(
 ) -> (Plan, Report) {
     let (actions, outcomes): (Vec<_>, Vec<_>) = images.into_iter().unzip();
     let price = result.price.as_ref().map(of_price).unwrap_or_default();
-    // All that an earlier coordinator says of it.
-    let told = || Price {
+    let report = Report {
+        outcomes: outcomes.into_iter().map(Option::unwrap_or_default).collect(),
+        moved: result.moved.as_ref().map(of_price),
         bytes_fetched: result.bytes_fetched,
         bytes_uploaded: result.bytes_uploaded,
         mounted: number(result.blobs_mounted),
-        ..Price::default()
+        elapsed,
     };
-    let moved = result.moved.as_ref().map_or_else(told, of_price);
-    let outcomes = outcomes.into_iter().map(Option::unwrap_or_default).collect();
-    let report = Report { outcomes, moved, elapsed };
     (Plan { actions, price, ..Plan::default() }, report)
 }
 
@@ -281,6 +279,24 @@ mod tests {
         let refused = Action { what: What::Refuse("no".to_owned()), ..action };
         assert_eq!(of_image(image(0, &refused, None)).unwrap().0.what, refused.what);
         assert!(of_image(MirrorImage { was: "x".to_owned(), ..MirrorImage::default() }).is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_release_has_not_counted_is_not_known() {
+        let moved = Price { fetched: 2, bytes_fetched: 7, mounted: 3, ..Price::default() };
+        let report = Report {
+            outcomes: Vec::new(),
+            moved: Some(moved),
+            bytes_fetched: 7,
+            bytes_uploaded: 0,
+            mounted: 3,
+            elapsed: Duration::ZERO,
+        };
+        let told = result(&Plan::default(), Some(&report));
+        let back = |told: &MirrorResult| of_result(Vec::new(), told, Duration::ZERO).1;
+        assert_eq!(back(&told).moved, Some(moved));
+        let earlier = back(&MirrorResult { moved: None, ..told });
+        assert_eq!((earlier.moved, earlier.bytes_fetched, earlier.mounted), (None, 7, 3));
     }
 
     #[test]

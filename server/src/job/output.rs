@@ -436,3 +436,47 @@ fn key(layer: &Layer, chain: &FilterChain, versions: &OnceLock<Versions>) -> Str
         others => format!("{own} {}", serde_json::Value::from(others)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use occy_pipeline::blob::MemoryBlob;
+    use occy_pipeline::manifest::Descriptor;
+    use occy_proto::v1::FilterCapability;
+
+    use super::*;
+    use crate::admit::filter_need;
+    use crate::other;
+
+    #[test]
+    fn what_the_last_release_has_kept_of_a_layer_counts_where_no_filter_has_a_version_of_its_own() {
+        let descriptor =
+            Descriptor::new("application/vnd.oci.image.layer.v1.tar", &Digest::sha256("layer"), 9);
+        let layer = Layer {
+            index: 0,
+            blob: Arc::new(MemoryBlob::new(Default::default())),
+            descriptor: Some(descriptor),
+            format: Format::None,
+            diff_id: None,
+            origin: None,
+            keep_stored: true,
+            known_by_diff_id_alone: false,
+        };
+        let chain = |text: &str| other::chain(&[text.to_owned()], |_| true).unwrap();
+        let needs = Arc::new([filter_need("other")].into());
+        let of_worker = |chain: &FilterChain, version: &str| {
+            let has = FilterCapability {
+                name: "other".to_owned(),
+                version: version.to_owned(),
+                ..FilterCapability::default()
+            };
+            key(&layer, chain, &OnceLock::from(Versions::of(&needs, &[has])))
+        };
+        // The last release kept all of them under these words.
+        let last = |chain: &FilterChain| format!("{} {}", layer.sameness(), chain.fingerprint());
+        let (others, ours) = (chain("other:x=1"), chain("exclude:pattern=a"));
+        let keys = ["1", "2", ""].map(|version| of_worker(&others, version));
+        assert_eq!(HashSet::from([&keys[0], &keys[1], &keys[2], &last(&others)]).len(), 4, "{keys:?}");
+        assert_eq!(of_worker(&others, "1"), keys[0]);
+        assert_eq!(of_worker(&ours, "1"), last(&ours));
+    }
+}

@@ -281,3 +281,47 @@ fn what_a_file_says_of_filters_is_checked_with_its_place() {
     let keys = &schema["properties"]["mirrors"]["items"]["properties"];
     assert!(keys["filters"].is_object() && keys["attestations"].is_object(), "{schema}");
 }
+
+#[test]
+fn of_a_tag_that_is_no_index_one_of_the_platforms_is_enough_with_filters_and_without() {
+    let (from, to) = (Registry::start(), Registry::start());
+    for architecture in ["arm64", "s390x"] {
+        let layer = Layer::of(&[Member::file("a.key", "k"), Member::file("name", architecture)]);
+        let image = Image::on(Family::Oci, ("linux", architecture, None), vec![layer]);
+        from.push(&image, "app", architecture);
+    }
+    let directory = scratch();
+    for (name, is_filtered) in [("filtered", true), ("whole", false)] {
+        let platforms = "    platforms: [linux/amd64, linux/arm64]\n";
+        let mut text = config(from.host(), &[format!("{}/{name}", to.host())], platforms);
+        if !is_filtered {
+            text = text.replace("    filters: ['exclude:pattern=*.key']\n", "");
+        }
+        let told = report(mirror(directory.path(), &text, &JSON), 5);
+        assert_eq!((&told["done"], &told["failed"]), (&json!(1), &json!(1)), "{told}");
+        let problems: Vec<_> =
+            told["images"].as_array().expect("images").iter().map(|image| &image["problem"]).collect();
+        let problem = "no image for linux/amd64 or linux/arm64; there is linux/s390x";
+        assert_eq!(problems, [&Value::Null, &json!(problem)], "{told}");
+        assert_eq!(json_of(&to.manifest(name, "arm64").body)["annotations"].is_object(), is_filtered);
+        assert!(!to.has(name, "s390x"));
+    }
+}
+
+#[test]
+fn what_waits_of_an_image_counts_once_whatever_number_of_targets_it_has() {
+    let (from, to) = (Registry::start(), Registry::start());
+    let noise = "0123456789abcdef".repeat(3_500_000 / 16);
+    // Of 4 with 3.5 MB each all are kept, and of 12 it would be 9.
+    for seed in 0..4 {
+        let large =
+            image(seed).edit_manifest(|manifest| manifest["annotations"] = json!({"noise": noise.clone()}));
+        from.push(&large, "app", &seed.to_string());
+    }
+    let near = FaultProxy::before(from.host());
+    let directory = scratch();
+    let targets = ["a", "b", "c"].map(|name| format!("{}/{name}", to.host()));
+    let text = config(&near.host(), &targets, "    signatures: drop\n");
+    assert_eq!(report(mirror(directory.path(), &text, &JSON), 0)["done"], 12);
+    assert_eq!(near.count("GET", "*/manifests/*"), 4, "{}", near.story());
+}

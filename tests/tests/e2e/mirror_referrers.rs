@@ -209,3 +209,34 @@ fn signatures_of_what_filters_change_are_as_the_policy_says_and_others_go_along(
     assert_eq!(there.referrers("app", &source.changed.digest()), [sha256(&signature)]);
     assert_eq!(there.referrers("app", &new).len(), 1);
 }
+
+#[test]
+fn what_belongs_to_an_image_goes_nowhere_but_to_where_the_image_stays_as_it_is_and_comes_once() {
+    let source = Source::new();
+    let registry = &source.registry;
+    let sbom_of = |image: &Image| sha256(format!("{SBOM} of {}", image.digest()).as_bytes());
+    let directory = scratch();
+    let [changing, copying, one, two] = [(); 4].map(|()| Conforming::start());
+    let entry = |to: &[&Conforming], more: &str| {
+        let to: Vec<_> = to.iter().map(|to| format!("'{}/app'", to.host())).collect();
+        let (from, to) = (registry.host(), to.join(", "));
+        format!(
+            "  - {{sources: ['{from}/app'], tags: [{{names: ['1']}}], targets: [{to}], referrers: true{more}}}\n"
+        )
+    };
+    let filters = ", filters: ['exclude:pattern=*.key']";
+    let text = format!("mirrors:\n{}{}", entry(&[&changing], filters), entry(&[&copying], ""));
+    let done = report(mirror(directory.path(), &text, &JSON), 0);
+    assert_eq!(done["done"], 2, "{done}");
+    source.check(&changing);
+    assert!(copying.blob("app", &sbom_of(&source.changed)).is_some());
+    assert_eq!(changing.blob("app", &sbom_of(&source.changed)), None, "{}", changing.story());
+    // Where all need it, it comes once for all.
+    registry.forget();
+    let text = format!("mirrors:\n{}", entry(&[&one, &two], filters));
+    let done = report(mirror(directory.path(), &text, &JSON), 0);
+    source.check(&one);
+    source.check(&two);
+    let fetched = registry.count("GET", &format!("*/blobs/{}", sbom_of(&source.kept)));
+    assert_eq!(fetched, 1, "{done}: {}", registry.story());
+}

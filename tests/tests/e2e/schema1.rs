@@ -7,12 +7,14 @@ use occy_tests::image::{Family, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member};
 use occy_tests::occyctl::occyctl;
+use occy_tests::proxy::FaultProxy;
 use occy_tests::registry::Registry;
 use occy_tests::saved::read_saved;
 use occy_tests::server::Server;
 use occy_tests::tools::sha256;
 use serde_json::{Value, json};
 
+use crate::mirror::{JSON, mirror, report};
 use crate::{layers, scratch, tar_uri};
 
 /// The layers with a throwaway between them, newest first.
@@ -91,17 +93,23 @@ fn a_push_writes_schema_2() {
     let server = serve(&layers, SIGNED, &signed(&plain), &sha256(plain.as_bytes()));
     let source = format!("registry://{}/app:1", server.host());
     let to = Registry::start();
-    for (tag, arguments) in
-        [("copy", &[][..]), ("filtered", &["-f", "normalize-timestamps"]), ("oci", &["--format", "oci"])]
-    {
-        occyctl([&["process", &source, &to.uri(&format!("app:{tag}"))], arguments].concat()).ok();
-        let pushed = to.pull("app", tag);
+    for (tag, arguments) in [
+        ("copy", &[][..]),
+        ("filtered", &["-f", "normalize-timestamps"]),
+        ("unchanged", &["-f", "exclude:pattern=*.none"]),
+        ("oci", &["--format", "oci"]),
+    ] {
+        // Each where no layer is yet.
+        occyctl([&["process", &source, &to.uri(&format!("{tag}:1"))], arguments].concat()).ok();
+        let pushed = to.pull(tag, "1");
         let family = if tag == "oci" { Family::Oci } else { Family::Docker };
         assert_eq!(pushed.document["mediaType"], family.manifest());
         assert_eq!(pushed.tars.len(), 2);
-        judge::skopeo_reads(&format!("docker://{}/app:{tag}", to.host()));
+        judge::skopeo_reads(&format!("docker://{}/{tag}:1", to.host()));
     }
-    assert_eq!(to.pull("app", "copy").blobs, [layers[0].blob(), layers[1].blob()], "not compressed again");
+    for tag in ["copy", "unchanged"] {
+        assert_eq!(to.pull(tag, "1").blobs, [layers[0].blob(), layers[1].blob()], "not compressed again");
+    }
 }
 
 #[test]
@@ -127,4 +135,23 @@ fn check_and_search_read_it() {
     occyctl(["check", &source]).ok();
     let found = occyctl(["search", &source, "*.conf"]).ok();
     assert!(found.text().contains("Found 3 matches in 2 layers."), "{}", found.text());
+}
+
+#[test]
+fn a_mirror_that_is_to_say_how_it_was_made_fails_before_a_layer_moves() {
+    let plain = document(&layers());
+    let (from, to) = (serve(&layers(), UNSIGNED, &plain, &sha256(plain.as_bytes())), Registry::start());
+    let far = FaultProxy::before(to.host());
+    let directory = scratch();
+    let text = format!(
+        "mirrors:\n  - sources: ['{}/app']\n    targets: ['{}/app']\n    tags: [{{names: ['1']}}]\n    \
+         filters: ['exclude:pattern=*.key']\n    signatures: drop\n",
+        from.host(),
+        far.host()
+    );
+    let failed = report(mirror(directory.path(), &format!("{text}    provenance: true\n"), &JSON), 1);
+    let problem = failed["images"][0]["problem"].as_str().expect("a problem");
+    assert!(problem.contains("Docker schema 1"), "{failed}");
+    assert_eq!(far.count("POST", "*") + far.count("PUT", "*"), 0, "{}", far.story());
+    assert_eq!(report(mirror(directory.path(), &text, &JSON), 0)["done"], 1);
 }
