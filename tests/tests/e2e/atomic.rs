@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use occy_tests::certificates::text;
 use occy_tests::image::Image;
 use occy_tests::layer::Layer;
-use occy_tests::occyctl::occyctl;
+use occy_tests::occyctl::{kills, moment, occyctl};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, read, tool, write};
@@ -35,6 +35,14 @@ fn slow(registry: &Registry) -> FaultProxy {
     proxy
 }
 
+/// How long something takes, but for building the program.
+fn time<T>(run: impl FnOnce() -> T) -> Duration {
+    occy_tests::occyctl::path();
+    let start = Instant::now();
+    run();
+    start.elapsed()
+}
+
 fn end(mut child: Child, signal: &str) -> std::process::ExitStatus {
     let id = child.id().to_string();
     tool("kill", [signal, &id]);
@@ -42,30 +50,46 @@ fn end(mut child: Child, signal: &str) -> std::process::ExitStatus {
 }
 
 #[test]
-fn a_killed_run_leaves_the_tar_as_it_was() {
+fn a_killed_run_leaves_the_tar_as_it_was_or_complete() {
     let registry = Registry::start();
     registry.push(&large(), "app", "1");
     let proxy = slow(&registry);
     let source = format!("registry://{}/app:1", proxy.host());
-    for (millis, signal) in [(50, "-KILL"), (250, "-KILL"), (500, "-KILL"), (250, "-INT"), (250, "-TERM")] {
+    let directory = scratch();
+    let path = directory.path().join("out.tar");
+    let run = || occyctl(["process", &source, &tar_uri(&path)]);
+    let whole = time(|| run().ok());
+    let complete = read(&path);
+    for kill in 0..kills() {
+        write(&path, "what was there");
+        let child = run().start();
+        sleep(moment(whole, kill));
+        end(child, "-KILL");
+        let found = read(&path);
+        assert!(found == b"what was there" || found == complete, "kill {kill}: {} bytes", found.len());
+        let files = std::fs::read_dir(directory.path()).expect("a directory").count();
+        assert_eq!(files, 1, "kill {kill}: nothing else is left");
+    }
+    run().ok();
+    assert!(read(&path) == complete);
+}
+
+#[test]
+fn an_interrupted_run_leaves_the_tar_as_it_was() {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let source = format!("registry://{}/app:1", proxy.host());
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let directory = scratch();
         let path = directory.path().join("out.tar");
         write(&path, "what was there");
         let child = occyctl(["process", &source, &tar_uri(&path), "-j", "1"]).start();
-        sleep(Duration::from_millis(millis));
-        let status = end(child, signal);
-        assert!(!status.success());
-        assert_eq!(read(&path), b"what was there", "{signal} after {millis} ms");
-        assert_eq!(
-            std::fs::read_dir(directory.path()).expect("a directory").count(),
-            1,
-            "nothing else is left"
-        );
-        match signal {
-            "-INT" => assert_eq!(status.code(), Some(130)),
-            "-TERM" => assert_eq!(status.code(), Some(143)),
-            _ => {}
-        }
+        sleep(Duration::from_millis(250));
+        assert_eq!(end(child, signal).code(), Some(code));
+        assert_eq!(read(&path), b"what was there", "{signal}");
+        let files = std::fs::read_dir(directory.path()).expect("a directory").count();
+        assert_eq!(files, 1, "{signal}: nothing else is left");
     }
 }
 
@@ -107,38 +131,49 @@ fn a_killed_run_leaves_no_temporary_files() {
     registry.push(&large(), "app", "1");
     let proxy = slow(&registry);
     let source = format!("registry://{}/app:1", proxy.host());
+    let directory = scratch();
+    let temp = text(directory.path());
     for filters in [&[][..], &["-f", "normalize-timestamps"]] {
-        let directory = scratch();
-        let temp = text(directory.path());
-        let child =
-            occyctl([&["process", &source, "tar://-", "--temp-dir", &temp], filters].concat()).start();
-        sleep(Duration::from_millis(700));
-        end(child, "-KILL");
-        assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
+        for kill in 0..kills() / 2 {
+            let child =
+                occyctl([&["process", &source, "tar://-", "--temp-dir", &temp], filters].concat()).start();
+            sleep(moment(Duration::from_secs(1), kill));
+            end(child, "-KILL");
+            assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0, "kill {kill}");
+        }
     }
 }
 
 #[test]
-fn a_killed_push_leaves_the_tag_as_it_was() {
+fn a_killed_push_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
     let (from, to) = (Registry::start(), Registry::start());
     let source = from.push(&large(), "app", "1");
     let old = Image::docker(vec![Layer::noise(9, 100)]);
-    for filters in [&[][..], &["-f", "normalize-timestamps"]] {
-        for millis in [50, 200, 350] {
-            to.push(&old, "app", "1");
+    for (name, filters) in [("plain", &[][..]), ("filtered", &["-f", "normalize-timestamps:ts=7"])] {
+        let run = |host: &str, name: &str| {
+            let target = format!("registry://{host}/{name}:1");
+            occyctl([&["process", &source, &target], filters].concat())
+        };
+        let complete_name = format!("{name}-complete");
+        let whole = time(|| run(&slow(&to).host(), &complete_name).ok());
+        let complete = to.digest(&complete_name, "1");
+        for kill in 0..kills() / 2 {
+            // Blobs that a repository has need not be uploaded again.
+            let name = format!("{name}-{kill}");
+            to.push(&old, &name, "1");
             let proxy = slow(&to);
-            let target = format!("registry://{}/app:1", proxy.host());
-            let child = occyctl([&["process", &source, &target, "-j", "1"], filters].concat()).start();
-            sleep(Duration::from_millis(millis));
+            let child = run(&proxy.host(), &name).start();
+            sleep(moment(whole, kill));
             end(child, "-KILL");
-            if to.digest("app", "1") != old.digest() {
-                to.pull("app", "1");
-            }
+            let found = to.digest(&name, "1");
+            assert!(found == old.digest() || found == complete, "{name}: {found}");
+            // All that it names is there.
+            to.pull(&name, "1");
+            // What was left over does not stand in the way of the next run.
+            run(to.host(), &name).ok();
+            assert_eq!(to.pull(&name, "1").digest, complete, "{name}");
         }
     }
-    // What was left over does not stand in the way of the next run.
-    occyctl(["process", &source, &to.uri("app:1")]).ok();
-    assert_eq!(to.pull("app", "1").digest, large().digest());
 }
 
 #[test]
