@@ -115,6 +115,8 @@ pub async fn process_named(
     wanted: Beside,
     progress: &Progress,
 ) -> Result<(Outcome, Attached), Error> {
+    // Those are an index's.
+    let wanted = Beside { referrers: false, ..wanted };
     if wanted.signatures == SignaturePolicy::Drop && !wanted.may_attach() {
         return Ok((process(source, plan, output, executor, progress).await?, Attached::default()));
     }

@@ -58,7 +58,7 @@ enum Way {
     Copy,
     /// Its blob as it is, and read on the way.
     CopyObserved,
-    /// Filters look for something to edit first: without an edit, [`Way::CopyObserved`]; else [`Way::Rewrite`].
+    /// Filters look for something to edit first: without an edit, its blob as it is; else [`Way::Rewrite`].
     ScanFirst(Option<Compression>),
     /// A new tar, and compressed if so told.
     Rewrite(Option<Compression>),
@@ -252,8 +252,8 @@ impl LayerPlan {
                 verify_diff_id(layer, &summary)?;
                 let mut copied = match &layer.descriptor {
                     Some(_) => self.copy(output, layer, progress).await?,
-                    // How large it is, and so what is to be said of it in a manifest, is known when it has gone by.
-                    None => self.copy_observed(output, layer, progress).await?,
+                    // How large it is, and so what is to be said of it in a manifest, is known when it has gone by. The filters have seen it.
+                    None => self.without_filters().copy_observed(output, layer, progress).await?,
                 };
                 copied.diff_id = Some(summary.input.digest.clone());
                 copied.reports = summary.reports;
@@ -263,6 +263,10 @@ impl LayerPlan {
                 self.rewrite(output, layer, compression, progress).await
             }
         }
+    }
+
+    fn without_filters(&self) -> Self {
+        Self { chain: FilterChain::default(), ..self.clone() }
     }
 
     /// A new tar through all filters, begun again if a filter has to know of something that lies behind.

@@ -152,7 +152,7 @@ pub async fn serve(
         fleet.close();
         let budgets = fleet.budgets().close(jobs.engine());
         if tokio::time::timeout(CLOSE, budgets).await.is_err() {
-            tracing::warn!("the engine does not answer: what was left of quotas is lost");
+            tracing::warn!("the engine took too long: something that was left of quotas is lost");
         }
         Ok(())
     };

@@ -23,13 +23,15 @@ use crate::settings::{Misused, plan, settings};
 
 pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exit> {
     let image = open::in_full(&options.image);
-    let source = source_here(options, global)?;
+    // The image is where it was written to, and what it was made of is the source.
+    let both = settings(global, "registry://", Some("registry://"))?;
+    let source = source_here(options, &both)?;
     let is_here = |end: &str| !is_registry(&open::in_full(end));
     // What is between two layouts of this machine needs nobody else.
     let is_all_here = is_here(&image) && options.source.as_deref().is_some_and(is_here);
     let (statements, result) = match &global.coordinator {
         Some(_) if !is_all_here => remote::verify(&image, options, global).await?,
-        _ => here(&image, source, options, global).await?,
+        _ => here(&image, source, options, global, &both).await?,
     };
     match global.output_format {
         OutputFormat::Json => print_json(&document(&image, &statements, &result))?,
@@ -48,10 +50,10 @@ pub(crate) async fn run(options: &Verify, global: &Global) -> anyhow::Result<Exi
 
 /// The source that is named, if it is on this machine. Fails where it could not have the manifest that a statement names, whoever would
 /// read it.
-fn source_here(options: &Verify, global: &Global) -> anyhow::Result<Option<Box<dyn ImageSource>>> {
+fn source_here(options: &Verify, settings: &open::Settings) -> anyhow::Result<Option<Box<dyn ImageSource>>> {
     let source = options.source.as_deref().map(open::in_full);
     let Some(source) = source.filter(|source| !is_registry(source)) else { return Ok(None) };
-    let source = open::source(&source, &settings(global, &source, None)?)?.end;
+    let source = open::source(&source, settings)?.end;
     if source.store().is_none() {
         return Err(Error::NoSourceManifest.into());
     }
@@ -64,9 +66,8 @@ async fn here(
     source: Option<Box<dyn ImageSource>>,
     options: &Verify,
     global: &Global,
+    both: &open::Settings,
 ) -> anyhow::Result<(Vec<VerifiedStatement>, VerifyResult)> {
-    // The image is where it was written to, and what it was made of is the source.
-    let both = settings(global, "registry://", Some("registry://"))?;
     let of_image = open::Settings { source_registry: both.destination_registry.clone(), ..both.clone() };
     let stated = statements(open::store(image, &of_image)?.as_ref()).await?;
     let made = open::source(image, &of_image)?.end;
@@ -76,11 +77,11 @@ async fn here(
         let origin = match &source {
             Some(source) => source,
             None => {
-                named = origin(options, global, stated, image, &both)?;
+                named = origin(options, global, stated, image, both)?;
                 &named
             }
         };
-        let plan = plan(global, &both, FilterChain::default(), false);
+        let plan = plan(global, both, FilterChain::default(), false);
         let executor = LocalExecutor::new(both.parallel);
         let begin = Arc::new(Progress::default);
         let one = verify(stated, made.as_ref(), origin.as_ref(), &plan, executor, begin).await?;

@@ -116,9 +116,7 @@ pub(super) async fn make(
         SignaturePolicy::Refuse if index.is_none() => SignaturePolicy::Drop,
         signatures => signatures,
     };
-    // An image by itself is another one by its annotations in any case.
-    let referrers = mirror.referrers && index.is_some();
-    let beside = Beside { signatures, provenance: mirror.provenance, referrers };
+    let beside = Beside { signatures, provenance: mirror.provenance, referrers: mirror.referrers };
     let begun = Arc::new(Mutex::new(Vec::<Progress>::new()));
     let begin = {
         let begun = Arc::clone(&begun);

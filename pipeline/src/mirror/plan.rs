@@ -389,7 +389,10 @@ impl Places<'_> {
         let is_sure = self.plan.holders.contains_key(&key)
             || from.as_ref().is_some_and(|(source, _)| self.survey.can_mount && source.host() == host)
             || self.plan.uploads.get(&(Need::Copied, digest.clone())).is_some_and(|all| is_among(all, host));
-        let is_there = !self.arriving.insert((key.0, key.1, from.is_some())) || is_sure;
+        // What is made of an image, and what belongs to it, comes once to a host; a copy does not rely on that, since it may not come.
+        let is_copied = matches!(from, Some((_, Need::Copied)));
+        let is_new = self.arriving.insert((key.0, key.1, from.is_some()));
+        let is_there = is_sure || !is_copied && !is_new;
         if let Some((_, need)) = from {
             let needed = (need, digest.clone());
             if !is_sure {
@@ -399,7 +402,7 @@ impl Places<'_> {
                     uploads.push(target.clone());
                 }
             }
-            if !is_there && self.fetched.insert(needed) {
+            if !is_sure && self.fetched.insert(needed) {
                 price.fetch(size);
                 price.requests += 1;
             }

@@ -23,8 +23,8 @@ const BURST: f64 = 0.1;
 const SHORT: Duration = Duration::from_secs(60);
 /// No pause is believed that is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// At most this part of a quota is drawn before it begins, and one request at least: so much is lost with a coordinator that is killed,
-/// and kept from others by one whose requests wait for something else.
+/// No more of a quota is drawn than one request in so many, and one at least, that has not begun: so much is lost with a coordinator that
+/// is killed, and kept from others by one whose requests wait for something else; besides what its workers have given back.
 const DRAWN_AHEAD: u64 = 20;
 /// When a quota is drawn from again that could not be.
 const DRAWN_AGAIN: Duration = Duration::from_secs(1);
@@ -257,9 +257,11 @@ impl Line {
     fn end(&mut self, ended: usize, unused: usize, now: Instant) {
         self.count(now);
         self.tokens = (self.tokens + unused as f64).min(self.burst());
-        // Which of those that are under way have ended nobody says: what may have begun in an earlier time is none of this one's.
-        if self.share.time.is_some() && self.share.earlier == 0 {
-            self.share.left += unused as u64;
+        if self.share.time.is_some() {
+            // Which of those that are under way have ended nobody says: as many as may have begun in an earlier time are none of this one's.
+            let earlier = unused.min(self.share.earlier);
+            self.share.earlier -= earlier;
+            self.share.left += (unused - earlier) as u64;
         }
         self.set_open(self.open - ended);
     }
@@ -434,7 +436,7 @@ impl Ledger {
             return;
         };
         share.drawing = Drawing::No;
-        if share.time.is_none_or(|time| time.drawn.began != drawn.began) {
+        if share.time.is_none_or(|time| !time.drawn.is_of_the_time_of(&drawn)) {
             // What is left is of a time that has ended.
             *share = Share { earlier: *open, ..Share::default() };
         }
@@ -719,6 +721,9 @@ mod tests {
         assert_eq!(records.begin(&mut ledger, later).0.len(), 2);
         ledger.end(1, Action::Manifest, 2, 2, later);
         assert_eq!(records.begin(&mut ledger, later).0, []);
+        // What was never sent of the later one does, although others of it are under way.
+        ledger.end(1, Action::Manifest, 2, 2, later);
+        assert_eq!(records.begin(&mut ledger, later).0.len(), 2);
     }
 
     #[test]

@@ -18,8 +18,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use jiff::Timestamp;
 use occy_pipeline::registry::{Answer, Budget, Permit, Purpose, RateLimit};
 use occy_proto::v1::{BudgetLease, BudgetUse};
@@ -29,7 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use self::ledger::{Ledger, LineName, Obstacle, Want};
 use self::rules::Rules;
-use crate::engine::quotas::{Quota, Quotas};
+use crate::engine::quotas::{Drawn, Quota, Quotas};
 use crate::metrics::Metrics;
 use crate::worker::seat::RemoteSeat;
 
@@ -43,6 +42,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 const NOTICED: Duration = Duration::from_secs(2);
 /// Ledgers beyond which those are forgotten that nothing has to be remembered of.
 const LEDGERS_MAX: usize = 1024;
+/// Quotas to which something is put back at once.
+const PUT_BACK_AT_ONCE: usize = 8;
 /// Bytes of a worker's names.
 const NAME_MAX: usize = 256;
 
@@ -149,7 +150,8 @@ impl Budgets {
         }
     }
 
-    /// Draws nothing more from quotas, and puts back what was drawn and has not begun.
+    /// Draws nothing more from quotas, and puts back what was drawn and has not begun; what is being drawn is put back when it has come,
+    /// as long as [`Budgets::keep_leasing`] goes on.
     pub async fn close(&self, quotas: &dyn Quotas) {
         let undrawn: Vec<_> = {
             let mut state = self.lock();
@@ -159,11 +161,8 @@ impl Budgets {
             });
             each.collect()
         };
-        for (quota, drawn) in undrawn {
-            if let Err(error) = quotas.put_back(&quota, drawn).await {
-                tracing::warn!(%error, requests = drawn.count, "what was left of a quota is lost");
-            }
-        }
+        let put_back = |(quota, drawn)| put_back(quotas, quota, drawn);
+        stream::iter(undrawn).for_each_concurrent(PUT_BACK_AT_ONCE, put_back).await;
     }
 
     /// What is wanted of quotas.
@@ -181,7 +180,8 @@ impl Budgets {
     }
 
     async fn draw(&self, quotas: &dyn Quotas, whose: Account, want: Want) {
-        let drawn = quotas.draw(&named(&whose, want.line, want.quota), want.count).await;
+        let quota = named(&whose, want.line, want.quota);
+        let drawn = quotas.draw(&quota, want.count).await;
         let now = Instant::now();
         let drawn = drawn.map(|drawn| {
             let left = Duration::try_from(drawn.ends.duration_since(Timestamp::now())).unwrap_or_default();
@@ -190,8 +190,17 @@ impl Budgets {
         if let Err(error) = &drawn {
             tracing::warn!(%error, registry = whose.0, "a quota could not be drawn from");
         }
-        if let Some(ledger) = self.lock().ledgers.get_mut(&whose) {
-            ledger.drew(want, drawn.ok(), now);
+        {
+            let mut state = self.lock();
+            if !state.is_closed {
+                if let Some(ledger) = state.ledgers.get_mut(&whose) {
+                    ledger.drew(want, drawn.ok(), now);
+                }
+                return;
+            }
+        }
+        if let Ok((drawn, _)) = drawn {
+            put_back(quotas, quota, drawn).await;
         }
     }
 
@@ -327,6 +336,12 @@ impl Budgets {
 /// The quota of a line, under the name that all coordinators know it by. Neither a host nor a line has a line feed.
 fn named((host, account): &Account, line: LineName, (limit, time): (u64, Duration)) -> Quota {
     Quota { name: format!("{host}\n{account}\n{line}"), limit, time }
+}
+
+async fn put_back(quotas: &dyn Quotas, quota: Quota, drawn: Drawn) {
+    if let Err(error) = quotas.put_back(&quota, drawn).await {
+        tracing::warn!(%error, requests = drawn.count, "what was left of a quota is lost");
+    }
 }
 
 /// A request of this process that has begun: for what, since when it waited, and where that is heard.

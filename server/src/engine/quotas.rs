@@ -41,10 +41,18 @@ pub struct Quota {
 pub struct Drawn {
     /// How many. Fewer than were wanted: there are none left.
     pub count: u64,
-    /// When the time began for which they are: two times of a quota never began at once.
+    /// When the time began for which they are: two times of a quota never began at once. 1970: it is not known.
     pub began: Timestamp,
     /// When it ends, as whoever drew last has found it: clocks differ.
     pub ends: Timestamp,
+}
+
+impl Drawn {
+    /// Whether both are of one time. When that began is not known where a coordinator of the release before has drawn last: then
+    /// its end tells.
+    pub fn is_of_the_time_of(&self, other: &Self) -> bool {
+        self.began == other.began && (self.began != Timestamp::UNIX_EPOCH || self.ends == other.ends)
+    }
 }
 
 /// What is kept of a quota.
@@ -74,12 +82,17 @@ impl QuotaRecord {
         self.ends = self.ends.min(longest);
         let count = wanted.min(quota.limit.saturating_sub(self.drawn));
         self.drawn += count;
+        self.drawn(count)
+    }
+
+    /// So many of its time.
+    fn drawn(&self, count: u64) -> Drawn {
         Drawn { count, began: self.began(), ends: self.ends() }
     }
 
     /// Puts back what was drawn, if its time goes on.
     pub(super) fn put_back(&mut self, drawn: Drawn) {
-        if self.began() == drawn.began {
+        if drawn.is_of_the_time_of(&self.drawn(0)) {
             self.drawn = self.drawn.saturating_sub(drawn.count);
         }
     }
@@ -162,6 +175,23 @@ mod tests {
         record.put_back(drawn(4, 1000, 1060));
         record.put_back(Drawn { count: 2, ..next });
         assert_eq!(record.draw(&quota(5, 60), 4, at(1031)).count, 3);
+    }
+
+    #[test]
+    fn what_was_drawn_is_not_put_back_to_another_time_when_the_release_before_has_drawn_too() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let quota = Quota { name: String::new(), limit: 10, time: Duration::from_secs(60) };
+        // It keeps no beginning.
+        let draw = |record: &mut QuotaRecord, now| {
+            record.draw(&quota, 5, at(now));
+            record.began = 0;
+            record.draw(&quota, 1, at(now))
+        };
+        let mut record = QuotaRecord::default();
+        let first = draw(&mut record, 1000);
+        draw(&mut record, 1060);
+        record.put_back(first);
+        assert_eq!(record.draw(&quota, 10, at(1061)).count, 4);
     }
 
     #[test]

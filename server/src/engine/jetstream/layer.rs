@@ -29,7 +29,7 @@ impl JetStream {
         let is_free = record.begin(who);
         let (subject, value) = (subject(&layer), bytes::Bytes::from(record.encode_to_vec()));
         // Where the answer to a write was lost that came first, the turn is found to be its own by looking.
-        let written = patiently("share a layer of", || self.put_if(&subject, value.clone(), revision));
+        let written = patiently("share a layer", || self.put_if(&subject, value.clone(), revision));
         Ok(written.await? && is_free)
     }
 
@@ -41,8 +41,7 @@ impl JetStream {
         result: Option<String>,
     ) -> Result<(), JetStreamError> {
         let end = |record: &mut LayerRecord| record.end(who, result.clone());
-        self.change_value("share a layer of", &subject(layer), Lost::Again, |value| Ok(read(value)), end)
-            .await
+        self.change_value("share a layer", &subject(layer), Lost::Again, |value| Ok(read(value)), end).await
     }
 }
 

@@ -34,7 +34,7 @@ impl JetStream {
                 }
             }
             // Whether it was this claim's write that came first is seen by reading it.
-            patiently("lock a destination of", || self.put_if(&subject, own.clone(), revision)).await?;
+            patiently("lock a destination", || self.put_if(&subject, own.clone(), revision)).await?;
         }
     }
 

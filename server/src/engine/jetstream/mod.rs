@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use occy_proto::v1::{Job, JobEvent, JobState};
 use prost::Message;
 use ring::digest::{Context as Hash, SHA256};
@@ -112,7 +113,7 @@ pub enum JetStreamError {
         problem: String,
     },
     /// It did not do what it was asked for, however often.
-    #[error("failed to {what} jobs in JetStream: {cause}")]
+    #[error("failed to {what} in JetStream: {cause}")]
     Unreachable {
         /// What it was asked for.
         what: &'static str,
@@ -183,12 +184,12 @@ impl JetStream {
         let (known, is_known) = oneshot::channel();
         let (followed, all) = (Arc::clone(&values), index.clone());
         let following = async move {
-            tokio::join!(followed.follow(&all, known), quotas::forget_ended(&*followed));
+            tokio::join!(followed.follow(&all, known), quotas::forget_ended(&*followed, Timestamp::now()));
         };
         let following = tokio::spawn(following).abort_handle();
         let lanes = std::iter::repeat_with(Default::default).take(LANES).collect();
         let engine = Inner { values, limits, lease, index, lanes, following };
-        let gone = |cause: &str| JetStreamError::Unreachable { what: "list", cause: cause.to_owned() };
+        let gone = |cause: &str| JetStreamError::Unreachable { what: "list jobs", cause: cause.to_owned() };
         match tokio::time::timeout(PATIENCE, is_known).await {
             Ok(Ok(())) => Ok(Self(Arc::new(engine))),
             Ok(Err(_)) => Err(gone("the follower ended")),
@@ -212,13 +213,13 @@ impl JetStream {
 
     /// The value at a subject and its revision.
     async fn value(&self, subject: &str) -> Result<Option<(u64, bytes::Bytes)>, JetStreamError> {
-        patiently("read", || self.0.values.last(subject)).await
+        patiently("read a value", || self.0.values.last(subject)).await
     }
 
     /// Writes a value that nobody else writes.
     async fn put(&self, subject: &str, value: Vec<u8>) -> Result<(), JetStreamError> {
         let value = bytes::Bytes::from(value);
-        patiently("write", || async {
+        patiently("write a value", || async {
             let written = self.0.values.write(subject, Value::anyway(value.clone())).await;
             written.map_err(|error| error.to_string())
         })
@@ -356,8 +357,8 @@ impl JetStream {
                     return Err(JetStreamError::TooLarge { what: "the record of the job" });
                 }
                 Err(_) if start.elapsed() < PATIENCE => sleep(PAUSE).await,
-                Ok(None) => return Err(unreachable("write", &"too many others write too")),
-                Err(error) => return Err(unreachable("write", &error)),
+                Ok(None) => return Err(unreachable("write a job", &"too many others write too")),
+                Err(error) => return Err(unreachable("write a job", &error)),
             }
         }
     }
@@ -413,16 +414,18 @@ impl JetStream {
         }
         if let Some((key, revision)) = key {
             let subject = bucket("keys") + key;
-            let taken = patiently("write", || self.put_if(&subject, job.id.clone(), revision));
+            let taken = patiently("write a value", || self.put_if(&subject, job.id.clone(), revision));
             // Ours it may be all the same: the answer to an earlier attempt was lost.
             if !taken.await? && self.key(key).await?.is_none_or(|(_, id)| id != job.id) {
                 let Some((_, id)) = self.key(key).await? else {
-                    return Err(unreachable("write", &"the idempotency key was taken and given back"));
+                    return Err(unreachable("write a job", &"the idempotency key was taken and given back"));
                 };
                 return match self.earlier(&id).await? {
                     Some(earlier) if earlier.spec == spec => Ok(Submitted::Earlier(earlier)),
                     Some(_) => Ok(Submitted::KeyReused),
-                    None => Err(unreachable("write", &"another submission with this key came to nothing")),
+                    None => {
+                        Err(unreachable("write a job", &"another submission with this key came to nothing"))
+                    }
                 };
             }
         }
@@ -432,10 +435,10 @@ impl JetStream {
                 Ok(Some(_)) => break,
                 Ok(None) => match self.read(&job.id).await? {
                     Some(_) => break,
-                    None => return Err(unreachable("write", &"the submission took too long")),
+                    None => return Err(unreachable("write a job", &"the submission took too long")),
                 },
                 Err(_) if start.elapsed() < PATIENCE => sleep(PAUSE).await,
-                Err(error) => return Err(unreachable("write", &error)),
+                Err(error) => return Err(unreachable("write a job", &error)),
             }
         }
         self.forget().await?;
@@ -464,7 +467,7 @@ impl JetStream {
                 match self.put_if(&subject, "", 0).await {
                     Ok(true) => return Ok(None),
                     Ok(false) => continue,
-                    Err(error) => return Err(unreachable("write", &error)),
+                    Err(error) => return Err(unreachable("write a job", &error)),
                 }
             }
             sleep(PAUSE).await;
@@ -521,7 +524,7 @@ impl JetStream {
     /// The leases that there are.
     async fn alive(&self) -> Result<std::collections::BTreeSet<String>, JetStreamError> {
         let all = bucket("leases") + ">";
-        patiently("list the owners of", || self.0.values.subjects(&all)).await
+        patiently("list the owners of jobs", || self.0.values.subjects(&all)).await
     }
 
     async fn claim_job(&self, id: &str) -> Result<Option<(Claim, Job)>, JetStreamError> {

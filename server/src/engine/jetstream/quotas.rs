@@ -3,8 +3,10 @@
 //! Where the answer to a write was lost it is drawn once more, and what was drawn then is nobody's until the quota's time ends; but
 //! nothing is put back twice.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use prost::{DecodeError, Message as _};
 
@@ -13,6 +15,9 @@ use super::values::Values;
 use super::{JetStream, JetStreamError, Lost, READ_AT_ONCE, hash};
 use crate::engine::EngineError;
 use crate::engine::quotas::{Drawn, Quota, QuotaRecord, Quotas};
+
+/// So long after its time a quota is kept: whoever's clock is ahead must not end one that goes on.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl JetStream {
     async fn change_quota<T>(
@@ -32,28 +37,33 @@ impl JetStream {
 impl Quotas for JetStream {
     async fn draw(&self, quota: &Quota, wanted: u64) -> Result<Drawn, EngineError> {
         let draw = |record: &mut QuotaRecord| record.draw(quota, wanted, Timestamp::now());
-        Ok(self.change_quota("draw from a quota of", quota, Lost::Again, draw).await?)
+        Ok(self.change_quota("draw from a quota", quota, Lost::Again, draw).await?)
     }
 
     async fn put_back(&self, quota: &Quota, drawn: Drawn) -> Result<(), EngineError> {
         let put_back = |record: &mut QuotaRecord| record.put_back(drawn);
-        Ok(self.change_quota("put back to a quota of", quota, Lost::Fail, put_back).await?)
+        Ok(self.change_quota("put back to a quota", quota, Lost::Fail, put_back).await?)
     }
 }
 
-/// Removes what there is of quotas whose time has ended. What cannot be removed now stays until the next coordinator starts.
-pub(super) async fn forget_ended(values: &dyn Values) {
-    let now = Timestamp::now();
-    let subjects = values.subjects(&(bucket("quotas") + ">")).await.unwrap_or_default();
+/// Removes what there is of quotas whose time ended long before that moment. What cannot be removed stays until the next coordinator
+/// starts.
+pub(super) async fn forget_ended(values: &dyn Values, now: Timestamp) {
     let forget = async |subject: String| {
-        let Ok(Some((revision, value))) = values.last(&subject).await else { return };
-        if read(value).is_ok_and(|record| record.has_ended(now))
-            && let Err(cause) = values.purge(&subject, Some(revision)).await
-        {
-            tracing::debug!(cause, "a quota could not be removed");
+        let Some((revision, value)) = values.last(&subject).await? else { return Ok(()) };
+        if read(value).is_ok_and(|record| record.has_ended(now - FORGOTTEN)) {
+            values.purge(&subject, Some(revision)).await?;
         }
+        Ok(())
     };
-    stream::iter(subjects).for_each_concurrent(READ_AT_ONCE, forget).await;
+    let forget_all = async {
+        let subjects = values.subjects(&(bucket("quotas") + ">")).await?;
+        stream::iter(subjects).map(Ok).try_for_each_concurrent(READ_AT_ONCE, forget).await
+    };
+    let forgotten: Result<(), String> = forget_all.await;
+    if let Err(cause) = forgotten {
+        tracing::warn!(cause, "quotas that have ended could not be removed from JetStream");
+    }
 }
 
 fn read(value: Bytes) -> Result<QuotaRecord, DecodeError> {
@@ -62,8 +72,6 @@ fn read(value: Bytes) -> Result<QuotaRecord, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::simulated::Nats;
     use super::*;
     use crate::engine::contract::LIMITS;
@@ -95,18 +103,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_next_coordinator_forgets_what_has_ended() {
+    async fn what_ended_long_ago_is_forgotten() {
         let world = World::new(2, false);
         let nats = Nats::new(&world, Duration::from_secs(30));
         let engine = nats.open(&Link::new(&world, 0), LIMITS).await.unwrap();
         for (name, time) in [("short", 1), ("long", 3_600_000)] {
             engine.draw(&quota(name, Duration::from_millis(time)), 1).await.unwrap();
         }
-        // Quotas go by the clock of the machine.
-        std::thread::sleep(Duration::from_millis(2));
-        let next = nats.open(&Link::new(&world, 1), LIMITS).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let left = next.0.values.subjects(&(bucket("quotas") + ">")).await.unwrap();
-        assert_eq!(left.into_iter().collect::<Vec<_>>(), [bucket("quotas") + &hash(&["long"])]);
+        let left = async |now| {
+            forget_ended(&*engine.0.values, now).await;
+            engine.0.values.subjects(&(bucket("quotas") + ">")).await.unwrap()
+        };
+        let now = Timestamp::now();
+        assert_eq!(left(now).await.len(), 2, "another clock may say that they go on");
+        let later = left(now + FORGOTTEN + Duration::from_secs(60)).await;
+        assert_eq!(later.into_iter().collect::<Vec<_>>(), [bucket("quotas") + &hash(&["long"])]);
     }
 }

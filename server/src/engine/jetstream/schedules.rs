@@ -58,7 +58,7 @@ impl JetStream {
                 }
                 Err(WriteError::TooLarge) => return Err(JetStreamError::TooLarge { what: "the schedule" }),
                 Err(_) if start.elapsed() < PATIENCE => sleep(PAUSE).await,
-                Err(error) => return Err(unreachable("write", &error)),
+                Err(error) => return Err(unreachable("write a schedule", &error)),
             }
         }
     }
@@ -69,14 +69,14 @@ impl JetStream {
         for _ in 0..CONFLICTS {
             let Some((record, revision)) = self.read_schedule(name).await? else { return Ok(removed) };
             removed = Some(record);
-            patiently("remove", || self.0.values.purge(&subject, Some(revision))).await?;
+            patiently("remove a schedule", || self.0.values.purge(&subject, Some(revision))).await?;
         }
-        Err(unreachable("remove", &"too many others write too"))
+        Err(unreachable("remove a schedule", &"too many others write too"))
     }
 
     async fn all_appointments(&self) -> Result<Vec<Appointment>, JetStreamError> {
         let all = bucket("schedules") + ">";
-        let heads = patiently("list", || self.0.values.heads(&all)).await?;
+        let heads = patiently("list schedules", || self.0.values.heads(&all)).await?;
         let mut all: Vec<_> = heads.iter().filter_map(appointment).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(all)
