@@ -28,6 +28,14 @@ pub fn kills() -> u32 {
     wanted.map_or(10, |kills| kills.parse().expect("OCCY_TEST_KILLS is a number"))
 }
 
+/// How long a run takes that is not killed, without the building of the binary.
+pub fn whole<T>(run: impl FnOnce() -> T) -> Duration {
+    path();
+    let start = Instant::now();
+    run();
+    start.elapsed()
+}
+
 /// A part of `whole` for the kill with that number: moments all over it, the next one always far from the last.
 pub fn moment(whole: Duration, kill: u32) -> Duration {
     whole.mul_f64((f64::from(kill) * 0.618_034).fract())

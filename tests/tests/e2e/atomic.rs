@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use occy_tests::certificates::text;
 use occy_tests::image::Image;
 use occy_tests::layer::Layer;
-use occy_tests::occyctl::{kills, moment, occyctl};
+use occy_tests::occyctl::{kills, moment, occyctl, whole};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, read, tool, write};
@@ -35,12 +35,13 @@ fn slow(registry: &Registry) -> FaultProxy {
     proxy
 }
 
-/// How long something takes, but for building the program.
-fn time<T>(run: impl FnOnce() -> T) -> Duration {
-    occy_tests::occyctl::path();
-    let start = Instant::now();
-    run();
-    start.elapsed()
+/// A large image behind such a proxy, and where that is.
+fn slow_source() -> (Registry, FaultProxy, String) {
+    let registry = Registry::start();
+    registry.push(&large(), "app", "1");
+    let proxy = slow(&registry);
+    let source = format!("registry://{}/app:1", proxy.host());
+    (registry, proxy, source)
 }
 
 fn end(mut child: Child, signal: &str) -> std::process::ExitStatus {
@@ -51,19 +52,16 @@ fn end(mut child: Child, signal: &str) -> std::process::ExitStatus {
 
 #[test]
 fn a_killed_run_leaves_the_tar_as_it_was_or_complete() {
-    let registry = Registry::start();
-    registry.push(&large(), "app", "1");
-    let proxy = slow(&registry);
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_source();
     let directory = scratch();
     let path = directory.path().join("out.tar");
     let run = || occyctl(["process", &source, &tar_uri(&path)]);
-    let whole = time(|| run().ok());
+    let time = whole(|| run().ok());
     let complete = read(&path);
     for kill in 0..kills() {
         write(&path, "what was there");
         let child = run().start();
-        sleep(moment(whole, kill));
+        sleep(moment(time, kill));
         end(child, "-KILL");
         let found = read(&path);
         assert!(found == b"what was there" || found == complete, "kill {kill}: {} bytes", found.len());
@@ -76,10 +74,7 @@ fn a_killed_run_leaves_the_tar_as_it_was_or_complete() {
 
 #[test]
 fn an_interrupted_run_leaves_the_tar_as_it_was() {
-    let registry = Registry::start();
-    registry.push(&large(), "app", "1");
-    let proxy = slow(&registry);
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_source();
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let directory = scratch();
         let path = directory.path().join("out.tar");
@@ -95,10 +90,7 @@ fn an_interrupted_run_leaves_the_tar_as_it_was() {
 
 #[test]
 fn an_interrupted_run_takes_its_half_of_a_directory_with_it() {
-    let registry = Registry::start();
-    registry.push(&large(), "app", "1");
-    let proxy = slow(&registry);
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_source();
     for form in ["dir://{}/out", "dir://{}/out?expand=true", "oci://{}/out?rootless=true"] {
         for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
             let directory = scratch();
@@ -127,10 +119,7 @@ fn a_signal_that_is_to_be_ignored_is() {
 
 #[test]
 fn a_killed_run_leaves_no_temporary_files() {
-    let registry = Registry::start();
-    registry.push(&large(), "app", "1");
-    let proxy = slow(&registry);
-    let source = format!("registry://{}/app:1", proxy.host());
+    let (_registry, _proxy, source) = slow_source();
     let directory = scratch();
     let temp = text(directory.path());
     for filters in [&[][..], &["-f", "normalize-timestamps"]] {
@@ -155,7 +144,7 @@ fn a_killed_push_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
             occyctl([&["process", &source, &target], filters].concat())
         };
         let complete_name = format!("{name}-complete");
-        let whole = time(|| run(&slow(&to).host(), &complete_name).ok());
+        let time = whole(|| run(&slow(&to).host(), &complete_name).ok());
         let complete = to.digest(&complete_name, "1");
         for kill in 0..kills() / 2 {
             // Blobs that a repository has need not be uploaded again.
@@ -163,7 +152,7 @@ fn a_killed_push_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
             to.push(&old, &name, "1");
             let proxy = slow(&to);
             let child = run(&proxy.host(), &name).start();
-            sleep(moment(whole, kill));
+            sleep(moment(time, kill));
             end(child, "-KILL");
             let found = to.digest(&name, "1");
             assert!(found == old.digest() || found == complete, "{name}: {found}");

@@ -8,7 +8,7 @@ use occy_tests::engine::{Answers, Engine, FalseEngine, Store};
 use occy_tests::http::{Delivery, Response};
 use occy_tests::image::{Image, json_of};
 use occy_tests::layer::Layer;
-use occy_tests::occyctl::{self, kills, moment, occyctl};
+use occy_tests::occyctl::{kills, moment, occyctl, whole};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::saved;
@@ -123,17 +123,13 @@ fn a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one() {
     let source = registry.push(&image, "app", "1");
     for mut engine in Engine::all("a_killed_run_leaves_the_tag_at_the_old_image_or_at_the_new_one") {
         let name = engine.load(&old, "killed");
-        // The first run of all would build the binary.
-        occyctl::path();
-        let start = Instant::now();
-        occyctl(["process", &source, &engine.uri(&name)]).ok();
-        let whole = start.elapsed();
+        let time = whole(|| occyctl(["process", &source, &engine.uri(&name)]).ok());
         let directory = scratch();
         let temp = text(directory.path());
         for kill in 0..kills() {
             engine.load_as(&old, &name);
             let mut child = occyctl(["process", &source, &engine.uri(&name), "--temp-dir", &temp]).start();
-            sleep(moment(whole, kill));
+            sleep(moment(time, kill));
             tool("kill", ["-KILL", &child.id().to_string()]);
             child.wait().expect("a child can be waited for");
             // An Engine goes on with what it has, and takes a tag from one image before it gives it to the other.

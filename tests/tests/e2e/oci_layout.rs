@@ -7,7 +7,7 @@ use occy_tests::certificates::text;
 use occy_tests::image::{Family, Image, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, tar};
-use occy_tests::occyctl::{kills, moment, occyctl};
+use occy_tests::occyctl::{kills, moment, occyctl, whole};
 use occy_tests::proxy::{self, FaultProxy};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, hex, read, sha256, tool, write};
@@ -432,16 +432,14 @@ fn a_killed_run_leaves_the_layout_as_it_was_or_complete() {
         let directory = scratch();
         let path = directory.path().join(form);
         let uri = format!("{}?tag=1", layout_uri(&path));
-        let start = std::time::Instant::now();
-        occyctl(["process", &source, &uri]).ok();
-        let whole = start.elapsed();
+        let time = whole(|| occyctl(["process", &source, &uri]).ok());
         for kill in 0..kills() / 2 {
             let _ = std::fs::remove_dir_all(&path);
             let _ = std::fs::remove_file(&path);
             occyctl(["process", &before, &uri]).ok();
             let old = occyctl(["info", &uri, "--output-format", "json"]).ok().json();
             let mut child = occyctl(["process", &source, &uri]).start();
-            sleep(moment(whole, kill));
+            sleep(moment(time, kill));
             let _ = child.kill();
             child.wait().expect("a child can be waited for");
             let now = occyctl(["info", &uri, "--output-format", "json"]).ok().json();

@@ -1,13 +1,12 @@
 //! Trees of files: `dir://PATH?expand=true` and `oci://PATH`, beside what umoci makes of the same image, and under runc.
 
 use std::path::Path;
-use std::time::Instant;
 
 use occy_tests::certificates::text;
 use occy_tests::image::{Image, json_of};
 use occy_tests::judge;
 use occy_tests::layer::{Layer, Member, noise};
-use occy_tests::occyctl::{Ended, kills, moment, occyctl};
+use occy_tests::occyctl::{Ended, kills, moment, occyctl, whole};
 use occy_tests::registry::Registry;
 use occy_tests::tools::{Packing, hex, read, run, tool, write};
 use serde_json::{Value, json};
@@ -574,15 +573,13 @@ fn killed(scheme: &str, more: &str, tree: &str) {
     let directory = scratch();
     let out = directory.path().join("out");
     let uri = format!("{scheme}://{}{more}", text(&out));
-    let start = Instant::now();
-    occyctl(["process", &source, &uri, "--force"]).ok();
-    let whole = start.elapsed();
+    let time = whole(|| occyctl(["process", &source, &uri, "--force"]).ok());
     let complete = judge::tree(&out.join(tree));
     for kill in 0..kills() {
         std::fs::remove_dir_all(&out).expect("a directory");
         write(out.join("catalog.json"), "{}");
         let mut child = occyctl(["process", &source, &uri, "--force"]).start();
-        std::thread::sleep(moment(whole, kill));
+        std::thread::sleep(moment(time, kill));
         drop(child.kill());
         child.wait().expect("a child can be waited for");
         if out.join(tree).exists() {
@@ -610,13 +607,11 @@ fn a_killed_run_leaves_a_shared_directory_consistent() {
     let directory = scratch();
     let out = directory.path().join("out");
     let uri = format!("dir://{}?unique_names=true&expand=true", text(&out));
-    let start = Instant::now();
-    occyctl(["process", &source, &uri]).ok();
-    let whole = start.elapsed();
+    let time = whole(|| occyctl(["process", &source, &uri]).ok());
     for kill in 0..kills() {
         std::fs::remove_dir_all(&out).expect("a directory");
         let mut child = occyctl(["process", &source, &uri]).start();
-        std::thread::sleep(moment(whole, kill));
+        std::thread::sleep(moment(time, kill));
         drop(child.kill());
         child.wait().expect("a child can be waited for");
         for again in [false, true] {
@@ -655,9 +650,7 @@ fn a_killed_update_of_a_shared_image_leaves_its_manifest_and_its_tree_the_old_or
     let uri = format!("dir://{}?unique_names=true&expand=true", text(&out));
     let process = |image: &Image| occyctl(["process", &registry.push(image, "app", "1"), &uri]);
     process(&images[1]).ok();
-    let start = Instant::now();
-    process(&images[0]).ok();
-    let whole = start.elapsed();
+    let time = whole(|| process(&images[0]).ok());
     // Which image the catalog leads to; its tree has to be the same one's.
     let found = || {
         let catalog = json_of(&read(out.join("catalog.json")));
@@ -673,7 +666,7 @@ fn a_killed_update_of_a_shared_image_leaves_its_manifest_and_its_tree_the_old_or
     };
     for (kill, next) in (0..kills()).zip([1, 0].into_iter().cycle()) {
         let mut child = process(&images[next]).start();
-        std::thread::sleep(moment(whole, kill));
+        std::thread::sleep(moment(time, kill));
         drop(child.kill());
         child.wait().expect("a child can be waited for");
         found();
