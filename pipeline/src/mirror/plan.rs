@@ -171,8 +171,6 @@ struct Places<'a> {
     made_configs: HashSet<(String, String, Digest)>,
     /// Registries that a blob goes to, and whether it comes from a source.
     arriving: HashSet<(String, Digest, bool)>,
-    /// What was fetched before, and for which images.
-    fetched: HashSet<(Need, Digest)>,
     plan: Plan,
 }
 
@@ -185,7 +183,6 @@ impl Plan {
             made: HashMap::new(),
             made_configs: HashSet::new(),
             arriving: HashSet::new(),
-            fetched: HashSet::new(),
             plan: Self::default(),
         };
         places.plan.holders.clone_from(&survey.holders);
@@ -393,18 +390,15 @@ impl Places<'_> {
         let is_copied = matches!(from, Some((_, Need::Copied)));
         let is_new = self.arriving.insert((key.0, key.1, from.is_some()));
         let is_there = is_sure || !is_copied && !is_new;
-        if let Some((_, need)) = from {
-            let needed = (need, digest.clone());
-            if !is_sure {
-                // What others only may bring there has to come with the rest if they do not.
-                let uploads = self.plan.uploads.entry(needed.clone()).or_default();
-                if !is_among(uploads, host) {
-                    uploads.push(target.clone());
-                }
-            }
-            if !is_sure && self.fetched.insert(needed) {
+        if let Some((_, need)) = from.filter(|_| !is_sure) {
+            let uploads = self.plan.uploads.entry((need, digest.clone())).or_default();
+            if uploads.is_empty() {
                 price.fetch(size);
                 price.requests += 1;
+            }
+            // What others only may bring there has to come with the rest if they do not.
+            if !is_among(uploads, host) {
+                uploads.push(target.clone());
             }
         }
         if is_there {
